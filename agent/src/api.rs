@@ -1,0 +1,19 @@
+//! What the controller may use of the agent: the messages between a node and the controller, and
+//! the service that the controller serves and the agent calls.
+
+tonic::include_proto!("mallee.agent.v1");
+
+/// Where a manifest, a certificate and the rest of a node's credentials lie in the folder that
+/// `mallee node add` writes and `mallee-agent --credentials` reads.
+pub mod credentials {
+    /// The cloud's own certificate authority, PEM.
+    pub const CA_FILE: &str = "ca.pem";
+    /// The node's certificate, PEM; its common name is the node's name.
+    pub const CERTIFICATE_FILE: &str = "node.pem";
+    /// The node's private key, PEM, mode 0600.
+    pub const KEY_FILE: &str = "node.key";
+    /// JSON: `{"name": "...", "zone": "...", "controller": "https://10.0.0.1:8751", "server_name": "controller.mallee"}`.
+    pub const NODE_FILE: &str = "node.json";
+    /// The name in the controller's certificate, the same in every cloud: the CA is the cloud's own.
+    pub const SERVER_NAME: &str = "controller.mallee";
+}

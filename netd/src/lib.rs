@@ -1,0 +1,3 @@
+//! The network of a node.
+
+pub mod api;

@@ -1,0 +1,3 @@
+//! A minimal virtual machine monitor.
+
+pub mod api;
