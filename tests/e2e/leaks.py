@@ -1,0 +1,56 @@
+"""What a cloud may leave on a machine, counted: processes, namespaces, links, rules, mounts, files."""
+
+import dataclasses
+import json
+import pathlib
+import subprocess
+
+
+def _lines(*command):
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    return done.stdout.splitlines()
+
+
+def _processes():
+    """Our programs and the lab's machines, as `pid name`."""
+    found = set()
+    for entry in pathlib.Path("/proc").glob("[0-9]*"):
+        try:
+            words = (entry / "cmdline").read_bytes().split(b"\0")
+        except OSError:
+            continue
+        name = pathlib.PurePath(words[0].decode(errors="replace")).name
+        if name.startswith("mallee") or name.startswith("qemu-system"):
+            found.add(f"{entry.name} {name}")
+    return frozenset(found)
+
+
+@dataclasses.dataclass(frozen=True)
+class Footprint:
+    """Everything of a kind that could leak, by name."""
+
+    processes: frozenset
+    namespaces: frozenset
+    links: frozenset
+    tables: frozenset
+    mounts: frozenset
+
+    @classmethod
+    def of_this_machine(cls):
+        links = json.loads("".join(_lines("ip", "-j", "link")) or "[]")
+        return cls(
+            processes=_processes(),
+            namespaces=frozenset(line.split()[0] for line in _lines("ip", "netns", "list") if line.strip()),
+            links=frozenset(link["ifname"] for link in links),
+            tables=frozenset(_lines("nft", "list", "tables")),
+            mounts=frozenset(line.split()[1] for line in pathlib.Path("/proc/mounts").read_text().splitlines()),
+        )
+
+    def beyond(self, before):
+        """What is here and was not there before: kind to names; empty when nothing."""
+        more = {}
+        for field in dataclasses.fields(self):
+            names = getattr(self, field.name) - getattr(before, field.name)
+            if names:
+                more[field.name] = sorted(names)
+        return more
