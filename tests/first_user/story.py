@@ -235,8 +235,8 @@ def clean_up(before):
         mallee("down", "--purge", check=False)
         for name in ("mallee_first_user", "mallee_first_user.pub"):
             (pathlib.Path(tempfile.gettempdir()) / name).unlink(missing_ok=True)
-    left = until(lambda: not Footprint.of_this_machine().beyond(before), 20)
-    if not left:
+    clean = until(lambda: not Footprint.of_this_machine().beyond(before), 20)
+    if not clean:
         raise Failed(f"left behind: {Footprint.of_this_machine().beyond(before)}")
     say("  ✓ processes, namespaces, links, rules and mounts are those of before")
 
