@@ -6,7 +6,12 @@
 //! S3 requests are checked by the `s3s` library with the secrets of the same [`accounts`].
 //!
 //! What may not happen here: a secret in a log line, a comparison of signatures that ends at the
-//! first byte that differs, an answer that tells an unknown key from a wrong signature by time.
+//! first byte that differs, a request that is half trusted.
+
+pub mod accounts;
+pub mod sigv4;
+
+pub use accounts::Accounts;
 
 /// The verified sender of a request.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -19,4 +24,16 @@ pub struct Caller {
     pub arn: String,
     /// The request's id, a UUID; also its trace id.
     pub request_id: String,
+}
+
+impl Caller {
+    /// The caller that a valid signature of `key` proves.
+    pub fn new(key: &accounts::AccessKey, request_id: String) -> Caller {
+        Caller {
+            account_id: key.account_id.clone(),
+            access_key: key.id.clone(),
+            arn: format!("arn:aws:iam::{}:root", key.account_id),
+            request_id,
+        }
+    }
 }

@@ -1,0 +1,263 @@
+//! What the protocol library leaves to its user, done around it.
+//!
+//! Before it: Signature Version 2 is refused, every header that a signature names must be there and
+//! every `x-amz-` header must be named, and a body small enough to hold is compared with its
+//! digests at once (the library would answer a wrong one with an internal error). After it: the
+//! request's id goes into the headers and into the error document.
+
+use bytes::Bytes;
+use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode};
+use http_body_util::{BodyExt as _, Limited};
+use s3s::config::{S3Config, StaticConfigProvider};
+use s3s::service::{S3Service, S3ServiceBuilder};
+use s3s::{Body, S3Error, S3ErrorCode, S3Result, s3_error};
+use sha2::{Digest as _, Sha256};
+use std::sync::Arc;
+
+use super::checksum;
+use super::service::{Access, Keys, Service};
+
+/// Largest XML document: a thousand keys of 1024 bytes to delete, with their tags.
+const DOCUMENT_LIMIT: u64 = 4 << 20;
+/// Largest body of a PUT that is held rather than streamed.
+const HELD_LIMIT: u64 = 64 << 10;
+/// Largest file in a browser's form, which the library holds in memory.
+const FORM_LIMIT: u64 = 16 << 20;
+
+/// The S3 interface, ready to answer.
+#[derive(Clone)]
+pub struct Gate {
+    service: S3Service,
+}
+
+impl Gate {
+    pub fn new(service: Service) -> Gate {
+        let accounts = service.store.accounts.clone();
+        let config = S3Config {
+            xml_max_body_size: DOCUMENT_LIMIT as usize,
+            post_object_max_file_size: FORM_LIMIT,
+            ..S3Config::default()
+        };
+        let mut builder = S3ServiceBuilder::new(service);
+        builder.set_auth(Keys(accounts.clone()));
+        builder.set_access(Access(accounts));
+        builder.set_config(Arc::new(StaticConfigProvider::new(Arc::new(config))));
+        Gate { service: builder.build() }
+    }
+
+    /// Answers one request. `request_id` is the one that the front door gave it.
+    pub async fn answer<B>(&self, request: Request<B>, request_id: &str) -> Response<Body>
+    where
+        B: http_body::Body<Data = Bytes> + Send + 'static,
+        B::Error: std::error::Error + Send + Sync + 'static,
+    {
+        let reply = match before(request).await {
+            Ok(request) => self.service.call(request).await.unwrap_or_else(|error| {
+                let source: s3s::StdError = error.into();
+                tracing::error!(%source, request_id, "S3");
+                refusal(s3_error!(InternalError, "We encountered an internal error. Please try again."))
+            }),
+            Err(error) => refusal(error),
+        };
+        after(reply, request_id).await
+    }
+}
+
+fn refusal(error: S3Error) -> Response<Body> {
+    error.to_http_response().unwrap_or_else(|_| {
+        let mut reply = Response::new(Body::empty());
+        *reply.status_mut() = StatusCode::INTERNAL_SERVER_ERROR;
+        reply
+    })
+}
+
+async fn before<B>(request: Request<B>) -> S3Result<Request<Body>>
+where
+    B: http_body::Body<Data = Bytes> + Send + 'static,
+    B::Error: std::error::Error + Send + Sync + 'static,
+{
+    let (parts, body) = request.into_parts();
+    refuse_version_2(&parts)?;
+    check_signed_headers(&parts)?;
+    let Some(limit) = held_limit(&parts) else {
+        return Ok(Request::from_parts(parts, Body::http_body_unsync(body)));
+    };
+    let body = Limited::new(body, limit as usize).collect().await.map_err(|error| match error.downcast_ref() {
+        Some(http_body_util::LengthLimitError) => s3_error!(MaxMessageLengthExceeded, "Your request was too big: {limit} bytes are the limit."),
+        None => s3_error!(IncompleteBody, "The body ended before it was whole: {error}"),
+    })?;
+    let body = body.to_bytes();
+    check_held(&parts, &body)?;
+    Ok(Request::from_parts(parts, Body::from(body)))
+}
+
+/// How much of the body to hold; `None`: stream it.
+fn held_limit(parts: &http::request::Parts) -> Option<u64> {
+    let text = |name| parts.headers.get(name).and_then(|value: &HeaderValue| value.to_str().ok());
+    let form = text(http::header::CONTENT_TYPE).is_some_and(|t| t.trim_start().starts_with("multipart/form-data"));
+    if form {
+        return None;
+    }
+    let chunked = parts.headers.get("x-amz-content-sha256").is_some_and(|v| v.as_bytes().starts_with(b"STREAMING-"));
+    match parts.method {
+        Method::POST if !chunked => Some(DOCUMENT_LIMIT),
+        Method::PUT if !chunked => {
+            let length: u64 = text(http::header::CONTENT_LENGTH)?.parse().ok()?;
+            (length <= HELD_LIMIT).then_some(HELD_LIMIT)
+        }
+        _ => None,
+    }
+}
+
+/// The digests of a body that is at hand. PUTs compare MD5 and checksums where they are stored.
+fn check_held(parts: &http::request::Parts, body: &[u8]) -> S3Result<()> {
+    if let Some(stated) = parts.headers.get("x-amz-content-sha256")
+        && stated.as_bytes() != b"UNSIGNED-PAYLOAD"
+        && !stated.as_bytes().eq_ignore_ascii_case(hex::encode(Sha256::digest(body)).as_bytes())
+    {
+        return Err(S3Error::with_message(
+            S3ErrorCode::XAmzContentSHA256Mismatch,
+            "The provided 'x-amz-content-sha256' header does not match what was computed.",
+        ));
+    }
+    if parts.method == Method::POST { checksum::check_body(&parts.headers, body) } else { Ok(()) }
+}
+
+fn refuse_version_2(parts: &http::request::Parts) -> S3Result<()> {
+    let header = parts.headers.get(http::header::AUTHORIZATION).is_some_and(|v| v.as_bytes().starts_with(b"AWS "));
+    let query = parts.uri.query().unwrap_or("").split('&').any(|pair| pair.starts_with("AWSAccessKeyId="));
+    if header || query {
+        return Err(s3_error!(
+            InvalidRequest,
+            "The authorization mechanism you have provided is not supported. Please use AWS4-HMAC-SHA256."
+        ));
+    }
+    Ok(())
+}
+
+/// A header named as signed but absent would be signed as nothing; an `x-amz-` header that is not
+/// named could have been added on the way.
+fn check_signed_headers(parts: &http::request::Parts) -> S3Result<()> {
+    let Some((names, in_query)) = signed_headers(parts) else { return Ok(()) };
+    if !names.iter().any(|name| name == "host") {
+        return Err(s3_error!(SignatureDoesNotMatch, "The signed headers must include host."));
+    }
+    if let Some(absent) = names.iter().find(|name| !parts.headers.contains_key(name.as_str())) {
+        return Err(s3_error!(SignatureDoesNotMatch, "The header {absent:?} is named as signed but is not in the request."));
+    }
+    let exempt = |name: &str| in_query && name == "x-amz-content-sha256";
+    let unsigned = parts.headers.keys().map(http::HeaderName::as_str).find(|name| {
+        name.starts_with("x-amz-") && !exempt(name) && !names.iter().any(|signed| signed == name)
+    });
+    match unsigned {
+        Some(name) => Err(s3_error!(AccessDenied, "There were headers present in the request which were not signed: {name}")),
+        None => Ok(()),
+    }
+}
+
+/// The names in the `Authorization` header or the presigned query, and whether it was the query.
+fn signed_headers(parts: &http::request::Parts) -> Option<(Vec<String>, bool)> {
+    let split = |list: &str| list.split(';').map(str::to_ascii_lowercase).collect();
+    if let Some(value) = parts.headers.get(http::header::AUTHORIZATION) {
+        let list = value.to_str().ok()?.split("SignedHeaders=").nth(1)?;
+        let list = list.split([',', ' ']).next().unwrap_or("");
+        return Some((split(list), false));
+    }
+    let list = parts.uri.query()?.split('&').find_map(|pair| pair.strip_prefix("X-Amz-SignedHeaders="))?;
+    let list = percent_encoding::percent_decode_str(list).decode_utf8_lossy();
+    Some((split(&list), true))
+}
+
+async fn after(reply: Response<Body>, request_id: &str) -> Response<Body> {
+    let (mut parts, body) = reply.into_parts();
+    set_ids(&mut parts.headers, request_id);
+    if parts.status == StatusCode::NOT_MODIFIED {
+        parts.headers.remove(http::header::CONTENT_TYPE);
+        return Response::from_parts(parts, Body::empty());
+    }
+    if !parts.status.is_client_error() && !parts.status.is_server_error() {
+        return Response::from_parts(parts, body);
+    }
+    let Some(document) = body.bytes() else { return Response::from_parts(parts, body) };
+    let document = with_request_id(&document, request_id);
+    parts.headers.remove(http::header::CONTENT_LENGTH);
+    Response::from_parts(parts, Body::from(document))
+}
+
+fn set_ids(headers: &mut HeaderMap, request_id: &str) {
+    if let Ok(value) = HeaderValue::from_str(request_id) {
+        headers.insert("x-amz-request-id", value);
+    }
+}
+
+/// The error document with the request's id as its last member.
+fn with_request_id(document: &Bytes, request_id: &str) -> Bytes {
+    match std::str::from_utf8(document) {
+        Ok(text) if text.ends_with("</Error>") && !text.contains("<RequestId>") => {
+            let open = &text[..text.len() - "</Error>".len()];
+            Bytes::from(format!("{open}<RequestId>{request_id}</RequestId></Error>"))
+        }
+        _ => document.clone(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parts(method: Method, uri: &str, headers: &[(&'static str, &str)]) -> http::request::Parts {
+        let mut request = Request::builder().method(method).uri(uri);
+        for (name, value) in headers {
+            request = request.header(*name, *value);
+        }
+        request.body(()).unwrap().into_parts().0
+    }
+
+    fn code(result: S3Result<()>) -> Option<String> {
+        result.err().map(|error| error.code().as_str().to_owned())
+    }
+
+    #[test]
+    fn version_2_is_refused() {
+        let header = parts(Method::GET, "/b/k", &[("authorization", "AWS key:signature")]);
+        let query = parts(Method::GET, "/b/k?AWSAccessKeyId=a&Signature=b&Expires=1", &[]);
+        for request in [header, query] {
+            assert_eq!(code(refuse_version_2(&request)).as_deref(), Some("InvalidRequest"));
+        }
+    }
+
+    #[test]
+    fn signed_headers_are_there_and_amz_headers_are_signed() {
+        let check = |signed: &str, headers: &[(&'static str, &str)]| {
+            let authorization = format!("AWS4-HMAC-SHA256 Credential=a/b, SignedHeaders={signed}, Signature=c");
+            let mut all = vec![("authorization", authorization.as_str()), ("host", "h")];
+            all.extend_from_slice(headers);
+            code(check_signed_headers(&parts(Method::GET, "/", &all)))
+        };
+        let date = ("x-amz-date", "d");
+        assert_eq!(check("host;x-amz-date", &[date]), None);
+        assert_eq!(check("host;x-amz-date", &[]).as_deref(), Some("SignatureDoesNotMatch"));
+        assert_eq!(check("x-amz-date", &[date]).as_deref(), Some("SignatureDoesNotMatch"));
+        assert_eq!(check("host", &[date]).as_deref(), Some("AccessDenied"));
+        let presigned = "/?X-Amz-SignedHeaders=host%3Bx-amz-acl&X-Amz-Signature=0";
+        let absent = parts(Method::PUT, presigned, &[("host", "h")]);
+        assert_eq!(code(check_signed_headers(&absent)).as_deref(), Some("SignatureDoesNotMatch"));
+    }
+
+    #[test]
+    fn a_held_body_is_compared_at_once() {
+        let right = hex::encode(Sha256::digest(b"<Delete/>"));
+        let request = |digest: &str| parts(Method::POST, "/b?delete", &[("x-amz-content-sha256", digest)]);
+        assert_eq!(code(check_held(&request(&right), b"<Delete/>")), None);
+        assert_eq!(code(check_held(&request(&right), b"<delete/>")).as_deref(), Some("XAmzContentSHA256Mismatch"));
+        assert_eq!(code(check_held(&request("UNSIGNED-PAYLOAD"), b"x")), None);
+    }
+
+    #[tokio::test]
+    async fn an_error_carries_the_requests_id() {
+        let reply = after(refusal(s3_error!(NoSuchBucket, "none")), "the-id").await;
+        assert_eq!(reply.headers()["x-amz-request-id"], "the-id");
+        let document = reply.into_body().bytes().unwrap();
+        assert!(std::str::from_utf8(&document).unwrap().ends_with("<RequestId>the-id</RequestId></Error>"));
+    }
+}
