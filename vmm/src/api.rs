@@ -57,7 +57,12 @@ pub struct MachineConfig {
 impl Default for MachineConfig {
     /// Firecracker's own defaults.
     fn default() -> Self {
-        MachineConfig { vcpu_count: 1, mem_size_mib: 128, smt: false, track_dirty_pages: false }
+        MachineConfig {
+            vcpu_count: 1,
+            mem_size_mib: 128,
+            smt: false,
+            track_dirty_pages: false,
+        }
     }
 }
 

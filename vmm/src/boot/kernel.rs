@@ -1,0 +1,235 @@
+//! Loading of kernels: ELF `vmlinux` and bzImage, told apart by their magic numbers.
+//!
+//! Both are entered by the 64-bit boot protocol (Documentation/arch/x86/boot.rst, "64-bit Boot
+//! Protocol"): long mode, flat segments, paging on, RSI at the zero page. An ELF that is not Linux
+//! is entered the same way and may ignore the zero page.
+
+use std::fs::File;
+use std::io::{Read, Seek, SeekFrom};
+use std::path::Path;
+
+use linux_loader::loader::bootparam::setup_header;
+use linux_loader::loader::{BzImage, Elf, KernelLoader, KernelLoaderResult};
+use vm_memory::GuestAddress;
+
+use crate::error::{Error, Result};
+use crate::memory::{GuestMemory, layout, low_ram_end};
+
+const ELF_MAGIC: [u8; 4] = *b"\x7fELF";
+/// `HdrS` at offset 0x202 of a bzImage.
+const SETUP_MAGIC: [u8; 4] = *b"HdrS";
+const SETUP_HEADER: u64 = 0x1f1;
+/// The 64-bit entry of a bzImage is this far from where its protected-mode part was loaded.
+const ENTRY_64: u64 = 0x200;
+/// XLF_KERNEL_64 of `xloadflags`: the kernel has that entry.
+const XLF_KERNEL_64: u16 = 1;
+
+/// A kernel in guest memory.
+#[derive(Debug)]
+pub struct LoadedKernel {
+    /// Where the boot CPU begins.
+    pub entry: GuestAddress,
+    /// First address that the kernel does not need, now or while it unpacks itself.
+    pub end: u64,
+    /// A bzImage's own setup header; none for an ELF.
+    pub setup_header: Option<setup_header>,
+}
+
+/// Loads the kernel at `path`.
+pub fn load(memory: &GuestMemory, path: &Path) -> Result<LoadedKernel> {
+    let mut file = File::open(path).map_err(Error::file("kernel image", path))?;
+    let metadata = file.metadata().map_err(Error::file("kernel image", path))?;
+    if !metadata.is_file() {
+        return Err(unusable(path, "it is not a regular file"));
+    }
+    let loaded = match kind(&mut file).map_err(Error::file("kernel image", path))? {
+        Some(Kind::Elf) => load_elf(memory, &mut file, path)?,
+        Some(Kind::BzImage) => load_bzimage(memory, &mut file, metadata.len(), path)?,
+        None => {
+            return Err(unusable(
+                path,
+                "it is neither an ELF vmlinux nor a bzImage (is it complete?)",
+            ));
+        }
+    };
+    let ram_end = low_ram_end(memory);
+    if loaded.end > ram_end {
+        return Err(unusable(
+            path,
+            &format!(
+                "it needs memory up to {:#x}, the guest has {ram_end:#x}",
+                loaded.end
+            ),
+        ));
+    }
+    Ok(loaded)
+}
+
+enum Kind {
+    Elf,
+    BzImage,
+}
+
+fn kind(file: &mut File) -> std::io::Result<Option<Kind>> {
+    let mut head = Vec::with_capacity(0x206);
+    file.by_ref().take(0x206).read_to_end(&mut head)?;
+    if head.starts_with(&ELF_MAGIC) {
+        return Ok(Some(Kind::Elf));
+    }
+    Ok((head.get(0x202..0x206) == Some(&SETUP_MAGIC)).then_some(Kind::BzImage))
+}
+
+fn load_elf(memory: &GuestMemory, file: &mut File, path: &Path) -> Result<LoadedKernel> {
+    let result = Elf::load(memory, None, file, Some(GuestAddress(layout::HIGH_RAM)))
+        .map_err(|error| broken(path, error))?;
+    if result.kernel_end == 0 {
+        return Err(unusable(path, "it is an ELF file with nothing to load"));
+    }
+    Ok(LoadedKernel {
+        entry: result.kernel_load,
+        end: result.kernel_end,
+        setup_header: None,
+    })
+}
+
+fn load_bzimage(
+    memory: &GuestMemory,
+    file: &mut File,
+    file_size: u64,
+    path: &Path,
+) -> Result<LoadedKernel> {
+    refuse_truncated_bzimage(file, file_size, path)?;
+    let result = BzImage::load(
+        memory,
+        Some(GuestAddress(layout::BZIMAGE)),
+        file,
+        Some(GuestAddress(layout::HIGH_RAM)),
+    )
+    .map_err(|error| broken(path, error))?;
+    let KernelLoaderResult {
+        setup_header: Some(header),
+        kernel_load,
+        kernel_end,
+        ..
+    } = result
+    else {
+        return Err(unusable(path, "its setup header is missing"));
+    };
+    if header.xloadflags & XLF_KERNEL_64 == 0 {
+        return Err(unusable(path, "it is a 32-bit kernel"));
+    }
+    // While it unpacks itself the kernel uses `init_size` bytes from its final place on.
+    let unpacked = header
+        .pref_address
+        .max(kernel_load.0)
+        .saturating_add(header.init_size.into());
+    Ok(LoadedKernel {
+        entry: GuestAddress(kernel_load.0 + ENTRY_64),
+        end: kernel_end.max(unpacked),
+        setup_header: Some(header),
+    })
+}
+
+/// The loader takes whatever the file has; the header says how much there should be.
+fn refuse_truncated_bzimage(file: &mut File, file_size: u64, path: &Path) -> Result<()> {
+    let mut header = [0u8; 7];
+    file.seek(SeekFrom::Start(SETUP_HEADER))
+        .and_then(|_| file.read_exact(&mut header))
+        .map_err(Error::file("kernel image", path))?;
+    let setup_sectors = match header[0] {
+        0 => 4,
+        sectors => u64::from(sectors),
+    };
+    // `syssize`, at offset 0x1f4, is in units of 16 bytes.
+    let syssize = u32::from_le_bytes([header[3], header[4], header[5], header[6]]);
+    let expected = (setup_sectors + 1) * 512 + u64::from(syssize) * 16;
+    if file_size + 15 < expected {
+        return Err(unusable(
+            path,
+            &format!("it is truncated: {file_size} bytes of {expected}"),
+        ));
+    }
+    Ok(())
+}
+
+fn unusable(path: &Path, why: &str) -> Error {
+    Error::BadConfiguration(format!(
+        "kernel image {} cannot be booted: {why}",
+        path.display()
+    ))
+}
+
+fn broken(path: &Path, error: linux_loader::loader::Error) -> Error {
+    unusable(
+        path,
+        &format!("{error} (it is damaged or truncated, or does not fit into the guest's memory)"),
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::api::ExitReason;
+    use proptest::prelude::*;
+    use std::io::Write;
+
+    fn load_bytes(bytes: &[u8]) -> Result<LoadedKernel> {
+        let memory = crate::memory::allocate(64).unwrap();
+        let mut file = tempfile::NamedTempFile::new().unwrap();
+        file.write_all(bytes).unwrap();
+        load(&memory, file.path())
+    }
+
+    fn bzimage(payload: usize) -> Vec<u8> {
+        let mut image = vec![0u8; 1024 + payload];
+        image[0x1f1] = 1;
+        image[0x1f4..0x1f8].copy_from_slice(&((payload / 16) as u32).to_le_bytes());
+        image[0x202..0x206].copy_from_slice(&SETUP_MAGIC);
+        image[0x206..0x208].copy_from_slice(&0x20fu16.to_le_bytes());
+        image[0x211] = 1;
+        image[0x214..0x218].copy_from_slice(&0x10_0000u32.to_le_bytes());
+        image[0x236] = 1;
+        image[0x258..0x260].copy_from_slice(&layout::BZIMAGE.to_le_bytes());
+        image[0x260..0x264].copy_from_slice(&0x10_0000u32.to_le_bytes());
+        image
+    }
+
+    #[test]
+    fn a_bzimage_is_entered_at_its_64_bit_entry() {
+        let kernel = load_bytes(&bzimage(4096)).unwrap();
+        assert_eq!(kernel.entry.0, layout::BZIMAGE + 0x200);
+        assert_eq!(kernel.end, layout::BZIMAGE + 0x10_0000);
+        assert!(kernel.setup_header.is_some());
+    }
+
+    #[test]
+    fn a_truncated_bzimage_is_refused_with_its_sizes() {
+        let image = bzimage(65536);
+        let error = load_bytes(&image[..image.len() / 2]).unwrap_err();
+        assert_eq!(error.reason(), ExitReason::BadConfiguration);
+        assert!(error.to_string().contains("truncated"), "{error}");
+    }
+
+    #[test]
+    fn what_is_not_a_kernel_is_refused() {
+        for bytes in [&b""[..], b"hello", &[0; 4096], &ELF_MAGIC] {
+            assert_eq!(
+                load_bytes(bytes).unwrap_err().reason(),
+                ExitReason::BadConfiguration
+            );
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(64))]
+        #[test]
+        fn no_image_panics_the_loader(mut bytes in proptest::collection::vec(any::<u8>(), 0..2048), elf: bool) {
+            if elf && bytes.len() > 20 {
+                bytes[..7].copy_from_slice(b"\x7fELF\x02\x01\x01");
+            } else if bytes.len() > 0x206 {
+                bytes[0x202..0x206].copy_from_slice(&SETUP_MAGIC);
+            }
+            let _ = load_bytes(&bytes);
+        }
+    }
+}

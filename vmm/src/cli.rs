@@ -1,0 +1,122 @@
+//! The command line, and what the process leaves behind when it ends: a last event and an exit status.
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use clap::Parser;
+
+use crate::api::{EventKind, ExitReason, VmConfig};
+use crate::check_kvm;
+use crate::error::{Error, Result};
+use crate::events::Events;
+use crate::monitor::Monitor;
+
+/// Runs one microVM.
+#[derive(Debug, Parser)]
+#[command(name = "mallee-vmm", version)]
+struct Arguments {
+    /// Name of the VM, as `GET /` tells it.
+    #[arg(long, default_value = "anonymous-instance")]
+    id: String,
+    /// Unix socket on which Firecracker's REST API is served; it must not exist yet.
+    #[arg(long)]
+    api_sock: Option<PathBuf>,
+    /// Start at once with this configuration (Firecracker's JSON).
+    #[arg(long)]
+    config_file: Option<PathBuf>,
+    /// Append what happens to this file, one JSON object a line.
+    #[arg(long)]
+    events_path: Option<PathBuf>,
+    /// Find out in a throw-away VM what this host's KVM can run, print it as JSON and end.
+    #[arg(long)]
+    check_kvm: bool,
+    /// error, warn, info, debug or trace; the log goes to standard error.
+    #[arg(long, default_value = "warn")]
+    log_level: tracing::Level,
+}
+
+/// The program's `main`.
+pub fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    tracing_subscriber::fmt()
+        .with_max_level(arguments.log_level)
+        .with_writer(std::io::stderr)
+        .init();
+    if arguments.check_kvm {
+        return print_check();
+    }
+    if arguments.api_sock.is_none() && arguments.config_file.is_none() {
+        eprintln!("mallee-vmm: give --api-sock, --config-file or both (see --help)");
+        return ExitCode::from(2);
+    }
+    let events = match Events::open(arguments.events_path.as_deref()) {
+        Ok(events) => Arc::new(events),
+        Err(error) => {
+            eprintln!("mallee-vmm: {error}");
+            return ExitCode::from(status(error.reason()));
+        }
+    };
+    let (reason, message) = run(arguments, &events).unwrap_or_else(|e| (e.reason(), e.to_string()));
+    if matches!(
+        reason,
+        ExitReason::BadConfiguration | ExitReason::HostFailure
+    ) {
+        eprintln!("mallee-vmm: {message}");
+    }
+    let status = match (reason, message.as_str()) {
+        (ExitReason::Signal, crate::monitor::INTERRUPTED) => 130,
+        _ => status(reason),
+    };
+    events.emit(EventKind::Exit { reason, message });
+    ExitCode::from(status)
+}
+
+fn run(arguments: Arguments, events: &Arc<Events>) -> Result<(ExitReason, String)> {
+    events.emit(EventKind::ProcessStarted {
+        pid: std::process::id(),
+    });
+    let config = arguments
+        .config_file
+        .as_deref()
+        .map(read_config)
+        .transpose()?;
+    let mut monitor = Monitor::new(arguments.id, events.clone())?;
+    if let Some(config) = config {
+        monitor.start(config)?;
+    }
+    if let Some(path) = &arguments.api_sock {
+        monitor.serve(path)?;
+    }
+    monitor.run()
+}
+
+fn read_config(path: &Path) -> Result<VmConfig> {
+    let text = std::fs::read(path).map_err(Error::file("config file", path))?;
+    serde_json::from_slice(&text).map_err(|error| {
+        Error::BadConfiguration(format!("config file {}: {error}", path.display()))
+    })
+}
+
+/// Exit statuses as [`ExitReason`] documents them.
+fn status(reason: ExitReason) -> u8 {
+    match reason {
+        ExitReason::PowerOff | ExitReason::Reset => 0,
+        ExitReason::HostFailure => 1,
+        ExitReason::BadConfiguration => 2,
+        ExitReason::Signal => 143,
+    }
+}
+
+fn print_check() -> ExitCode {
+    match serde_json::to_string(&check_kvm::check()) {
+        Ok(json) => {
+            println!("{json}");
+            ExitCode::SUCCESS
+        }
+        Err(error) => {
+            eprintln!("mallee-vmm: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}

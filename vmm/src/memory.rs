@@ -1,0 +1,123 @@
+//! Guest-physical memory: the map, and the host memory behind it.
+//!
+//! One anonymous private mapping per RAM range. RAM below 4 GiB ends where the device hole begins;
+//! what does not fit goes on at 4 GiB, as on every PC. Fixed places below 1 MiB hold what the boot
+//! protocol and the firmware tables need.
+
+use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryRegion};
+
+use crate::error::{Error, Result};
+
+/// Guest memory as used throughout. No dirty bitmap yet: snapshots are still to come.
+pub type GuestMemory = vm_memory::GuestMemoryMmap<()>;
+
+/// The fixed places of the guest-physical address space.
+pub mod layout {
+    use crate::api::guest;
+
+    /// Global descriptor table of the boot CPU.
+    pub const GDT: u64 = 0x500;
+    /// The zero page (`struct boot_params`, Documentation/arch/x86/boot.rst).
+    pub const ZERO_PAGE: u64 = 0x7000;
+    /// Initial stack pointer; grows down towards the zero page's end.
+    pub const BOOT_STACK: u64 = 0x8ff0;
+    /// Page map level 4, then the page directory pointer table, then four page directories
+    /// that map the first 4 GiB one to one with 2 MiB pages.
+    pub const PML4: u64 = 0x9000;
+    pub const PDPT: u64 = 0xa000;
+    pub const PAGE_DIRECTORIES: u64 = 0xb000;
+    /// Kernel command line, and its greatest length including the final NUL (x86 COMMAND_LINE_SIZE).
+    pub const CMDLINE: u64 = 0x2_0000;
+    pub const CMDLINE_MAX: usize = 2048;
+    /// End of conventional memory; what follows up to 1 MiB is reserved to firmware tables.
+    pub const LOW_RAM_END: u64 = 0x9_fc00;
+    /// RSDP and the other ACPI tables (ACPI 6.5, 5.2.5.1: the RSDP is searched from 0xe0000).
+    pub const ACPI: u64 = 0xe_0000;
+    pub const ACPI_END: u64 = 0xf_0000;
+    /// SMBIOS 3 entry point (SMBIOS 3.7, 5.2.2: searched from 0xf0000 in steps of 16 bytes).
+    pub const SMBIOS: u64 = 0xf_0000;
+    /// Kernels are loaded from here on.
+    pub const HIGH_RAM: u64 = 0x10_0000;
+    /// Where a bzImage's protected-mode part goes: the usual `pref_address`.
+    pub const BZIMAGE: u64 = 0x100_0000;
+    /// Begin of the hole for devices below 4 GiB.
+    pub const DEVICE_HOLE: u64 = guest::VIRTIO_MMIO_BASE;
+    pub const DEVICE_HOLE_END: u64 = 1 << 32;
+    /// The I/O APIC and the local APICs, where KVM's interrupt chip has them.
+    pub const IO_APIC: u32 = 0xfec0_0000;
+    pub const LOCAL_APIC: u32 = 0xfee0_0000;
+    /// Three pages that KVM needs on Intel without unrestricted guest (KVM_SET_TSS_ADDR).
+    pub const KVM_TSS: usize = 0xfffb_d000;
+}
+
+/// Smallest and largest memory of a guest, in MiB.
+pub const MIN_MIB: u64 = 4;
+pub const MAX_MIB: u64 = 1 << 22;
+
+/// The RAM ranges of a guest with `mib` MiB.
+pub fn ram_ranges(mib: u64) -> Result<Vec<(GuestAddress, usize)>> {
+    if !(MIN_MIB..=MAX_MIB).contains(&mib) {
+        return Err(Error::BadConfiguration(format!(
+            "mem_size_mib is {mib}; it must be between {MIN_MIB} and {MAX_MIB}"
+        )));
+    }
+    let size = mib << 20;
+    let low = size.min(layout::DEVICE_HOLE);
+    let mut ranges = vec![(GuestAddress(0), low as usize)];
+    if size > low {
+        ranges.push((GuestAddress(layout::DEVICE_HOLE_END), (size - low) as usize));
+    }
+    Ok(ranges)
+}
+
+/// Maps host memory for a guest with `mib` MiB. Pages are taken when they are first touched, in
+/// large ones where the host has them to give.
+pub fn allocate(mib: u64) -> Result<GuestMemory> {
+    let memory = GuestMemory::from_ranges(&ram_ranges(mib)?)
+        .map_err(|error| Error::Memory(format!("cannot map {mib} MiB: {error}")))?;
+    for region in memory.iter() {
+        advise_huge_pages(region.as_ptr(), region.len() as usize);
+    }
+    Ok(memory)
+}
+
+fn advise_huge_pages(start: *mut u8, length: usize) {
+    // SAFETY: `start` and `length` are a mapping of our own, and the advice changes no content.
+    // A refusal only means small pages.
+    unsafe { libc::madvise(start.cast(), length, libc::MADV_HUGEPAGE) };
+}
+
+/// First address after the RAM below the device hole.
+pub fn low_ram_end(memory: &GuestMemory) -> u64 {
+    memory
+        .iter()
+        .filter(|region| region.start_addr().0 < layout::DEVICE_HOLE)
+        .map(|region| region.start_addr().0 + region.len())
+        .max()
+        .unwrap_or(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn ram_never_covers_the_device_hole_and_adds_up(mib in MIN_MIB..=65_536u64) {
+            let ranges = ram_ranges(mib).unwrap();
+            let total: u64 = ranges.iter().map(|(_, len)| *len as u64).sum();
+            prop_assert_eq!(total, mib << 20);
+            for (start, len) in ranges {
+                let end = start.0 + len as u64;
+                prop_assert!(end <= layout::DEVICE_HOLE || start.0 >= layout::DEVICE_HOLE_END);
+            }
+        }
+    }
+
+    #[test]
+    fn absurd_sizes_are_refused() {
+        assert!(ram_ranges(0).is_err());
+        assert!(ram_ranges(u64::MAX).is_err());
+    }
+}

@@ -1,0 +1,64 @@
+//! A running VM: what must live as long as the guest does, and how it is stopped in order.
+
+use std::sync::Arc;
+
+use kvm_ioctls::VmFd;
+
+use crate::bus::{Bus, lock};
+use crate::devices::IrqLine;
+use crate::error::Result;
+use crate::memory::GuestMemory;
+use crate::vcpu::{ExitSignal, RunningVcpu, Vcpu};
+
+/// A VM that is built and has not run.
+pub struct Vm {
+    pub fd: Arc<VmFd>,
+    pub memory: GuestMemory,
+    pub bus: Arc<Bus>,
+    pub vcpus: Vec<Vcpu>,
+    pub power_button: IrqLine,
+}
+
+/// A VM whose vCPUs run.
+pub struct RunningVm {
+    vcpus: Vec<RunningVcpu>,
+    pub bus: Arc<Bus>,
+    pub power_button: IrqLine,
+    // Dropped last: vCPUs and workers use them.
+    _memory: GuestMemory,
+    _fd: Arc<VmFd>,
+}
+
+impl Vm {
+    /// Starts all vCPUs. Those beside the first wait inside KVM until the guest wakes them.
+    pub fn start(self, exit: &Arc<ExitSignal>) -> Result<RunningVm> {
+        let mut running = RunningVm {
+            vcpus: Vec::with_capacity(self.vcpus.len()),
+            bus: self.bus,
+            power_button: self.power_button,
+            _memory: self.memory,
+            _fd: self.fd,
+        };
+        for vcpu in self.vcpus {
+            match vcpu.start(running.bus.clone(), exit.clone()) {
+                Ok(vcpu) => running.vcpus.push(vcpu),
+                Err(error) => {
+                    running.stop();
+                    return Err(error);
+                }
+            }
+        }
+        Ok(running)
+    }
+}
+
+impl RunningVm {
+    /// Stops the vCPUs, then the devices, so that no request comes after its device is gone, and writes
+    /// out what the console holds.
+    pub fn stop(self) {
+        for vcpu in self.vcpus {
+            vcpu.stop();
+        }
+        lock(&self.bus.serial).flush();
+    }
+}
