@@ -34,6 +34,8 @@ fn main() -> ExitCode {
 fn hand_over(setup: &Setup) -> io::Result<()> {
     let child = Command::new("/init")
         .arg(serde_json::to_string(setup)?)
+        .env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")
+        .env("HOME", "/root")
         .spawn()?;
     loop {
         if wait()?

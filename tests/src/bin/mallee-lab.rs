@@ -2,22 +2,13 @@
 
 use std::{
     io::{self, Read, Write},
-    net::Ipv4Addr,
     path::{Path, PathBuf},
     process::ExitCode,
     time::{Duration, Instant},
 };
 
 use clap::{Args, Parser, Subcommand};
-use mallee_tests::{
-    lab::{
-        Lab, LabError, Node, channel,
-        machine::{self, Acceleration, Machine},
-        monitor, packages,
-        programs::Places,
-    },
-    node::setup::Setup,
-};
+use mallee_tests::lab::{Lab, LabError, Node, Wanted, channel, machine, monitor, programs::Places};
 
 #[derive(Parser)]
 #[command(
@@ -51,7 +42,11 @@ enum Verb {
 #[derive(Args)]
 struct Where {
     /// Folder of the lab.
-    #[arg(long = "lab", env = "MALLEE_LAB", default_value = "target/lab")]
+    #[arg(
+        long = "lab",
+        env = "MALLEE_LAB",
+        default_value = "/var/lib/mallee-lab"
+    )]
     folder: PathBuf,
 }
 
@@ -66,30 +61,11 @@ struct OneNode {
 struct Up {
     #[command(flatten)]
     lab: Where,
-    /// How many nodes: lab1, lab2, ….
-    #[arg(long, default_value_t = 1)]
-    nodes: u32,
-    /// Bridge of the host that is the public side.
-    #[arg(long, default_value = "mallee0")]
-    bridge: String,
-    /// A second bridge, for the nodes' VLAN trunk.
-    #[arg(long)]
-    trunk: Option<String>,
-    /// The public side's network; the host has its first address, node n its n+2nd.
-    #[arg(long, default_value = "198.51.100.0/24")]
-    public_network: ipnet::Ipv4Net,
+    #[command(flatten)]
+    wanted: Wanted,
     /// Folder with the programs; by default where this program lies.
     #[arg(long, env = "MALLEE_BIN")]
     programs: Option<PathBuf>,
-    #[arg(long, default_value_t = 2)]
-    cpus: u32,
-    #[arg(long, default_value_t = 2048)]
-    memory_mib: u64,
-    #[arg(long, default_value_t = 8192)]
-    disk_mib: u64,
-    /// More words for the nodes' kernel command line.
-    #[arg(long, default_value = "")]
-    kernel_arguments: String,
 }
 
 #[derive(Args)]
@@ -145,16 +121,11 @@ impl Up {
         let began = Instant::now();
         let lab = Lab::at(&self.lab.folder)?;
         let places = Places::new(self.programs.as_deref());
-        let packages = packages::fetch(&|text| eprintln!("  {text}"))?;
-        let mut started = Vec::new();
-        for number in 1..=self.nodes {
-            let node = lab.node(&format!("lab{number}"));
-            let machine = self.machine(&node, number, packages.kernel())?;
-            machine::start(&lab, &node, &machine, &packages, &places, None)?;
-            started.push(node);
-        }
-        for node in &started {
-            let status = machine::wait_booted(node, Duration::from_secs(90))?;
+        let nodes = self
+            .wanted
+            .start(&lab, &places, &|text| eprintln!("  {text}"))?;
+        for node in nodes {
+            let status = machine::wait_booted(&node, Duration::from_secs(90))?;
             println!(
                 "{}: up after {:.1} s (kernel {}, {})",
                 node.name,
@@ -164,36 +135,6 @@ impl Up {
             );
         }
         Ok(())
-    }
-
-    fn machine(&self, node: &Node, number: u32, kernel: PathBuf) -> Result<Machine, LabError> {
-        let mut bridges = vec![self.bridge.clone()];
-        bridges.extend(self.trunk.clone());
-        Ok(Machine {
-            acceleration: Acceleration::best(),
-            cpus: self.cpus,
-            memory_mib: self.memory_mib,
-            disk_mib: self.disk_mib,
-            bridges,
-            kernel,
-            kernel_arguments: self.kernel_arguments.clone(),
-            setup: Setup {
-                name: node.name.clone(),
-                uplink_address: self.address(number)?,
-                gateway: Ipv4Addr::from(u32::from(self.public_network.network()) + 1),
-                services: Vec::new(),
-            },
-        })
-    }
-
-    fn address(&self, number: u32) -> Result<ipnet::Ipv4Net, LabError> {
-        let address = Ipv4Addr::from(u32::from(self.public_network.network()) + 2 + number);
-        ipnet::Ipv4Net::new(address, self.public_network.prefix_len()).map_err(|e| {
-            LabError::Invalid {
-                what: self.public_network.to_string(),
-                reason: e.to_string(),
-            }
-        })
     }
 }
 

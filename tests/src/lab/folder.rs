@@ -103,6 +103,11 @@ impl Node {
         self.folder.join("console.log")
     }
 
+    /// Where the node's credentials for the controller lie on the host.
+    pub fn credentials(&self) -> PathBuf {
+        self.folder.join("credentials")
+    }
+
     pub fn process_file(&self) -> PathBuf {
         self.folder.join(Self::PROCESS)
     }

@@ -11,7 +11,8 @@
 //! 2. [`modules`] picks the kernel modules a node needs and puts them in loading order.
 //! 3. [`programs`] gathers our programs with the shared libraries they need.
 //! 4. [`initrd`] writes all of it, and the node's own setup, as one initial RAM file system.
-//! 5. [`machine`] turns a node's description into QEMU's arguments and starts it.
+//! 5. [`wanted`] describes the nodes there shall be and joins them to a cloud; [`machine`] turns such a
+//!    description into QEMU's arguments and starts it.
 //! 6. [`channel`] runs commands inside, over a virtio-serial port: no network, no ssh.
 //!
 //! Everything of a lab lies in one folder ([`folder`]); each QEMU is known by process id *and* start
@@ -29,6 +30,8 @@ pub mod packages;
 pub mod process;
 pub mod programs;
 pub mod tap;
+pub mod wanted;
 
 pub use error::LabError;
 pub use folder::{Lab, Node};
+pub use wanted::Wanted;

@@ -2,14 +2,17 @@
 //!
 //! A set of packages is known by the hash of what apt says it would fetch (names, versions and
 //! digests), so a new kernel makes a new set beside the old one and nothing is ever changed in place.
+//! Asking apt takes a second or two, so its answer is kept for as long as its package lists do not change.
 //! When apt cannot say (no package lists, no network), the newest set in the cache is used.
 
 use std::{
     fs,
     path::{Path, PathBuf},
     process::Command,
+    time::SystemTime,
 };
 
+use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use super::error::{LabError, OnPath, output_of};
@@ -60,6 +63,9 @@ pub fn cache_folder() -> PathBuf {
 pub fn fetch(progress: &dyn Fn(&str)) -> Result<PackageSet, LabError> {
     let cache = cache_folder();
     fs::create_dir_all(&cache).on("making", &cache)?;
+    if let Some(set) = Answer::of_same_lists(&cache).and_then(|hash| open(&cache.join(hash)).ok()) {
+        return Ok(set);
+    }
     let wanted = match wanted() {
         Ok(wanted) => wanted,
         Err(problem) => return newest_cached(&cache).ok_or(problem),
@@ -69,7 +75,50 @@ pub fn fetch(progress: &dyn Fn(&str)) -> Result<PackageSet, LabError> {
         progress(&format!("fetching {} from Debian", wanted.names.join(", ")));
         unpack(&wanted, &cache, &folder)?;
     }
+    Answer::keep(&cache, &wanted.hash)?;
     open(&folder)
+}
+
+/// Which set apt's package lists led to, and the lists' age at that time.
+#[derive(Serialize, Deserialize)]
+struct Answer {
+    layout: String,
+    lists: SystemTime,
+    hash: String,
+}
+
+impl Answer {
+    const FILE: &str = "answer.json";
+    const LISTS: &str = "/var/lib/apt/lists";
+
+    fn of_same_lists(cache: &Path) -> Option<String> {
+        let answer: Answer =
+            serde_json::from_slice(&fs::read(cache.join(Self::FILE)).ok()?).ok()?;
+        let same = answer.layout == LAYOUT && answer.lists == Self::lists_changed()?;
+        same.then_some(answer.hash)
+    }
+
+    fn keep(cache: &Path, hash: &str) -> Result<(), LabError> {
+        let Some(lists) = Self::lists_changed() else {
+            return Ok(());
+        };
+        let answer = Answer {
+            layout: LAYOUT.to_owned(),
+            lists,
+            hash: hash.to_owned(),
+        };
+        let path = cache.join(Self::FILE);
+        let text = serde_json::to_vec(&answer)
+            .map_err(std::io::Error::other)
+            .on("writing", &path)?;
+        fs::write(&path, text).on("writing", &path)
+    }
+
+    fn lists_changed() -> Option<SystemTime> {
+        fs::metadata(Self::LISTS)
+            .and_then(|data| data.modified())
+            .ok()
+    }
 }
 
 struct Wanted {

@@ -15,7 +15,16 @@ pub const NODE_PROGRAMS: &[&str] = &["mallee-vmm", "mallee-netd", "mallee-agent"
 pub const INIT: &str = "mallee-lab-node";
 /// Tools of the host's that help a person (and the tests) to look around in a node; each is taken
 /// along when it is there.
-const HOST_TOOLS: &[&str] = &["nft", "conntrack", "tcpdump"];
+const HOST_TOOLS: &[&str] = &[
+    "nft",
+    "conntrack",
+    "tcpdump",
+    "ip",
+    "bridge",
+    "tc",
+    "pgrep",
+    "pkill",
+];
 
 /// Where programs are looked for, in this order.
 #[derive(Debug, Clone)]
