@@ -1,0 +1,108 @@
+//! The nodes: what each is to be, what each is, and which takes the next instance.
+//!
+//! An agent keeps one stream open ([`session`]). Down it goes the node's *whole* desired state,
+//! computed from the database ([`desired`]) whenever somebody woke the node ([`Nodes::wake`]); up it
+//! comes what the node observes ([`observed`]), its spans and its consoles. A message lost, doubled
+//! or late does no harm: every one of them is whole, and carries the generation that it was made from.
+//!
+//! In memory is only who is connected. Everything that has to outlive this process is in the
+//! database: a handler changes it and calls [`bump`] in its own transaction, and [`Nodes::wake`] after
+//! the commit.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard};
+
+use mallee_agent::api;
+use serde::{Deserialize, Serialize};
+use tokio::sync::{Notify, mpsc, oneshot};
+
+use crate::Cloud;
+use crate::error::Result;
+use crate::state::Tx;
+
+mod blobs;
+mod clock_offset;
+mod console;
+mod desired;
+mod facts;
+mod observed;
+mod registry;
+pub mod schedule;
+mod service;
+mod session;
+
+pub use console::ConsoleError;
+pub use facts::{Facts, Kvm};
+pub use registry::{add, list};
+pub use service::serve;
+
+/// Who is connected.
+#[derive(Default)]
+pub struct Nodes {
+    links: Mutex<HashMap<String, Link>>,
+}
+
+/// The stream of one connected node.
+struct Link {
+    /// Tells the stream of now from one that a reconnect has replaced.
+    session: u64,
+    wake: Arc<Notify>,
+    out: mpsc::Sender<api::ToAgent>,
+    consoles: HashMap<u64, oneshot::Sender<api::ConsoleReply>>,
+    heard_ns: i64,
+}
+
+/// A node as an operator sees it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct NodeSummary {
+    pub name: String,
+    pub zone: String,
+    /// Its agent's stream is open.
+    pub connected: bool,
+    /// `none`, `software` or `hardware`; `unknown` before it first attended.
+    pub kvm: String,
+    pub kvm_detail: String,
+    pub cpus: u32,
+    pub memory_mib: u64,
+    pub uplink_address: String,
+    pub version: String,
+    /// Instances that are placed on it and not terminated.
+    pub instances: u32,
+    /// Nanoseconds since 1970; 0: never.
+    pub last_seen_unix_ns: i64,
+}
+
+impl Nodes {
+    fn links(&self) -> MutexGuard<'_, HashMap<String, Link>> {
+        // A panic elsewhere cannot leave the map half changed: each change is one insert or remove.
+        self.links.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+
+    /// Has the node's desired state computed and sent again; without effect while it is away, for
+    /// it is sent the whole when it comes back.
+    pub fn wake(&self, node: &str) {
+        if let Some(link) = self.links().get(node) {
+            link.wake.notify_one();
+        }
+    }
+
+    /// The node's agent has its stream open.
+    pub fn connected(&self, node: &str) -> bool {
+        self.links().contains_key(node)
+    }
+}
+
+/// Gives the node a new generation of its desired state, in the transaction that changes it. What the
+/// transaction changes of an instance is noted with the generation that is returned (`instances.generation`).
+pub async fn bump(tx: &mut Tx, node: &str) -> Result<i64> {
+    let generation = sqlx::query_scalar("UPDATE nodes SET generation = generation + 1 WHERE name = ? RETURNING generation")
+        .bind(node)
+        .fetch_one(&mut **tx)
+        .await?;
+    Ok(generation)
+}
+
+/// Writes to the console reader's side: see [`console`].
+pub async fn console(cloud: &Cloud, node: &str, instance: &str, max_bytes: u32) -> std::result::Result<api::ConsoleReply, ConsoleError> {
+    console::ask(cloud, node, instance, max_bytes).await
+}

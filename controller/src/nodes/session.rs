@@ -1,0 +1,151 @@
+//! One agent's open stream: two tasks, one for each direction.
+//!
+//! The sending task sleeps until the node is woken, computes the node's desired state and sends it;
+//! several wakes while it computes become one. The receiving task takes what the agent says, in
+//! order. Either one's end ends the other, and the node is away until its agent dials again; a new
+//! stream of the same node replaces the old one at once.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use mallee_agent::api;
+use mallee_agent::api::from_agent::Message;
+use tokio::sync::{Notify, mpsc};
+use tonic::Streaming;
+
+use super::clock_offset::ClockOffset;
+use super::{Facts, Link, desired, observed};
+use crate::Cloud;
+use crate::error::Result;
+use crate::traces::Span;
+
+/// Messages on their way to the agent. A desired state is whole: more than one waiting is of no use.
+const QUEUE: usize = 8;
+/// When the database cannot be read, it is tried again after this.
+const RETRY: Duration = Duration::from_secs(1);
+
+/// Takes the stream on; what is to be sent comes out of the receiver.
+pub(super) fn begin(cloud: Cloud, node: String, incoming: Streaming<api::FromAgent>) -> mpsc::Receiver<api::ToAgent> {
+    static SESSIONS: AtomicU64 = AtomicU64::new(1);
+    let session = SESSIONS.fetch_add(1, Ordering::Relaxed);
+    let (out, outgoing) = mpsc::channel(QUEUE);
+    let wake = Arc::new(Notify::new());
+    wake.notify_one();
+    let link = Link {
+        session,
+        wake: wake.clone(),
+        out: out.clone(),
+        consoles: HashMap::new(),
+        heard_ns: crate::clock::now(),
+    };
+    cloud.nodes.links().insert(node.clone(), link);
+    tracing::info!(node, "node attends");
+    tokio::spawn(async move {
+        tokio::select! {
+            () = send(&cloud, &node, &wake, &out) => {}
+            () = receive(&cloud, &node, incoming) => {}
+        }
+        let mut links = cloud.nodes.links();
+        if links.get(&node).is_some_and(|link| link.session == session) {
+            links.remove(&node);
+            tracing::warn!(node, "node is away");
+        }
+    });
+    outgoing
+}
+
+async fn send(cloud: &Cloud, node: &str, wake: &Notify, out: &mpsc::Sender<api::ToAgent>) {
+    loop {
+        wake.notified().await;
+        let begun = crate::clock::unix_ns();
+        let desired = match desired::of_node(cloud, node).await {
+            Ok(desired) => desired,
+            Err(error) => {
+                tracing::error!(node, %error, "the node's desired state cannot be computed");
+                tokio::time::sleep(RETRY).await;
+                wake.notify_one();
+                continue;
+            }
+        };
+        let fresh = desired.fresh;
+        let message = api::ToAgent {
+            sent_unix_ns: crate::clock::unix_ns(),
+            message: Some(api::to_agent::Message::Desired(desired.state)),
+        };
+        if out.send(message).await.is_err() {
+            return;
+        }
+        for (trace, instance) in fresh {
+            cloud.traces.record(Span::here(&trace, "desired state to node", begun, &instance));
+        }
+    }
+}
+
+async fn receive(cloud: &Cloud, node: &str, mut incoming: Streaming<api::FromAgent>) {
+    let mut clock = ClockOffset::default();
+    loop {
+        match incoming.message().await {
+            Ok(Some(said)) => {
+                clock.note(said.sent_unix_ns, crate::clock::unix_ns());
+                if let Some(link) = cloud.nodes.links().get_mut(node) {
+                    link.heard_ns = crate::clock::now();
+                }
+                let Some(message) = said.message else { continue };
+                if let Err(error) = hear(cloud, node, &clock, message).await {
+                    // What was observed is said again within seconds; a node is not cut off for it.
+                    tracing::error!(node, %error, "what the node said could not be written down");
+                }
+            }
+            Ok(None) => return,
+            Err(status) => {
+                tracing::info!(node, %status, "the node's stream broke");
+                return;
+            }
+        }
+    }
+}
+
+async fn hear(cloud: &Cloud, node: &str, clock: &ClockOffset, message: Message) -> Result<()> {
+    match message {
+        Message::Facts(facts) => note_facts(cloud, node, facts.into()).await,
+        Message::Observed(state) => observed::note(cloud, node, state).await,
+        Message::Spans(spans) => {
+            for span in spans.spans {
+                cloud.traces.record(on_our_clock(clock, span));
+            }
+            Ok(())
+        }
+        Message::Console(reply) => {
+            cloud.nodes.answered(node, reply);
+            Ok(())
+        }
+    }
+}
+
+async fn note_facts(cloud: &Cloud, node: &str, facts: Facts) -> Result<()> {
+    // Strings and numbers only: this cannot fail.
+    let json = serde_json::to_string(&facts).unwrap_or_default();
+    let mut tx = cloud.db.begin().await?;
+    sqlx::query("UPDATE nodes SET facts = ?, last_seen_ns = ? WHERE name = ?")
+        .bind(json)
+        .bind(crate::clock::now())
+        .bind(node)
+        .execute(&mut *tx)
+        .await?;
+    Ok(tx.commit().await?)
+}
+
+fn on_our_clock(clock: &ClockOffset, span: api::Span) -> Span {
+    Span {
+        trace: span.trace,
+        id: span.id,
+        part: span.part,
+        name: span.name,
+        start_unix_ns: clock.ours(span.start_unix_ns),
+        end_unix_ns: clock.ours(span.end_unix_ns.max(span.start_unix_ns)),
+        instance: span.instance,
+        attributes: span.attributes.into_iter().collect(),
+    }
+}
