@@ -86,8 +86,9 @@ class Cloud:
             bound_s=120,
         )
         if self.kvm != "hardware":
-            self.lab_command("up", "--nodes", 1, "--cloud", self.state / "cloud", "--bridge", BRIDGE,
-                             "--public-network", PUBLIC_NETWORK, bound_s=240)
+            self.lab_command(
+                "up", "--nodes", 1, "--memory-mib", 4096, "--cloud", self.state / "cloud", "--bridge", BRIDGE,
+                "--public-network", PUBLIC_NETWORK, "--node-port", NODE_PORT, bound_s=240)
         self.keys = self.environment()
         wait_for("every node to attend", self.nodes_ready, bound_s=120)
         return self
@@ -107,6 +108,7 @@ class Cloud:
         return run(self.programs / "mallee", *words, **options)
 
     def lab_command(self, verb, *words, **options):
+        """`mallee-lab`; what follows a `--` in `words` stays behind it."""
         return run(self.programs / "mallee-lab", verb, "--lab", self.lab, *words, **options)
 
     def status(self):
