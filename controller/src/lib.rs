@@ -30,6 +30,7 @@ pub mod http;
 pub mod ids;
 pub mod nodes;
 pub mod pki;
+pub mod query;
 pub mod run;
 pub mod s3;
 pub mod state;

@@ -8,7 +8,7 @@ use std::borrow::Cow;
 use axum::http::{Response, StatusCode, header};
 use bytes::Bytes;
 
-use super::xml::Writer;
+use crate::query::{Refused, Writer};
 
 /// A refusal as the caller sees it. The message says what was wrong and what to do.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -62,6 +62,12 @@ impl Ec2Error {
             xml.text("RequestID", request_id);
         });
         xml_response(self.status, xml)
+    }
+}
+
+impl From<Refused> for Ec2Error {
+    fn from(refused: Refused) -> Ec2Error {
+        Ec2Error::client(refused.code, refused.message)
     }
 }
 

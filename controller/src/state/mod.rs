@@ -14,7 +14,16 @@ use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePo
 
 use crate::error::Result;
 
+pub mod addresses;
+pub mod images;
+pub mod instances;
+pub mod key_pairs;
+pub mod lifecycle;
 pub mod network;
+pub mod nodes;
+pub mod security_groups;
+pub mod tags;
+pub mod tokens;
 
 /// A transaction that may write.
 pub type Tx = sqlx::Transaction<'static, sqlx::Sqlite>;

@@ -1,0 +1,118 @@
+//! Nodes as the database keeps them: where they are, what they said of themselves, and the number of
+//! their desired state.
+
+use sqlx::SqliteConnection;
+
+use super::network;
+use crate::clock;
+use crate::error::{Error, Result};
+use crate::nodes::Facts;
+
+/// One row of `nodes`.
+#[derive(Debug, Clone)]
+pub struct Node {
+    pub name: String,
+    pub zone: String,
+    pub generation: i64,
+    /// `None`: the node never attended.
+    pub facts: Option<Facts>,
+    pub last_seen_ns: Option<i64>,
+}
+
+#[derive(sqlx::FromRow)]
+struct Row {
+    name: String,
+    zone: String,
+    generation: i64,
+    facts: Option<String>,
+    last_seen_ns: Option<i64>,
+}
+
+impl TryFrom<Row> for Node {
+    type Error = Error;
+    fn try_from(row: Row) -> Result<Node> {
+        let facts = row
+            .facts
+            .map(|json| serde_json::from_str(&json).map_err(|e| Error::Corrupt(format!("facts of {}: {e}", row.name))))
+            .transpose()?;
+        Ok(Node { name: row.name, zone: row.zone, generation: row.generation, facts, last_seen_ns: row.last_seen_ns })
+    }
+}
+
+/// Adds a node; its zone and the zone's subnet are there from now on. A node that is there keeps its
+/// instances; it may not change its zone while it has any.
+pub async fn add(connection: &mut SqliteConnection, name: &str, zone: &str) -> Result<()> {
+    network::ensure_zone(connection, zone).await?;
+    if let Some(node) = find(connection, name).await?
+        && node.zone != zone
+    {
+        let (instances,): (i64,) = sqlx::query_as("SELECT count(*) FROM instances WHERE node = ?")
+            .bind(name)
+            .fetch_one(&mut *connection)
+            .await?;
+        if instances > 0 {
+            return Err(Error::Node(format!(
+                "node {name} has {instances} instances in zone {}: terminate them before it moves to {zone}",
+                node.zone
+            )));
+        }
+    }
+    sqlx::query("INSERT INTO nodes (name, zone, added_ns) VALUES (?, ?, ?) ON CONFLICT (name) DO UPDATE SET zone = excluded.zone")
+        .bind(name)
+        .bind(zone)
+        .bind(clock::now())
+        .execute(connection)
+        .await?;
+    Ok(())
+}
+
+/// By name.
+pub async fn all(connection: &mut SqliteConnection) -> Result<Vec<Node>> {
+    let rows: Vec<Row> = sqlx::query_as("SELECT name, zone, generation, facts, last_seen_ns FROM nodes ORDER BY name")
+        .fetch_all(connection)
+        .await?;
+    rows.into_iter().map(Node::try_from).collect()
+}
+
+pub async fn find(connection: &mut SqliteConnection, name: &str) -> Result<Option<Node>> {
+    let row: Option<Row> =
+        sqlx::query_as("SELECT name, zone, generation, facts, last_seen_ns FROM nodes WHERE name = ?")
+            .bind(name)
+            .fetch_optional(connection)
+            .await?;
+    row.map(Node::try_from).transpose()
+}
+
+/// Gives the node's desired state its next number, in the transaction that changes it.
+///
+/// Numbers are never below the time in milliseconds, so that a node that was joined to a cloud whose
+/// state was lost and made anew takes the new cloud's states for newer ones.
+pub async fn touch(connection: &mut SqliteConnection, name: &str) -> Result<i64> {
+    let (generation,): (i64,) =
+        sqlx::query_as("UPDATE nodes SET generation = max(generation + 1, ?) WHERE name = ? RETURNING generation")
+            .bind(clock::now() / 1_000_000)
+            .bind(name)
+            .fetch_one(connection)
+            .await?;
+    Ok(generation)
+}
+
+pub async fn set_facts(connection: &mut SqliteConnection, name: &str, facts: &Facts) -> Result<()> {
+    let json = serde_json::to_string(facts).map_err(|e| Error::Corrupt(e.to_string()))?;
+    sqlx::query("UPDATE nodes SET facts = ?, last_seen_ns = ? WHERE name = ?")
+        .bind(json)
+        .bind(clock::now())
+        .bind(name)
+        .execute(connection)
+        .await?;
+    Ok(())
+}
+
+pub async fn seen(connection: &mut SqliteConnection, name: &str) -> Result<()> {
+    sqlx::query("UPDATE nodes SET last_seen_ns = ? WHERE name = ?")
+        .bind(clock::now())
+        .bind(name)
+        .execute(connection)
+        .await?;
+    Ok(())
+}
