@@ -5,16 +5,20 @@
 //! state. The network holds the interfaces of exactly these instances, and the elastic IPs
 //! associated with them.
 
+use std::collections::HashMap;
 use std::net::Ipv4Addr;
 
-use ipnet::Ipv4Net;
 use mallee_agent::api;
 use mallee_netd::api as net;
 
-use super::registry::gateway;
 use crate::Cloud;
 use crate::error::{Error, Result};
-use crate::state::Tx;
+use crate::ids::{InstanceId, SecurityGroupId};
+use crate::state::images::{Image, Part};
+use crate::state::instances::Instance;
+use crate::state::lifecycle::{InstanceState, Wanted};
+use crate::state::network::{Subnet, Vpc};
+use crate::state::{Tx, addresses, images, instances, network, nodes};
 
 /// A node's desired state, and what of it is news.
 pub(super) struct Desired {
@@ -23,198 +27,161 @@ pub(super) struct Desired {
     pub fresh: Vec<(String, String)>,
 }
 
-#[derive(sqlx::FromRow)]
-struct NodeRow {
-    generation: i64,
-    zone: String,
-    subnet_id: String,
-    subnet_cidr: String,
-    vpc_id: String,
-    vpc_cidr: String,
+/// What an instance's description is made of, beside its own row.
+struct Surroundings<'a> {
+    cloud: &'a Cloud,
+    vpc: Vpc,
+    subnet: Subnet,
+    images: HashMap<crate::ids::ImageId, Image>,
+    public_ips: HashMap<InstanceId, String>,
+    groups: HashMap<SecurityGroupId, String>,
 }
-
-#[derive(sqlx::FromRow)]
-struct InstanceRow {
-    id: String,
-    account_id: String,
-    reservation_id: String,
-    launch_index: i64,
-    image_id: String,
-    instance_type: String,
-    vcpus: i64,
-    memory_mib: i64,
-    root_bytes: i64,
-    key_name: Option<String>,
-    public_key: Option<String>,
-    user_data: Option<Vec<u8>>,
-    private_ip: String,
-    interface_id: String,
-    mac: String,
-    state: String,
-    reboots: i64,
-    generation: i64,
-    trace: String,
-    kernel_sha256: String,
-    kernel_size: i64,
-    initrd_sha256: Option<String>,
-    initrd_size: Option<i64>,
-    root_sha256: Option<String>,
-    root_size: Option<i64>,
-    cmdline: String,
-    runs_on_software_kvm: bool,
-    public_ip: Option<String>,
-    group_names: Option<String>,
-}
-
-const INSTANCES: &str = "\
-    SELECT i.*, m.kernel_sha256, m.kernel_size, m.initrd_sha256, m.initrd_size, m.root_sha256, m.root_size, \
-           m.cmdline, m.runs_on_software_kvm, a.public_ip, \
-           (SELECT json_group_array(g.name) FROM security_groups g, json_each(i.security_groups) e \
-             WHERE g.id = e.value) AS group_names \
-    FROM instances i JOIN images m ON m.id = i.image_id LEFT JOIN addresses a ON a.instance_id = i.id \
-    WHERE i.node = ? AND i.state NOT IN ('shutting-down', 'terminated') ORDER BY i.id";
 
 /// Reads and computes it.
 pub(super) async fn of_node(cloud: &Cloud, name: &str) -> Result<Desired> {
     let mut tx = cloud.db.snapshot().await?;
-    let node: NodeRow = sqlx::query_as(
-        "SELECT n.generation, n.zone, s.id AS subnet_id, s.cidr AS subnet_cidr, v.id AS vpc_id, v.cidr AS vpc_cidr \
-         FROM nodes n JOIN subnets s ON s.zone = n.zone JOIN vpcs v ON v.id = s.vpc_id WHERE n.name = ?",
-    )
-    .bind(name)
-    .fetch_one(&mut *tx)
-    .await?;
-    let rows = instances(&mut tx, name).await?;
+    let node = nodes::find(&mut tx, name).await?.ok_or_else(|| Error::Node(format!("there is no node {name}")))?;
+    let subnet = network::ensure_zone(&mut tx, &node.zone).await?;
+    let around = Surroundings {
+        cloud,
+        vpc: network::default_vpc(&mut tx).await?,
+        subnet,
+        images: images::on_node(&mut tx, name).await?,
+        public_ips: addresses::on_node(&mut tx, name).await?,
+        groups: group_names(&mut tx).await?,
+    };
+    let mut here = instances::on_node(&mut tx, name).await?;
     drop(tx);
+    here.retain(|instance| instance.state.wanted() != Wanted::Gone);
 
-    let fresh = rows
+    let fresh = here
         .iter()
-        .filter(|row| row.state == "pending" && row.generation == node.generation)
-        .map(|row| (row.trace.clone(), row.id.clone()))
+        .filter(|one| one.state == InstanceState::Pending && one.generation == node.generation)
+        .map(|one| (one.trace.clone(), one.id.to_string()))
         .collect();
-    let network = network(cloud, &node, &rows)?;
-    let instances = rows.into_iter().map(|row| instance(cloud, &node, row)).collect();
+    let generation = node.generation.cast_unsigned();
     let state = api::DesiredNode {
-        generation: node.generation.cast_unsigned(),
-        instances,
-        network: Some(network),
+        generation,
+        instances: here.iter().map(|one| around.instance(one)).collect::<Result<_>>()?,
+        network: Some(around.network(generation, &here)?),
         region: cloud.region.clone(),
     };
     Ok(Desired { state, fresh })
 }
 
-async fn instances(tx: &mut Tx, node: &str) -> Result<Vec<InstanceRow>> {
-    Ok(sqlx::query_as(INSTANCES).bind(node).fetch_all(&mut **tx).await?)
+async fn group_names(tx: &mut Tx) -> Result<HashMap<SecurityGroupId, String>> {
+    let rows: Vec<(SecurityGroupId, String)> =
+        sqlx::query_as("SELECT id, name FROM security_groups").fetch_all(&mut **tx).await?;
+    Ok(rows.into_iter().collect())
 }
 
-fn instance(cloud: &Cloud, node: &NodeRow, row: InstanceRow) -> api::DesiredInstance {
-    let power = match row.state.as_str() {
-        "pending" | "running" => api::Power::On,
-        _ => api::Power::Off,
-    };
-    let blob = |sha256: Option<String>, size: Option<i64>| {
-        sha256.map(|sha256| api::BlobRef { sha256, size: size.unwrap_or(0).cast_unsigned() })
-    };
-    let image = api::BootImage {
-        image_id: row.image_id.clone(),
-        kernel: blob(Some(row.kernel_sha256), Some(row.kernel_size)),
-        initrd: blob(row.initrd_sha256, row.initrd_size),
-        root: blob(row.root_sha256, row.root_size),
-        cmdline: row.cmdline,
-        runs_on_software_kvm: row.runs_on_software_kvm,
-    };
-    let metadata = api::Metadata {
-        ami_id: row.image_id,
-        instance_type: row.instance_type,
-        hostname: format!("{}.{}", host_name(&row.private_ip), cloud.config.private_domain()),
-        local_ipv4: row.private_ip,
-        public_ipv4: row.public_ip.unwrap_or_default(),
-        mac: row.mac,
-        zone: node.zone.clone(),
-        reservation_id: row.reservation_id,
-        account_id: row.account_id,
-        public_keys: row
-            .public_key
-            .map(|openssh| api::PublicKey { name: row.key_name.unwrap_or_default(), openssh })
-            .into_iter()
-            .collect(),
-        user_data: row.user_data.unwrap_or_default(),
-        security_groups: row.group_names.and_then(|json| serde_json::from_str(&json).ok()).unwrap_or_default(),
-        launch_index: u32::try_from(row.launch_index).unwrap_or(0),
-        subnet_id: node.subnet_id.clone(),
-        vpc_id: node.vpc_id.clone(),
-        subnet_cidr: node.subnet_cidr.clone(),
-        vpc_cidr: node.vpc_cidr.clone(),
-    };
-    api::DesiredInstance {
-        id: row.id,
-        power: power.into(),
-        reboots: row.reboots.cast_unsigned(),
-        vcpus: u32::try_from(row.vcpus).unwrap_or(1),
-        memory_mib: row.memory_mib.cast_unsigned(),
-        image: Some(image),
-        root_bytes: row.root_bytes.cast_unsigned(),
-        interface: row.interface_id,
-        metadata: Some(metadata),
-        trace: row.trace,
-    }
-}
-
-fn network(cloud: &Cloud, node: &NodeRow, rows: &[InstanceRow]) -> Result<net::NodeNetwork> {
-    let cidr: Ipv4Net = node
-        .subnet_cidr
-        .parse()
-        .map_err(|_| Error::Corrupt(format!("subnet {} has the network {:?}", node.subnet_id, node.subnet_cidr)))?;
-    let gateway = gateway(cidr);
-    let segment = net::Segment {
-        id: node.subnet_id.clone(),
-        cidr: node.subnet_cidr.clone(),
-        gateway: gateway.to_string(),
-        gateway_mac: gateway_mac(gateway),
-        mtu: 0,
-        dns_servers: cloud.config.dns_servers.iter().map(ToString::to_string).collect(),
-        domain: cloud.config.private_domain(),
-        vpc: node.vpc_id.clone(),
-        kind: Some(net::segment::Kind::Local(net::LocalSegment {})),
-    };
-    let interfaces = rows.iter().map(|row| interface(node, row)).collect();
-    let elastic_ips = rows
-        .iter()
-        .filter_map(|row| {
-            Some(net::ElasticIp {
-                public_ip: row.public_ip.clone()?,
-                private_ip: row.private_ip.clone(),
-                segment: node.subnet_id.clone(),
-            })
+impl Surroundings<'_> {
+    fn instance(&self, one: &Instance) -> Result<api::DesiredInstance> {
+        let image = self
+            .images
+            .get(&one.image_id)
+            .ok_or_else(|| Error::Corrupt(format!("instance {} boots from {}, which is gone", one.id, one.image_id)))?;
+        let power = match one.state.wanted() {
+            Wanted::On => api::Power::On,
+            Wanted::Off | Wanted::Gone => api::Power::Off,
+        };
+        Ok(api::DesiredInstance {
+            id: one.id.to_string(),
+            power: power.into(),
+            reboots: one.reboots.cast_unsigned(),
+            vcpus: u32::try_from(one.vcpus).unwrap_or(1),
+            memory_mib: one.memory_mib.cast_unsigned(),
+            image: Some(boot_image(image)),
+            root_bytes: one.root_bytes.cast_unsigned(),
+            interface: one.interface_id.to_string(),
+            metadata: Some(self.metadata(one)?),
+            trace: one.trace.clone(),
         })
-        .collect();
-    Ok(net::NodeNetwork {
-        generation: node.generation.cast_unsigned(),
-        segments: vec![segment],
-        interfaces,
-        elastic_ips,
-        public_pools: cloud.config.public_pools.iter().map(ToString::to_string).collect(),
-    })
-}
+    }
 
-fn interface(node: &NodeRow, row: &InstanceRow) -> net::Interface {
-    net::Interface {
-        id: row.interface_id.clone(),
-        segment: node.subnet_id.clone(),
-        mac: row.mac.clone(),
-        ipv4: row.private_ip.clone(),
-        hostname: host_name(&row.private_ip),
-        // The node gives each instance a user id of its own.
-        owner_uid: 0,
-        queue_pairs: 1,
-        instance: row.id.clone(),
-        source_dest_check_off: false,
+    fn metadata(&self, one: &Instance) -> Result<api::Metadata> {
+        let key = one.public_key.clone().map(|openssh| api::PublicKey {
+            name: one.key_name.clone().unwrap_or_default(),
+            openssh,
+        });
+        Ok(api::Metadata {
+            ami_id: one.image_id.to_string(),
+            instance_type: one.instance_type.clone(),
+            hostname: format!("{}.{}", one.short_name(), self.cloud.config.private_domain()),
+            local_ipv4: one.private_ip.0.to_string(),
+            public_ipv4: self.public_ips.get(&one.id).cloned().unwrap_or_default(),
+            mac: one.mac.clone(),
+            zone: self.subnet.zone.clone(),
+            reservation_id: one.reservation_id.to_string(),
+            account_id: one.account_id.clone(),
+            public_keys: key.into_iter().collect(),
+            user_data: one.user_data.clone().unwrap_or_default(),
+            security_groups: one.security_groups.iter().filter_map(|id| self.groups.get(id).cloned()).collect(),
+            launch_index: u32::try_from(one.launch_index).unwrap_or(0),
+            subnet_id: self.subnet.id.to_string(),
+            vpc_id: self.vpc.id.to_string(),
+            subnet_cidr: self.subnet.cidr()?.to_string(),
+            vpc_cidr: self.vpc.cidr()?.to_string(),
+        })
+    }
+
+    fn network(&self, generation: u64, here: &[Instance]) -> Result<net::NodeNetwork> {
+        let gateway = self.subnet.gateway()?;
+        let config = &self.cloud.config;
+        let segment = net::Segment {
+            id: self.subnet.id.to_string(),
+            cidr: self.subnet.cidr()?.to_string(),
+            gateway: gateway.to_string(),
+            gateway_mac: gateway_mac(gateway),
+            mtu: 0,
+            dns_servers: config.dns_servers.iter().map(ToString::to_string).collect(),
+            domain: config.private_domain(),
+            vpc: self.vpc.id.to_string(),
+            kind: Some(net::segment::Kind::Local(net::LocalSegment {})),
+        };
+        Ok(net::NodeNetwork {
+            generation,
+            segments: vec![segment],
+            interfaces: here.iter().map(|one| self.interface(one)).collect(),
+            elastic_ips: here.iter().filter_map(|one| self.elastic_ip(one)).collect(),
+            public_pools: config.public_pools.iter().map(ToString::to_string).collect(),
+        })
+    }
+
+    fn interface(&self, one: &Instance) -> net::Interface {
+        net::Interface {
+            id: one.interface_id.to_string(),
+            segment: self.subnet.id.to_string(),
+            mac: one.mac.clone(),
+            ipv4: one.private_ip.0.to_string(),
+            hostname: one.short_name(),
+            // The node gives each instance a user id of its own.
+            owner_uid: 0,
+            queue_pairs: 1,
+            instance: one.id.to_string(),
+            source_dest_check_off: false,
+        }
+    }
+
+    fn elastic_ip(&self, one: &Instance) -> Option<net::ElasticIp> {
+        Some(net::ElasticIp {
+            public_ip: self.public_ips.get(&one.id)?.clone(),
+            private_ip: one.private_ip.0.to_string(),
+            segment: self.subnet.id.to_string(),
+        })
     }
 }
 
-/// `ip-172-31-0-5` (EC2 User Guide, "EC2 instance hostnames").
-pub fn host_name(private_ip: &str) -> String {
-    format!("ip-{}", private_ip.replace('.', "-"))
+fn boot_image(image: &Image) -> api::BootImage {
+    let blob = |part: Part| api::BlobRef { sha256: part.sha256, size: part.size.cast_unsigned() };
+    api::BootImage {
+        image_id: image.id.to_string(),
+        kernel: Some(blob(image.kernel())),
+        initrd: image.initrd().map(blob),
+        root: image.root().map(blob),
+        cmdline: image.cmdline.clone(),
+        runs_on_software_kvm: image.runs_on_software_kvm,
+    }
 }
 
 /// The gateway's MAC is made from its address: the same on every node with no list to keep, and
@@ -229,8 +196,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_and_macs_follow_the_address() {
-        assert_eq!(host_name("172.31.0.5"), "ip-172-31-0-5");
+    fn the_gateways_mac_follows_its_address() {
         assert_eq!(gateway_mac(Ipv4Addr::new(172, 31, 0, 1)), "02:6d:ac:1f:00:01");
     }
 }

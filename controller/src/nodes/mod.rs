@@ -6,8 +6,8 @@
 //! or late does no harm: every one of them is whole, and carries the generation that it was made from.
 //!
 //! In memory is only who is connected. Everything that has to outlive this process is in the
-//! database: a handler changes it and calls [`bump`] in its own transaction, and [`Nodes::wake`] after
-//! the commit.
+//! database: a handler changes it, gives the node's state its next number
+//! ([`crate::state::nodes::touch`]) in the same transaction, and calls [`Nodes::wake`] after the commit.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -17,8 +17,6 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::{Notify, mpsc, oneshot};
 
 use crate::Cloud;
-use crate::error::Result;
-use crate::state::Tx;
 
 mod blobs;
 mod clock_offset;
@@ -92,17 +90,7 @@ impl Nodes {
     }
 }
 
-/// Gives the node a new generation of its desired state, in the transaction that changes it. What the
-/// transaction changes of an instance is noted with the generation that is returned (`instances.generation`).
-pub async fn bump(tx: &mut Tx, node: &str) -> Result<i64> {
-    let generation = sqlx::query_scalar("UPDATE nodes SET generation = generation + 1 WHERE name = ? RETURNING generation")
-        .bind(node)
-        .fetch_one(&mut **tx)
-        .await?;
-    Ok(generation)
-}
-
-/// Writes to the console reader's side: see [`console`].
+/// The newest bytes of an instance's console, asked of its node.
 pub async fn console(cloud: &Cloud, node: &str, instance: &str, max_bytes: u32) -> std::result::Result<api::ConsoleReply, ConsoleError> {
     console::ask(cloud, node, instance, max_bytes).await
 }

@@ -9,10 +9,12 @@
 //! Memory is never promised twice; CPUs are, by the configured factor (a teaching VM idles). A stopped
 //! instance keeps its place: starting it again must not fail for want of room.
 
-use super::{Facts, Kvm};
+use std::collections::HashMap;
+
+use super::Kvm;
 use crate::Cloud;
 use crate::error::Result;
-use crate::state::Tx;
+use crate::state::{Tx, nodes};
 
 /// What a request wants.
 #[derive(Debug, Clone)]
@@ -62,27 +64,27 @@ pub async fn place(tx: &mut Tx, cloud: &Cloud, wanted: &Wanted<'_>) -> Result<st
 }
 
 async fn rooms(tx: &mut Tx, cloud: &Cloud) -> Result<Vec<Room>> {
-    let rows: Vec<(String, String, Option<String>, i64, i64)> = sqlx::query_as(
-        "SELECT name, zone, facts, \
-         (SELECT coalesce(sum(memory_mib), 0) FROM instances WHERE node = name AND state <> 'terminated'), \
-         (SELECT coalesce(sum(vcpus), 0) FROM instances WHERE node = name AND state <> 'terminated') \
-         FROM nodes",
+    let promised: Vec<(String, i64, i64)> = sqlx::query_as(
+        "SELECT node, sum(memory_mib), sum(vcpus) FROM instances WHERE state <> 'terminated' GROUP BY node",
     )
     .fetch_all(&mut **tx)
     .await?;
-    let room = |(name, zone, facts, memory, vcpus): (String, String, Option<String>, i64, i64)| {
-        let facts: Facts = serde_json::from_str(&facts?).ok()?;
+    let promised: HashMap<String, (i64, i64)> =
+        promised.into_iter().map(|(node, memory, vcpus)| (node, (memory, vcpus))).collect();
+    let room = |node: nodes::Node| {
+        let facts = node.facts?;
+        let (memory, vcpus) = promised.get(&node.name).copied().unwrap_or_default();
         let memory_mib = facts.memory_mib.saturating_sub(cloud.config.memory_reserve_mib);
-        cloud.nodes.connected(&name).then(|| Room {
-            name,
-            zone,
+        cloud.nodes.connected(&node.name).then(|| Room {
+            name: node.name,
+            zone: node.zone,
             kvm: facts.kvm,
             memory_mib,
             free_memory_mib: memory_mib.saturating_sub(memory.cast_unsigned()),
             free_vcpus: f64::from(facts.cpus) * cloud.config.cpu_overcommit - vcpus as f64,
         })
     };
-    Ok(rows.into_iter().filter_map(room).collect())
+    Ok(nodes::all(tx).await?.into_iter().filter_map(room).collect())
 }
 
 fn choose(rooms: Vec<Room>, wanted: &Wanted<'_>) -> std::result::Result<Vec<String>, Refusal> {

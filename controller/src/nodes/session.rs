@@ -125,15 +125,8 @@ async fn hear(cloud: &Cloud, node: &str, clock: &ClockOffset, message: Message) 
 }
 
 async fn note_facts(cloud: &Cloud, node: &str, facts: Facts) -> Result<()> {
-    // Strings and numbers only: this cannot fail.
-    let json = serde_json::to_string(&facts).unwrap_or_default();
     let mut tx = cloud.db.begin().await?;
-    sqlx::query("UPDATE nodes SET facts = ?, last_seen_ns = ? WHERE name = ?")
-        .bind(json)
-        .bind(crate::clock::now())
-        .bind(node)
-        .execute(&mut *tx)
-        .await?;
+    crate::state::nodes::set_facts(&mut tx, node, &facts).await?;
     Ok(tx.commit().await?)
 }
 
