@@ -1,0 +1,31 @@
+//! What this kernel and this netd can do, and what is missing where they cannot.
+
+use std::collections::HashMap;
+use std::fs::OpenOptions;
+
+use crate::{conntrack, nft};
+
+/// Name of each capability to why it is missing; an empty reason means that it is there.
+pub fn detect() -> HashMap<String, String> {
+    let reason = |outcome: crate::error::Result<()>| match outcome {
+        Ok(()) => String::new(),
+        Err(error) => error.to_string(),
+    };
+    HashMap::from([
+        ("local".into(), tun_device()),
+        ("nftables".into(), reason(nft::probe())),
+        ("conntrack".into(), reason(conntrack::probe())),
+        ("vlan".into(), "this netd does not serve VLAN segments yet".into()),
+        ("vxlan".into(), "this netd does not serve VXLAN segments yet".into()),
+    ])
+}
+
+fn tun_device() -> String {
+    match OpenOptions::new().read(true).write(true).open("/dev/net/tun") {
+        Ok(_) => String::new(),
+        Err(error) => format!(
+            "/dev/net/tun cannot be opened for reading and writing ({error}); load the module `tun` \
+             (CONFIG_TUN) and let netd's user open the device"
+        ),
+    }
+}

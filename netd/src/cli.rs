@@ -1,0 +1,97 @@
+//! The command line of `mallee-netd`.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Args, Parser, Subcommand};
+use ipnet::Ipv4Net;
+
+use crate::api::DEFAULT_SOCKET;
+use crate::desired::LinkName;
+
+/// The network of a Mallee node.
+///
+/// Without a subcommand: serves gRPC on a Unix socket and makes this network namespace what the
+/// caller asks for. Needs CAP_NET_ADMIN, CAP_NET_RAW (ARP announcements) and CAP_NET_BIND_SERVICE
+/// (DHCP's port 67) in the namespace, and read and write access to /dev/net/tun.
+#[derive(Debug, Parser)]
+#[command(name = "mallee-netd", version, args_conflicts_with_subcommands = true)]
+pub struct Cli {
+    #[command(subcommand)]
+    pub command: Option<Command>,
+    #[command(flatten)]
+    pub daemon: Option<Daemon>,
+}
+
+#[derive(Debug, Args)]
+pub struct Daemon {
+    /// Where to listen. The socket is made with mode 0600.
+    #[arg(long, default_value = DEFAULT_SOCKET)]
+    pub socket: PathBuf,
+    /// Folder that keeps the desired network over restarts.
+    #[arg(long)]
+    pub state: PathBuf,
+    /// The interface on the public side; it has an address already.
+    #[arg(long)]
+    pub uplink: LinkName,
+    /// How often the kernel is compared with the desired network and mended, in seconds.
+    #[arg(long, default_value = "10", value_parser = seconds)]
+    pub mend_every: Duration,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Makes or removes a public side on a machine that has none of its own.
+    #[command(subcommand)]
+    Outside(Outside),
+    /// Removes everything that netd owns in this network namespace.
+    Clean,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Outside {
+    /// Makes a bridge, and a network namespace joined to it if one is named. Does nothing when they
+    /// are there already.
+    Up {
+        /// Name of the bridge.
+        #[arg(long)]
+        bridge: LinkName,
+        /// The bridge's address: the outside as the nodes see it.
+        #[arg(long)]
+        address: Ipv4Net,
+        /// A network namespace for a node on this machine, as `ip netns` names it.
+        #[arg(long, requires_all = ["namespace_address"])]
+        namespace: Option<LinkName>,
+        /// The address of the node in the namespace.
+        #[arg(long)]
+        namespace_address: Option<Ipv4Net>,
+        /// Name of the node's uplink in the namespace.
+        #[arg(long, default_value = "pub0")]
+        uplink_name: LinkName,
+    },
+    /// Adds a tap as a port of the bridge, for a node in a virtual machine.
+    Tap {
+        #[arg(long)]
+        bridge: LinkName,
+        #[arg(long)]
+        name: LinkName,
+        /// The user that may open the tap.
+        #[arg(long, default_value_t = 0)]
+        owner: u32,
+    },
+    /// Removes the bridge with its taps, and the namespace if one is named. Only what `up` and `tap`
+    /// made is removed.
+    Down {
+        #[arg(long)]
+        bridge: LinkName,
+        #[arg(long)]
+        namespace: Option<LinkName>,
+    },
+}
+
+fn seconds(text: &str) -> Result<Duration, String> {
+    match text.parse::<u64>() {
+        Ok(seconds) if seconds > 0 => Ok(Duration::from_secs(seconds)),
+        _ => Err("give a whole number of seconds above 0".into()),
+    }
+}

@@ -1,0 +1,67 @@
+//! What is told of each interface and elastic IP by `Show`.
+
+use std::collections::BTreeMap;
+use std::time::SystemTime;
+
+use crate::api::{ElasticIpState, InterfaceState, NodeNetwork, ShowReply};
+use crate::desired::{ElasticIp, Interface, InterfaceId, Network};
+use crate::links::Observed;
+use crate::nft::Counters;
+use crate::service::unix_ns;
+
+pub fn show(
+    applied: NodeNetwork,
+    network: &Network,
+    observed: &Observed,
+    counters: &Counters,
+    leases: &BTreeMap<InterfaceId, SystemTime>,
+) -> ShowReply {
+    ShowReply {
+        applied: Some(applied),
+        interfaces: network
+            .interfaces
+            .values()
+            .map(|interface| interface_state(interface, observed, counters, leases))
+            .collect(),
+        elastic_ips: network
+            .elastic_ips
+            .values()
+            .map(|elastic| elastic_ip_state(elastic, counters))
+            .collect(),
+    }
+}
+
+/// What the node receives on a tap is what the instance sent, so the two directions change places.
+fn interface_state(
+    interface: &Interface,
+    observed: &Observed,
+    counters: &Counters,
+    leases: &BTreeMap<InterfaceId, SystemTime>,
+) -> InterfaceState {
+    let link = observed.links.get(&interface.tap);
+    let traffic = link.map(|link| link.traffic).unwrap_or_default();
+    InterfaceState {
+        id: interface.id.to_string(),
+        tap: interface.tap.to_string(),
+        carrier: link.is_some_and(|link| link.carrier),
+        rx_bytes: traffic.tx_bytes,
+        tx_bytes: traffic.rx_bytes,
+        rx_packets: traffic.tx_packets,
+        tx_packets: traffic.rx_packets,
+        spoofed_packets: counters.spoofed.get(&interface.tap).map_or(0, |counter| counter.packets),
+        leased_unix_ns: leases.get(&interface.id).map_or(0, |at| unix_ns(*at)),
+    }
+}
+
+fn elastic_ip_state(elastic: &ElasticIp, counters: &Counters) -> ElasticIpState {
+    let inbound = counters.elastic_in.get(&elastic.public).copied().unwrap_or_default();
+    let outbound = counters.elastic_out.get(&elastic.public).copied().unwrap_or_default();
+    ElasticIpState {
+        public_ip: elastic.public.to_string(),
+        private_ip: elastic.private.to_string(),
+        in_packets: inbound.packets,
+        in_bytes: inbound.bytes,
+        out_packets: outbound.packets,
+        out_bytes: outbound.bytes,
+    }
+}

@@ -1,0 +1,57 @@
+//! The daemon: takes up the stored network, then serves, and mends what others break.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::time::MissedTickBehavior;
+
+use crate::cli::Daemon;
+use crate::error::{Error, Result};
+use crate::links::Links;
+use crate::reconcile::Reconciler;
+use crate::service::Service;
+use crate::store::Store;
+
+/// Runs until SIGTERM or SIGINT. The network stays as it is when netd ends: instances go on.
+pub async fn run(options: Daemon) -> Result<()> {
+    let store = Store::open(&options.state)?;
+    let (reconciler, given) = Reconciler::new(Links::connect()?, options.uplink, store);
+    let reconciler = Arc::new(reconciler);
+    let recorder = reconciler.clone();
+    tokio::spawn(async move { recorder.record_leases(given).await });
+    reconciler.restore().await?;
+    tokio::spawn(mend_forever(reconciler.clone(), options.mend_every));
+    let end = end_signal()?;
+    Service::new(reconciler).serve(&options.socket, end).await?;
+    // A socket that nobody serves would make callers wait instead of connecting anew.
+    let _ = std::fs::remove_file(&options.socket);
+    Ok(())
+}
+
+/// Compares the kernel with the desired network, at once and then again and again. The first round
+/// is what brings a node's network back before its controller is there.
+async fn mend_forever(reconciler: Arc<Reconciler>, every: Duration) {
+    let mut ticks = tokio::time::interval(every);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        ticks.tick().await;
+        match reconciler.mend().await {
+            Ok(true) => tracing::info!("the kernel's network was not as desired; it is now"),
+            Ok(false) => {}
+            Err(error) => tracing::warn!(%error, "the network could not be mended; trying again"),
+        }
+    }
+}
+
+fn end_signal() -> Result<impl Future<Output = ()>> {
+    let mut terminate = signal(SignalKind::terminate()).map_err(Error::io("handling SIGTERM"))?;
+    let mut interrupt = signal(SignalKind::interrupt()).map_err(Error::io("handling SIGINT"))?;
+    Ok(async move {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+        tracing::info!("ending; the network stays");
+    })
+}

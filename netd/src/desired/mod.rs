@@ -1,0 +1,120 @@
+//! The desired network of the node, in types that can be trusted.
+//!
+//! What arrives over gRPC is text. [`Network::parse`] turns the whole of it into the types below or
+//! refuses the whole of it, naming the item that cannot be ([`InvalidNetwork`]). Nothing past this
+//! module checks an address again, and nothing in this module looks at the kernel: what depends on
+//! the node itself (the uplink's own network) is handed in.
+
+mod check;
+mod parse;
+#[cfg(test)]
+pub(crate) mod testing;
+mod types;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::Ipv4Addr;
+
+use ipnet::Ipv4Net;
+
+pub use types::{InterfaceId, LinkName, MAX_LINK_NAME, MacAddress, SegmentId, VpcId};
+
+/// Why a desired network was refused: the item, and what to do about it.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{item}: {problem}")]
+pub struct InvalidNetwork {
+    /// The item as the caller knows it, for example "interface eni-0123".
+    pub item: String,
+    /// What is wrong with it.
+    pub problem: String,
+}
+
+impl InvalidNetwork {
+    pub(crate) fn new(item: impl std::fmt::Display, problem: impl Into<String>) -> Self {
+        Self { item: item.to_string(), problem: problem.into() }
+    }
+}
+
+/// The whole network of one node.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Network {
+    pub generation: u64,
+    pub segments: BTreeMap<SegmentId, Segment>,
+    pub interfaces: BTreeMap<InterfaceId, Interface>,
+    /// By public address.
+    pub elastic_ips: BTreeMap<Ipv4Addr, ElasticIp>,
+    pub public_pools: Vec<Ipv4Net>,
+}
+
+/// A layer-2 segment: one subnet as seen from this node. Only `local` segments exist so far, so
+/// there is no kind to keep.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Segment {
+    pub id: SegmentId,
+    pub vpc: VpcId,
+    pub network: Ipv4Net,
+    pub gateway: Ipv4Addr,
+    pub gateway_mac: MacAddress,
+    /// Bytes.
+    pub mtu: u32,
+    pub dns_servers: Vec<Ipv4Addr>,
+    pub domain: Option<String>,
+    /// The bridge that is the segment on this node.
+    pub bridge: LinkName,
+}
+
+/// One network interface of one instance, behind one tap.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Interface {
+    pub id: InterfaceId,
+    pub segment: SegmentId,
+    pub mac: MacAddress,
+    pub ipv4: Ipv4Addr,
+    pub hostname: Option<String>,
+    pub owner_uid: u32,
+    pub queue_pairs: u32,
+    pub instance: String,
+    pub source_check: bool,
+    /// The tap that it is behind.
+    pub tap: LinkName,
+}
+
+/// A public address that stands for a private one.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ElasticIp {
+    pub public: Ipv4Addr,
+    pub private: Ipv4Addr,
+    pub segment: SegmentId,
+}
+
+/// What the checks must know of the node: the public side's interface and its own addresses.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct UplinkAddresses {
+    pub name: String,
+    /// The interface's IPv4 addresses with their networks.
+    pub addresses: Vec<Ipv4Net>,
+}
+
+impl Network {
+    /// The addresses of instances on a segment, with their interfaces.
+    pub fn interfaces_of<'a>(
+        &'a self,
+        segment: &'a SegmentId,
+    ) -> impl Iterator<Item = &'a Interface> + 'a {
+        self.interfaces.values().filter(move |interface| interface.segment == *segment)
+    }
+
+    /// The bridge of an interface or elastic IP's segment. Parsing made sure that it is there.
+    pub fn bridge_of(&self, segment: &SegmentId) -> &LinkName {
+        &self.segments[segment].bridge
+    }
+
+    /// The private addresses that instances hold.
+    pub fn private_addresses(&self) -> BTreeSet<Ipv4Addr> {
+        self.interfaces.values().map(|interface| interface.ipv4).collect()
+    }
+
+    /// True when `address` is in one of the pools for elastic IPs.
+    pub fn in_pool(&self, address: Ipv4Addr) -> bool {
+        self.public_pools.iter().any(|pool| pool.contains(&address))
+    }
+}

@@ -1,0 +1,193 @@
+//! From the messages of `network.proto` to the types of this module, one item at a time.
+//!
+//! Here each item is judged alone; how items fit together is judged in `check.rs`.
+
+use std::collections::BTreeMap;
+use std::fmt::Display;
+use std::net::Ipv4Addr;
+use std::str::FromStr;
+
+use ipnet::Ipv4Net;
+
+use super::{ElasticIp, Interface, InvalidNetwork, LinkName, Network, Segment, UplinkAddresses};
+use crate::api;
+
+/// MTU of a segment that names none.
+const DEFAULT_MTU: u32 = 1500;
+/// Smallest datagram that every IPv4 host must take (RFC 791, section 3.1).
+const MIN_MTU: u32 = 576;
+/// EC2's jumbo frames are 9001 bytes; switches call 9216 the limit.
+const MAX_MTU: u32 = 9216;
+/// As many queue pairs as a virtio-net device of ours has at most.
+const MAX_QUEUE_PAIRS: u32 = 16;
+
+type Result<T> = std::result::Result<T, InvalidNetwork>;
+
+impl Network {
+    /// Parses and checks the whole network, or names the first item that cannot be.
+    pub fn parse(message: &api::NodeNetwork, uplink: &UplinkAddresses) -> Result<Self> {
+        let network = Self {
+            generation: message.generation,
+            segments: unique(&message.segments, "segment", |segment| {
+                parse_segment(segment).map(|segment| (segment.id.clone(), segment))
+            })?,
+            interfaces: unique(&message.interfaces, "interface", |interface| {
+                parse_interface(interface).map(|interface| (interface.id.clone(), interface))
+            })?,
+            elastic_ips: unique(&message.elastic_ips, "elastic IP", |elastic| {
+                parse_elastic_ip(elastic).map(|elastic| (elastic.public, elastic))
+            })?,
+            public_pools: message
+                .public_pools
+                .iter()
+                .map(|pool| parse_network(&format!("public pool {pool}"), pool))
+                .collect::<Result<_>>()?,
+        };
+        network.check(uplink)?;
+        Ok(network)
+    }
+}
+
+/// Parses each message; two that have the same key are an error.
+fn unique<M, K: Ord + Display + Clone, V>(
+    messages: &[M],
+    what: &str,
+    parse: impl Fn(&M) -> Result<(K, V)>,
+) -> Result<BTreeMap<K, V>> {
+    let mut parsed = BTreeMap::new();
+    for message in messages {
+        let (key, value) = parse(message)?;
+        if parsed.insert(key.clone(), value).is_some() {
+            return Err(InvalidNetwork::new(format!("{what} {key}"), "is given twice"));
+        }
+    }
+    Ok(parsed)
+}
+
+fn parse_segment(message: &api::Segment) -> Result<Segment> {
+    let item = format!("segment {}", message.id);
+    match &message.kind {
+        Some(api::segment::Kind::Local(_)) => {}
+        Some(api::segment::Kind::Vlan(vlan)) => {
+            return Err(InvalidNetwork::new(
+                item,
+                format!(
+                    "kind vlan (VID {}) needs a trunk port, which this netd cannot serve yet; use kind local",
+                    vlan.vid
+                ),
+            ));
+        }
+        Some(api::segment::Kind::Vxlan(vxlan)) => {
+            return Err(InvalidNetwork::new(
+                item,
+                format!(
+                    "kind vxlan (VNI {}) needs a tunnel, which this netd cannot serve yet; use kind local",
+                    vxlan.vni
+                ),
+            ));
+        }
+        None => return Err(InvalidNetwork::new(item, "has no kind; use kind local")),
+    }
+    Ok(Segment {
+        id: field(&item, "id", &message.id)?,
+        vpc: field(&item, "vpc", &message.vpc)?,
+        network: parse_network(&item, &message.cidr)?,
+        gateway: field(&item, "gateway", &message.gateway)?,
+        gateway_mac: field(&item, "gateway_mac", &message.gateway_mac)?,
+        mtu: match message.mtu {
+            0 => DEFAULT_MTU,
+            mtu if (MIN_MTU..=MAX_MTU).contains(&mtu) => mtu,
+            mtu => {
+                return Err(InvalidNetwork::new(
+                    item,
+                    format!("mtu {mtu} is outside of {MIN_MTU} to {MAX_MTU}"),
+                ));
+            }
+        },
+        dns_servers: message
+            .dns_servers
+            .iter()
+            .map(|server| field(&item, "dns_servers", server))
+            .collect::<Result<_>>()?,
+        domain: parse_domain(&item, "domain", &message.domain)?,
+        bridge: link_name(&item, &api::bridge_name(&message.id))?,
+    })
+}
+
+fn parse_interface(message: &api::Interface) -> Result<Interface> {
+    let item = format!("interface {}", message.id);
+    if message.queue_pairs > MAX_QUEUE_PAIRS {
+        let problem = format!("queue_pairs {} is above {MAX_QUEUE_PAIRS}", message.queue_pairs);
+        return Err(InvalidNetwork::new(item, problem));
+    }
+    if message.owner_uid == u32::MAX {
+        // The kernel reads this one as "nobody in particular": everybody could open the tap.
+        return Err(InvalidNetwork::new(item, "owner_uid 4294967295 is no user id"));
+    }
+    Ok(Interface {
+        id: field(&item, "id", &message.id)?,
+        segment: field(&item, "segment", &message.segment)?,
+        mac: field(&item, "mac", &message.mac)?,
+        ipv4: field(&item, "ipv4", &message.ipv4)?,
+        hostname: parse_domain(&item, "hostname", &message.hostname)?,
+        owner_uid: message.owner_uid,
+        queue_pairs: message.queue_pairs.max(1),
+        instance: message.instance.clone(),
+        source_check: !message.source_dest_check_off,
+        tap: link_name(&item, &api::tap_name(&message.id))?,
+    })
+}
+
+fn parse_elastic_ip(message: &api::ElasticIp) -> Result<ElasticIp> {
+    let item = format!("elastic IP {}", message.public_ip);
+    Ok(ElasticIp {
+        public: field(&item, "public_ip", &message.public_ip)?,
+        private: field(&item, "private_ip", &message.private_ip)?,
+        segment: field(&item, "segment", &message.segment)?,
+    })
+}
+
+/// Parses one member of an item; the error names both.
+fn field<T: FromStr<Err: Display>>(item: &str, name: &str, text: &str) -> Result<T> {
+    text.parse().map_err(|error| InvalidNetwork::new(item, format!("{name} `{text}`: {error}")))
+}
+
+fn link_name(item: &str, name: &str) -> Result<LinkName> {
+    name.parse().map_err(|error: String| InvalidNetwork::new(item, error))
+}
+
+fn parse_network(item: &str, text: &str) -> Result<Ipv4Net> {
+    let network: Ipv4Net = field(item, "cidr", text)?;
+    if network.trunc() != network {
+        return Err(InvalidNetwork::new(
+            item,
+            format!("`{text}` has host bits set; did you mean {}?", network.trunc()),
+        ));
+    }
+    Ok(network)
+}
+
+/// A DNS name: labels of letters, digits and dashes (RFC 1123, section 2.1). Empty is none.
+fn parse_domain(item: &str, name: &str, text: &str) -> Result<Option<String>> {
+    if text.is_empty() {
+        return Ok(None);
+    }
+    let label_is_good = |label: &str| {
+        (1..=63).contains(&label.len())
+            && label.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-')
+            && !label.starts_with('-')
+            && !label.ends_with('-')
+    };
+    if text.len() > 253 || !text.split('.').all(label_is_good) {
+        return Err(InvalidNetwork::new(
+            item,
+            format!("{name} `{text}` is no DNS name (RFC 1123: letters, digits and dashes)"),
+        ));
+    }
+    Ok(Some(text.to_owned()))
+}
+
+/// True when an instance may hold `address` on `network`: neither of the network's own two ends.
+pub(super) fn is_host_of(network: &Ipv4Net, address: Ipv4Addr) -> bool {
+    network.contains(&address) && address != network.network() && address != network.broadcast()
+}

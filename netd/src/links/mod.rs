@@ -1,0 +1,86 @@
+//! Links, addresses, routes and neighbours, through rtnetlink.
+//!
+//! * `observed.rs`: what the kernel has, read back.
+//! * `plan.rs`: from desired and observed to the list of steps between them; a pure function.
+//! * `perform.rs`: does one step.
+//! * `tap.rs`: makes a persistent tap, which rtnetlink cannot.
+//!
+//! What is netd's is told by the link's *group* ([`GROUP`]), which is set in the same request that
+//! makes the link, so that no crash leaves a link without its mark; routes and proxy neighbours
+//! carry netd's *protocol* ([`PROTOCOL`]). Nothing else is ever changed or removed.
+
+mod observed;
+mod perform;
+mod plan;
+mod tap;
+
+use futures::TryStreamExt;
+use netlink_packet_route::route::RouteProtocol;
+use rtnetlink::Handle;
+
+use crate::desired::{LinkName, MacAddress, UplinkAddresses};
+use crate::error::{Error, Result};
+
+pub use observed::{Link, LinkKind, Observed};
+pub use plan::{Plan, Step, plan};
+pub use tap::{TapOptions, create as create_tap};
+
+/// The link group of netd's bridges and taps: "mall" in ASCII.
+pub const GROUP: u32 = u32::from_be_bytes(*b"mall");
+
+/// The routing protocol number of netd's routes and proxy neighbours; none is registered there
+/// (`include/uapi/linux/rtnetlink.h`, `RTPROT_*`).
+pub const PROTOCOL: RouteProtocol = RouteProtocol::Other(109);
+
+/// The interface on the public side.
+#[derive(Debug, Clone)]
+pub struct Uplink {
+    pub index: u32,
+    /// None on a link without Ethernet, which needs no ARP.
+    pub mac: Option<MacAddress>,
+    pub addresses: UplinkAddresses,
+}
+
+/// A connection to the kernel's rtnetlink, in the network namespace of the thread that made it.
+#[derive(Clone)]
+pub struct Links {
+    handle: Handle,
+}
+
+impl Links {
+    /// Connects; needs a running tokio, which drives the connection.
+    pub fn connect() -> Result<Self> {
+        let (connection, handle, _) =
+            rtnetlink::new_connection().map_err(Error::io("opening an rtnetlink socket"))?;
+        tokio::spawn(connection);
+        Ok(Self { handle })
+    }
+
+    /// The raw handle, for the one-shot commands of `outside.rs`.
+    pub fn handle(&self) -> &Handle {
+        &self.handle
+    }
+
+    /// The index of the link called `name`, if there is one.
+    pub async fn index_of(&self, name: &LinkName) -> Result<Option<u32>> {
+        let mut found = self.handle.link().get().match_name(name.to_string()).execute();
+        match found.try_next().await {
+            Ok(link) => Ok(link.map(|link| link.header.index)),
+            Err(error) if is_errno(&error, libc::ENODEV) => Ok(None),
+            Err(error) => Err(Error::link(format!("looking for {name}"))(error)),
+        }
+    }
+
+    /// The uplink as it is now.
+    pub async fn uplink(&self, name: &LinkName) -> Result<Uplink> {
+        let index = self.index_of(name).await?.ok_or_else(|| Error::NoUplink(name.to_string()))?;
+        let addresses = self.addresses_of(index).await?;
+        let mac = self.mac_of(index).await?;
+        Ok(Uplink { index, mac, addresses: UplinkAddresses { name: name.to_string(), addresses } })
+    }
+}
+
+/// True when the kernel answered a request with this error number.
+pub(crate) fn is_errno(error: &rtnetlink::Error, number: i32) -> bool {
+    matches!(error, rtnetlink::Error::NetlinkError(message) if message.raw_code() == -number)
+}

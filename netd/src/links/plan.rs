@@ -1,0 +1,270 @@
+//! From desired and observed to the steps between them.
+//!
+//! A pure function, so that it can be tested over many networks: performing the plan leads to the
+//! desired network, and the plan of a network that is there already is empty.
+//!
+//! The order is such that nothing is ever open that should be closed: taps go before the rules that
+//! guard them do, and come after.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::Ipv4Addr;
+
+use ipnet::Ipv4Net;
+
+use super::{Link, LinkKind, Observed};
+use crate::api::METADATA_ADDRESS;
+use crate::desired::{Interface, LinkName, MacAddress, Network, Segment};
+use crate::error::{Error, Result};
+
+/// One change to the kernel.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Step {
+    DeleteLink { name: LinkName },
+    CreateBridge { name: LinkName, mac: MacAddress, mtu: u32 },
+    SetMac { name: LinkName, mac: MacAddress },
+    SetMtu { name: LinkName, mtu: u32 },
+    SetAlias { name: LinkName, alias: String },
+    SetUp { name: LinkName },
+    AddAddress { bridge: LinkName, address: Ipv4Net },
+    RemoveAddress { bridge: LinkName, address: Ipv4Net },
+    SetNeighbour { bridge: LinkName, ip: Ipv4Addr, mac: MacAddress },
+    RemoveNeighbour { bridge: LinkName, ip: Ipv4Addr },
+    CreateTap { name: LinkName, owner: u32, multi_queue: bool },
+    /// Makes the tap a port of the bridge that neither learns nor floods.
+    Attach { tap: LinkName, bridge: LinkName },
+    AddForwarding { tap: LinkName, mac: MacAddress },
+    RemoveForwarding { tap: LinkName, mac: MacAddress },
+    SetRoute { ip: Ipv4Addr, bridge: LinkName },
+    RemoveRoute { ip: Ipv4Addr, bridge: LinkName },
+    /// The link with this index (the uplink) begins to answer ARP for the address.
+    AddProxy { index: u32, ip: Ipv4Addr },
+    RemoveProxy { index: u32, ip: Ipv4Addr },
+}
+
+/// The steps in two halves, with the nftables transaction between them.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Plan {
+    /// Closing what is gone, and the segments themselves.
+    pub before_rules: Vec<Step>,
+    /// Opening what is new.
+    pub after_rules: Vec<Step>,
+}
+
+impl Plan {
+    pub fn is_empty(&self) -> bool {
+        self.before_rules.is_empty() && self.after_rules.is_empty()
+    }
+}
+
+/// The steps from `observed` to `desired`. Fails when a name is taken by a link of somebody else's.
+pub fn plan(desired: &Network, observed: &Observed, uplink_index: u32) -> Result<Plan> {
+    check_names(desired, observed)?;
+    let mut plan = Plan::default();
+    let gone = links_to_delete(desired, observed);
+    plan.before_rules.extend(gone.iter().map(|name| Step::DeleteLink { name: (*name).clone() }));
+    let kept = |name: &LinkName| observed.links.get(name).filter(|_| !gone.contains(name));
+
+    plan_closed_addresses(desired, observed, uplink_index, &mut plan.before_rules);
+    for segment in desired.segments.values() {
+        plan_bridge(segment, kept(&segment.bridge), &mut plan.before_rules);
+    }
+    plan_bridge_addresses(desired, observed, &kept, &mut plan.before_rules);
+    plan_neighbours(desired, observed, &kept, &mut plan.before_rules);
+
+    plan_routes(desired, observed, uplink_index, &kept, &mut plan.after_rules);
+    for interface in desired.interfaces.values() {
+        let segment = &desired.segments[&interface.segment];
+        plan_tap(interface, segment, kept(&interface.tap), observed, &kept, &mut plan.after_rules);
+    }
+    Ok(plan)
+}
+
+type Steps = Vec<Step>;
+
+fn check_names(desired: &Network, observed: &Observed) -> Result<()> {
+    let bridges = desired.segments.values().map(|segment| &segment.bridge);
+    let taps = desired.interfaces.values().map(|interface| &interface.tap);
+    match bridges.chain(taps).find(|name| observed.foreign.contains(name.as_str())) {
+        Some(name) => Err(Error::ForeignLink { name: name.to_string() }),
+        None => Ok(()),
+    }
+}
+
+/// netd's links that are no longer wanted, or that cannot become what is wanted: the owner and the
+/// queues of a tap that may be in use cannot be changed.
+fn links_to_delete<'a>(desired: &Network, observed: &'a Observed) -> BTreeSet<&'a LinkName> {
+    let bridges: BTreeSet<&LinkName> = desired.segments.values().map(|s| &s.bridge).collect();
+    let taps: BTreeMap<&LinkName, &Interface> =
+        desired.interfaces.values().map(|interface| (&interface.tap, interface)).collect();
+    let fits = |name: &LinkName, link: &Link| match &link.kind {
+        LinkKind::Bridge => bridges.contains(name),
+        LinkKind::Tap { owner, multi_queue, .. } => taps.get(name).is_some_and(|interface| {
+            *owner == Some(interface.owner_uid) && *multi_queue == (interface.queue_pairs > 1)
+        }),
+        LinkKind::Other => false,
+    };
+    observed.links.iter().filter(|(name, link)| !fits(name, link)).map(|(name, _)| name).collect()
+}
+
+/// Public addresses that this node no longer answers for.
+fn plan_closed_addresses(
+    desired: &Network,
+    observed: &Observed,
+    uplink_index: u32,
+    steps: &mut Steps,
+) {
+    for (index, ip) in &observed.proxies {
+        if *index != uplink_index || !desired.elastic_ips.contains_key(ip) {
+            steps.push(Step::RemoveProxy { index: *index, ip: *ip });
+        }
+    }
+    for (ip, bridge) in &observed.routes {
+        if !desired.elastic_ips.contains_key(ip) {
+            steps.push(Step::RemoveRoute { ip: *ip, bridge: bridge.clone() });
+        }
+    }
+}
+
+fn plan_bridge(segment: &Segment, found: Option<&Link>, steps: &mut Steps) {
+    let name = || segment.bridge.clone();
+    let (mac, mtu) = (segment.gateway_mac, segment.mtu);
+    if found.is_none() {
+        steps.push(Step::CreateBridge { name: name(), mac, mtu });
+    }
+    if found.is_some_and(|link| link.mac != mac.octets()) {
+        steps.push(Step::SetMac { name: name(), mac });
+    }
+    if found.is_some_and(|link| link.mtu != mtu) {
+        steps.push(Step::SetMtu { name: name(), mtu });
+    }
+    plan_alias_and_up(&segment.bridge, segment.id.as_str(), found, steps);
+}
+
+/// The alias tells a person what the link is; `ip link` shows it.
+fn plan_alias_and_up(name: &LinkName, alias: &str, found: Option<&Link>, steps: &mut Steps) {
+    if found.and_then(|link| link.alias.as_deref()) != Some(alias) {
+        steps.push(Step::SetAlias { name: name.clone(), alias: alias.to_owned() });
+    }
+    if !found.is_some_and(|link| link.up) {
+        steps.push(Step::SetUp { name: name.clone() });
+    }
+}
+
+/// The addresses of a segment's gateway: its own, and the metadata service's.
+pub(super) fn gateway_addresses(segment: &Segment) -> [Ipv4Net; 2] {
+    let own = Ipv4Net::new_assert(segment.gateway, segment.network.prefix_len());
+    [own, Ipv4Net::new_assert(METADATA_ADDRESS, 32)]
+}
+
+fn plan_bridge_addresses<'a>(
+    desired: &Network,
+    observed: &Observed,
+    kept: &impl Fn(&LinkName) -> Option<&'a Link>,
+    steps: &mut Steps,
+) {
+    let wanted: BTreeSet<(LinkName, Ipv4Net)> = desired
+        .segments
+        .values()
+        .flat_map(|segment| gateway_addresses(segment).map(|address| (segment.bridge.clone(), address)))
+        .collect();
+    for (bridge, address) in &observed.addresses {
+        if kept(bridge).is_some() && !wanted.contains(&(bridge.clone(), *address)) {
+            steps.push(Step::RemoveAddress { bridge: bridge.clone(), address: *address });
+        }
+    }
+    for (bridge, address) in wanted {
+        let there = kept(&bridge).is_some() && observed.addresses.contains(&(bridge.clone(), address));
+        if !there {
+            steps.push(Step::AddAddress { bridge, address });
+        }
+    }
+}
+
+/// Every instance is a permanent neighbour of its gateway: nobody can take its place by answering
+/// ARP, and the first packet to it waits for no answer.
+fn plan_neighbours<'a>(
+    desired: &Network,
+    observed: &Observed,
+    kept: &impl Fn(&LinkName) -> Option<&'a Link>,
+    steps: &mut Steps,
+) {
+    let wanted: BTreeMap<(LinkName, Ipv4Addr), MacAddress> = desired
+        .interfaces
+        .values()
+        .map(|interface| {
+            ((desired.bridge_of(&interface.segment).clone(), interface.ipv4), interface.mac)
+        })
+        .collect();
+    for (bridge, ip) in observed.neighbours.keys() {
+        if kept(bridge).is_some() && !wanted.contains_key(&(bridge.clone(), *ip)) {
+            steps.push(Step::RemoveNeighbour { bridge: bridge.clone(), ip: *ip });
+        }
+    }
+    for (key, mac) in wanted {
+        let there = kept(&key.0).is_some() && observed.neighbours.get(&key) == Some(&mac);
+        if !there {
+            let (bridge, ip) = key;
+            steps.push(Step::SetNeighbour { bridge, ip, mac });
+        }
+    }
+}
+
+/// The uplink answers ARP for an elastic IP by proxy, which the kernel does for an address whose
+/// route leads elsewhere; so each has a host route to its segment (see `README.md`).
+fn plan_routes<'a>(
+    desired: &Network,
+    observed: &Observed,
+    uplink_index: u32,
+    kept: &impl Fn(&LinkName) -> Option<&'a Link>,
+    steps: &mut Steps,
+) {
+    for (ip, elastic) in &desired.elastic_ips {
+        let bridge = desired.bridge_of(&elastic.segment);
+        let there = kept(bridge).is_some() && observed.routes.get(ip) == Some(bridge);
+        if !there {
+            steps.push(Step::SetRoute { ip: *ip, bridge: bridge.clone() });
+        }
+        if !observed.proxies.contains(&(uplink_index, *ip)) {
+            steps.push(Step::AddProxy { index: uplink_index, ip: *ip });
+        }
+    }
+}
+
+fn plan_tap<'a>(
+    interface: &Interface,
+    segment: &Segment,
+    found: Option<&Link>,
+    observed: &Observed,
+    kept: &impl Fn(&LinkName) -> Option<&'a Link>,
+    steps: &mut Steps,
+) {
+    let tap = &interface.tap;
+    if found.is_none() {
+        steps.push(Step::CreateTap {
+            name: tap.clone(),
+            owner: interface.owner_uid,
+            multi_queue: interface.queue_pairs > 1,
+        });
+    }
+    if found.is_none_or(|link| link.mtu != segment.mtu) {
+        steps.push(Step::SetMtu { name: tap.clone(), mtu: segment.mtu });
+    }
+    let attached = found.is_some_and(|link| {
+        matches!(&link.kind, LinkKind::Tap { bridge: Some(bridge), pinned: true, .. }
+            if *bridge == segment.bridge && kept(bridge).is_some())
+    });
+    if !attached {
+        steps.push(Step::Attach { tap: tap.clone(), bridge: segment.bridge.clone() });
+    }
+    // Forwarding entries go when a port leaves its bridge.
+    let entry = |mac| attached && observed.forwarding.contains(&(tap.clone(), mac));
+    for (other, mac) in &observed.forwarding {
+        if other == tap && attached && *mac != interface.mac {
+            steps.push(Step::RemoveForwarding { tap: tap.clone(), mac: *mac });
+        }
+    }
+    if !entry(interface.mac) {
+        steps.push(Step::AddForwarding { tap: tap.clone(), mac: interface.mac });
+    }
+    plan_alias_and_up(tap, interface.id.as_str(), found, steps);
+}

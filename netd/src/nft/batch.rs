@@ -1,0 +1,287 @@
+//! Writes a difference to the kernel as one netlink batch, which is one transaction.
+//!
+//! Either every message of the batch takes effect, at one instant for every packet, or none does.
+
+use std::collections::BTreeMap;
+use std::ffi::c_void;
+use std::ptr::NonNull;
+use std::sync::LazyLock;
+
+use nftnl::nftnl_sys as sys;
+use nftnl::{Batch, MsgType, NlMsg, Policy};
+
+use super::expr::{c_string, counter, out_of_memory};
+use super::layout::{Chain, Elements, Set, Table};
+use crate::error::{Error, Result};
+use crate::netfilter::{NetfilterSocket, Refusal};
+
+/// Elements in one message. A list of elements is one attribute, whose length has 16 bits; an
+/// element of the longest key takes less than 64 bytes.
+const ELEMENTS_PER_MESSAGE: usize = 512;
+
+/// A batch that is being put together.
+pub struct Transaction {
+    batch: Batch,
+    messages: u32,
+    /// What each message is, by its sequence number, for errors.
+    names: BTreeMap<u32, String>,
+}
+
+impl Transaction {
+    pub fn new() -> Self {
+        Self { batch: Batch::new(), messages: 0, names: BTreeMap::new() }
+    }
+
+    fn add(&mut self, name: impl Into<String>, message: &impl NlMsg, kind: MsgType) {
+        let first = 1 + u32::from(*BEGIN_IS_NUMBERED);
+        self.names.insert(first + self.messages, name.into());
+        self.messages += 1;
+        self.batch.add(message, kind);
+    }
+
+    /// Makes the table anew, whatever there is of it.
+    pub fn replace_table(&mut self, table: &Table, elements: impl Fn(&Set) -> Elements) {
+        let nft_table = nftnl::Table::new(c_string(table.name), table.family);
+        // Added first so that there is something to delete.
+        self.add(format!("table {}", table.name), &nft_table, MsgType::Add);
+        self.add(format!("deleting table {}", table.name), &nft_table, MsgType::Del);
+        self.add(format!("table {}", table.name), &nft_table, MsgType::Add);
+        for set in &table.sets {
+            self.add(format!("set {}", set.name), &SetMessage::new(table, set), MsgType::Add);
+            self.change_elements(table, set, &Elements::new(), &elements(set));
+        }
+        for chain in &table.chains {
+            let nft_chain = new_chain(chain, &nft_table);
+            self.add(format!("chain {}", chain.name), &nft_chain, MsgType::Add);
+        }
+        for chain in &table.chains {
+            let nft_chain = nftnl::Chain::new(c_string(chain.name), &nft_table);
+            for rule in &chain.rules {
+                let mut nft_rule = nftnl::Rule::new(&nft_chain);
+                for expr in &rule.exprs {
+                    nft_rule.add_expr(expr);
+                }
+                let comment = table.comment(chain, rule);
+                if let Err(problem) = nft_rule.set_comment(c_string(&comment)) {
+                    tracing::warn!(comment, problem, "a rule goes without its comment");
+                }
+                self.add(format!("rule `{}` of chain {}", rule.purpose, chain.name), &nft_rule, MsgType::Add);
+            }
+        }
+    }
+
+    pub fn delete_table(&mut self, table: &Table) {
+        let nft_table = nftnl::Table::new(c_string(table.name), table.family);
+        self.add(format!("deleting table {}", table.name), &nft_table, MsgType::Del);
+    }
+
+    /// Adds and deletes the elements that make `found` into `wanted`. An element whose value changes
+    /// is deleted and added, in the one transaction.
+    pub fn change_elements(&mut self, table: &Table, set: &Set, found: &Elements, wanted: &Elements) {
+        let (gone, new) = difference(found, wanted);
+        for (elements, kind) in [(gone, MsgType::Del), (new, MsgType::Add)] {
+            for chunk in elements.chunks(ELEMENTS_PER_MESSAGE) {
+                let mut message = SetMessage::new(table, set);
+                for (key, value) in chunk {
+                    message.add_element(key, value);
+                }
+                let name = format!("{} elements of set {}", chunk.len(), set.name);
+                self.add(name, &ElementsMessage(message), kind);
+            }
+        }
+    }
+
+    /// Sends the batch. Returns false when there was nothing to send.
+    pub fn commit(self, socket: &mut NetfilterSocket) -> Result<bool> {
+        if self.messages == 0 {
+            return Ok(false);
+        }
+        let batch = self.batch.finalize();
+        let bytes: Vec<u8> = batch.iter().flatten().copied().collect();
+        let refusals = socket
+            .transact(&bytes, self.messages as usize + 2)
+            .map_err(Error::netfilter("sending a transaction to nftables"))?;
+        let Some(Refusal { sequence, error }) = refusals.into_iter().next() else {
+            return Ok(true);
+        };
+        let name = self.names.get(&sequence).map_or("the batch", String::as_str);
+        Err(Error::Netfilter { doing: format!("nftables refused {name}"), source: error })
+    }
+}
+
+/// Whether `nftnl::Batch` numbers the message that begins a batch: it does so on kernels from 6.10
+/// on, which acknowledge it. Found out by asking it for an empty batch.
+static BEGIN_IS_NUMBERED: LazyLock<bool> =
+    LazyLock::new(|| nftnl::Batch::new().finalize().sequence_numbers().end > 1);
+
+/// What is to be deleted and what is to be added.
+#[expect(clippy::type_complexity, reason = "two lists of the same kind of pair")]
+fn difference<'a>(
+    found: &'a Elements,
+    wanted: &'a Elements,
+) -> (Vec<(&'a [u8], &'a [u8])>, Vec<(&'a [u8], &'a [u8])>) {
+    let missing_in = |other: &'a Elements| {
+        move |(key, value): &(&'a Vec<u8>, &'a Vec<u8>)| other.get(*key) != Some(*value)
+    };
+    let slices = |(key, value): (&'a Vec<u8>, &'a Vec<u8>)| (key.as_slice(), value.as_slice());
+    (
+        found.iter().filter(missing_in(wanted)).map(slices).collect(),
+        wanted.iter().filter(missing_in(found)).map(slices).collect(),
+    )
+}
+
+fn new_chain<'a>(chain: &Chain, table: &'a nftnl::Table) -> nftnl::Chain<'a> {
+    let mut nft_chain = nftnl::Chain::new(c_string(chain.name), table);
+    if let Some(base) = chain.base {
+        nft_chain.set_hook(base.hook, base.priority);
+        nft_chain.set_type(base.kind);
+        // What none of the rules speaks of is none of netd's business.
+        nft_chain.set_policy(Policy::Accept);
+    }
+    nft_chain
+}
+
+/// A set as libnftnl holds it, with or without elements.
+struct SetMessage {
+    set: NonNull<sys::nftnl_set>,
+    family: u16,
+}
+
+impl SetMessage {
+    fn new(table: &Table, layout: &Set) -> Self {
+        // SAFETY: no argument; null is checked.
+        let set = NonNull::new(unsafe { sys::nftnl_set_alloc() }).unwrap_or_else(|| out_of_memory());
+        let (table_name, name) = (c_string(table.name), c_string(layout.name));
+        let put = |attribute: u32, value: u32| {
+            // SAFETY: `set` is live; each attribute set here is a u32 (libnftnl, `set.c`).
+            unsafe { sys::nftnl_set_set_u32(set.as_ptr(), attribute as u16, value) };
+        };
+        // SAFETY: `set` is live and the strings, NUL-terminated, are copied.
+        unsafe {
+            sys::nftnl_set_set_str(set.as_ptr(), sys::NFTNL_SET_TABLE as u16, table_name.as_ptr());
+            sys::nftnl_set_set_str(set.as_ptr(), sys::NFTNL_SET_NAME as u16, name.as_ptr());
+        }
+        put(sys::NFTNL_SET_FAMILY, table.family as u32);
+        put(sys::NFTNL_SET_ID, layout.id);
+        put(sys::NFTNL_SET_KEY_TYPE, layout.key_type());
+        put(sys::NFTNL_SET_KEY_LEN, layout.key_length());
+        if let Some((number, length)) = layout.value_type() {
+            put(sys::NFTNL_SET_FLAGS, libc::NFT_SET_MAP as u32);
+            put(sys::NFTNL_SET_DATA_TYPE, number);
+            put(sys::NFTNL_SET_DATA_LEN, length);
+        }
+        if layout.counting {
+            // SAFETY: the set takes the expression over and frees it.
+            unsafe { sys::nftnl_set_add_expr(set.as_ptr(), counter().as_ptr()) };
+        }
+        Self { set, family: table.family as u16 }
+    }
+
+    fn add_element(&mut self, key: &[u8], value: &[u8]) {
+        // SAFETY: no argument; null is checked.
+        let element =
+            NonNull::new(unsafe { sys::nftnl_set_elem_alloc() }).unwrap_or_else(|| out_of_memory());
+        let put = |attribute: u32, bytes: &[u8]| {
+            // SAFETY: `element` is live; `bytes.len()` bytes are copied into its 64-byte data.
+            unsafe {
+                sys::nftnl_set_elem_set(
+                    element.as_ptr(),
+                    attribute as u16,
+                    bytes.as_ptr().cast(),
+                    bytes.len() as u32,
+                );
+            }
+        };
+        put(sys::NFTNL_SET_ELEM_KEY, key);
+        if !value.is_empty() {
+            put(sys::NFTNL_SET_ELEM_DATA, value);
+        }
+        // SAFETY: both are live; the set takes the element over and frees it.
+        unsafe { sys::nftnl_set_elem_add(self.set.as_ptr(), element.as_ptr()) };
+    }
+}
+
+impl Drop for SetMessage {
+    fn drop(&mut self) {
+        // SAFETY: the set is owned here and not used again; its elements go with it.
+        unsafe { sys::nftnl_set_free(self.set.as_ptr()) };
+    }
+}
+
+/// Writes a message's header into `buffer`.
+///
+/// # Safety
+/// `buffer` has room for the largest netlink message, as `NlMsg::write` promises.
+unsafe fn header(buffer: *mut c_void, kind: i32, family: u16, flags: i32, sequence: u32) -> *mut libc::nlmsghdr {
+    // SAFETY: the caller's promise.
+    unsafe {
+        sys::nftnl_nlmsg_build_hdr(
+            buffer.cast(),
+            kind as u16,
+            family,
+            (flags | libc::NLM_F_ACK) as u16,
+            sequence,
+        )
+    }
+}
+
+// SAFETY: writes one netlink message of less than the largest size into the buffer.
+unsafe impl NlMsg for SetMessage {
+    unsafe fn write(&self, buffer: *mut c_void, sequence: u32, _kind: MsgType) {
+        // SAFETY: the buffer is as large as `NlMsg::write` promises; the set is live.
+        unsafe {
+            let header = header(buffer, libc::NFT_MSG_NEWSET, self.family, libc::NLM_F_CREATE, sequence);
+            sys::nftnl_set_nlmsg_build_payload(header, self.set.as_ptr());
+        }
+    }
+}
+
+/// The same object, written as a message on its elements.
+struct ElementsMessage(SetMessage);
+
+// SAFETY: `ELEMENTS_PER_MESSAGE` keeps the message below the largest size.
+unsafe impl NlMsg for ElementsMessage {
+    unsafe fn write(&self, buffer: *mut c_void, sequence: u32, kind: MsgType) {
+        let (kind, flags) = match kind {
+            MsgType::Add => (libc::NFT_MSG_NEWSETELEM, libc::NLM_F_CREATE),
+            MsgType::Del => (libc::NFT_MSG_DELSETELEM, 0),
+        };
+        // SAFETY: as above.
+        unsafe {
+            let header = header(buffer, kind, self.0.family, flags, sequence);
+            sys::nftnl_set_elems_nlmsg_build_payload(header, self.0.set.as_ptr());
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn elements() -> impl Strategy<Value = Elements> {
+        let part = || proptest::collection::vec(0_u8..4, 1..3);
+        proptest::collection::btree_map(part(), part(), 0..12)
+    }
+
+    proptest! {
+        #[test]
+        fn deleting_then_adding_leads_to_what_is_wanted(found in elements(), wanted in elements()) {
+            let mut world = found.clone();
+            let (gone, new) = difference(&found, &wanted);
+            for (key, _) in gone {
+                prop_assert!(world.remove(key).is_some(), "deleted what was not there");
+            }
+            for (key, value) in new {
+                prop_assert!(world.insert(key.to_vec(), value.to_vec()).is_none(), "added twice");
+            }
+            prop_assert_eq!(world, wanted);
+        }
+
+        #[test]
+        fn nothing_is_done_when_nothing_differs(wanted in elements()) {
+            let (gone, new) = difference(&wanted, &wanted);
+            prop_assert!(gone.is_empty() && new.is_empty());
+        }
+    }
+}

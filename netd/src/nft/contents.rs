@@ -1,0 +1,95 @@
+//! What the sets and maps hold for a given desired network.
+
+use std::collections::BTreeMap;
+use std::net::Ipv4Addr;
+
+use nftnl::ProtoFamily;
+
+use super::layout::{Elements, Set, Table};
+use super::rules;
+use crate::api::METADATA_ADDRESS;
+use crate::desired::{Interface, LinkName, MacAddress, Network, VpcId};
+
+/// The elements of every set and map, by family and name.
+pub struct Contents {
+    sets: BTreeMap<(u16, &'static str), Elements>,
+}
+
+impl Contents {
+    pub fn of(network: &Network) -> Self {
+        let mut contents = Self { sets: BTreeMap::new() };
+        contents.add_elastic_ips(network);
+        contents.add_segments(network);
+        for interface in network.interfaces.values() {
+            contents.add_interface(interface);
+        }
+        contents
+    }
+
+    /// The elements that `set` is to hold.
+    pub fn of_set(&self, table: &Table, set: &Set) -> Elements {
+        self.sets.get(&(table.family as u16, set.name)).cloned().unwrap_or_default()
+    }
+
+    fn put(&mut self, family: ProtoFamily, set: &Set, key: Vec<u8>, value: Vec<u8>) {
+        debug_assert_eq!(key.len() as u32, set.key_length(), "{}", set.name);
+        self.sets.entry((family as u16, set.name)).or_default().insert(key, value);
+    }
+
+    fn put_ip(&mut self, set: &Set, key: Vec<u8>) {
+        self.put(ProtoFamily::Ipv4, set, key, Vec::new());
+    }
+
+    fn put_bridge(&mut self, set: &Set, key: Vec<u8>) {
+        self.put(ProtoFamily::Bridge, set, key, Vec::new());
+    }
+
+    fn add_elastic_ips(&mut self, network: &Network) {
+        for elastic in network.elastic_ips.values() {
+            let (public, private) = (address(elastic.public), address(elastic.private));
+            self.put(ProtoFamily::Ipv4, &rules::EIP_IN, public.clone(), private.clone());
+            self.put(ProtoFamily::Ipv4, &rules::EIP_OUT, private, public.clone());
+            self.put_ip(&rules::EIP_IN_COUNT, public.clone());
+            self.put_ip(&rules::EIP_OUT_COUNT, public);
+        }
+    }
+
+    fn add_segments(&mut self, network: &Network) {
+        // Numbers are given in the order of ids. They mean nothing outside of one transaction, but
+        // stay the same as long as no VPC comes or goes.
+        let mut vpcs: Vec<&VpcId> = network.segments.values().map(|segment| &segment.vpc).collect();
+        vpcs.sort();
+        vpcs.dedup();
+        for segment in network.segments.values() {
+            let number = vpcs.iter().position(|vpc| **vpc == segment.vpc).unwrap_or_default() as u32 + 1;
+            let number = number.to_ne_bytes().to_vec();
+            let bridge = segment.bridge.padded().to_vec();
+            self.put_ip(&rules::BRIDGES, bridge.clone());
+            self.put_ip(&rules::GATEWAYS, address(segment.gateway));
+            self.put_ip(&rules::VPC_MEMBERS, [number.clone(), bridge.clone()].concat());
+            self.put(ProtoFamily::Ipv4, &rules::VPC_OF, bridge, number);
+        }
+        self.put_ip(&rules::GATEWAYS, address(METADATA_ADDRESS));
+    }
+
+    fn add_interface(&mut self, interface: &Interface) {
+        let tap_and_mac = with_mac(&interface.tap, interface.mac);
+        self.put_ip(&rules::INSTANCES, address(interface.ipv4));
+        self.put_bridge(&rules::TAPS, interface.tap.padded().to_vec());
+        self.put_bridge(&rules::SPOOFED, interface.tap.padded().to_vec());
+        self.put_bridge(&rules::MACS, tap_and_mac.clone());
+        if !interface.source_check {
+            self.put_bridge(&rules::ROUTERS, tap_and_mac.clone());
+        }
+        self.put_bridge(&rules::BINDINGS, [tap_and_mac, address(interface.ipv4)].concat());
+    }
+}
+
+fn address(address: Ipv4Addr) -> Vec<u8> {
+    address.octets().to_vec()
+}
+
+/// A tap's name and a MAC as they lie in registers: the MAC padded to eight bytes.
+fn with_mac(tap: &LinkName, mac: MacAddress) -> Vec<u8> {
+    [tap.padded().as_slice(), &mac.octets(), &[0; 2]].concat()
+}

@@ -1,0 +1,238 @@
+//! The nf_tables expressions that netd's rules use.
+//!
+//! `nftnl` has safe expressions for the commonest uses, all on its first register. Maps, keys that
+//! are concatenated over several registers, and NAT by register need more, so the few expressions
+//! used here are encoded straight through `nftnl-sys`. This is the only file of `nft/` that knows
+//! attribute numbers of expressions.
+
+use std::ffi::CString;
+use std::net::Ipv4Addr;
+use std::ptr::NonNull;
+
+use nftnl::expr::Expression;
+use nftnl::nftnl_sys as sys;
+
+/// One of the sixteen 4-byte registers. A value longer than 4 bytes lies in several, one after the
+/// other, each part padded to 4 bytes: that is how a concatenated key is put together.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Register(pub u8);
+
+impl Register {
+    fn raw(self) -> u32 {
+        libc::NFT_REG32_00 as u32 + u32::from(self.0)
+    }
+}
+
+/// Where a payload is counted from.
+#[derive(Debug, Clone, Copy)]
+pub enum Header {
+    Link,
+    Network,
+    Transport,
+}
+
+/// Something that the kernel knows of a packet beside its bytes.
+#[derive(Debug, Clone, Copy)]
+pub enum Meta {
+    InputName,
+    OutputName,
+    Layer4Protocol,
+}
+
+/// Something that conntrack knows of a packet's connection.
+#[derive(Debug, Clone, Copy)]
+pub enum Conntrack {
+    State,
+    Status,
+}
+
+/// What becomes of a packet.
+#[derive(Debug, Clone, Copy)]
+pub enum Verdict {
+    Accept,
+    Drop,
+    Jump(&'static str),
+}
+
+/// Which address a NAT rule changes.
+#[derive(Debug, Clone, Copy)]
+pub enum Nat {
+    Source,
+    Destination,
+}
+
+#[derive(Debug, Clone)]
+pub enum Expr {
+    Meta { key: Meta, to: Register },
+    Payload { header: Header, offset: u32, length: u32, to: Register },
+    Conntrack { key: Conntrack, to: Register },
+    Compare { from: Register, equal: bool, value: Vec<u8> },
+    /// Keeps the bits of `mask`.
+    Mask { register: Register, mask: Vec<u8> },
+    /// Goes on when the key is in the set (or, inverted, when it is not); with `to`, puts the map's
+    /// value there.
+    Lookup { set: &'static str, set_id: u32, from: Register, to: Option<Register>, inverted: bool },
+    Nat { kind: Nat, address: Register },
+    Masquerade,
+    Verdict(Verdict),
+}
+
+impl Expr {
+    pub fn compare_address(from: Register, address: Ipv4Addr) -> Self {
+        Self::Compare { from, equal: true, value: address.octets().to_vec() }
+    }
+}
+
+impl Expression for Expr {
+    fn to_expr(&self, _rule: &nftnl::Rule) -> NonNull<sys::nftnl_expr> {
+        match self {
+            Self::Meta { key, to } => {
+                let mut expr = Raw::new("meta");
+                let key = match key {
+                    Meta::InputName => libc::NFT_META_IIFNAME,
+                    Meta::OutputName => libc::NFT_META_OIFNAME,
+                    Meta::Layer4Protocol => libc::NFT_META_L4PROTO,
+                };
+                expr.u32(sys::NFTNL_EXPR_META_KEY, key as u32);
+                expr.u32(sys::NFTNL_EXPR_META_DREG, to.raw());
+                expr.done()
+            }
+            Self::Payload { header, offset, length, to } => {
+                let mut expr = Raw::new("payload");
+                let base = match header {
+                    Header::Link => libc::NFT_PAYLOAD_LL_HEADER,
+                    Header::Network => libc::NFT_PAYLOAD_NETWORK_HEADER,
+                    Header::Transport => libc::NFT_PAYLOAD_TRANSPORT_HEADER,
+                };
+                expr.u32(sys::NFTNL_EXPR_PAYLOAD_BASE, base as u32);
+                expr.u32(sys::NFTNL_EXPR_PAYLOAD_OFFSET, *offset);
+                expr.u32(sys::NFTNL_EXPR_PAYLOAD_LEN, *length);
+                expr.u32(sys::NFTNL_EXPR_PAYLOAD_DREG, to.raw());
+                expr.done()
+            }
+            Self::Conntrack { key, to } => {
+                let mut expr = Raw::new("ct");
+                let key = match key {
+                    Conntrack::State => libc::NFT_CT_STATE,
+                    Conntrack::Status => libc::NFT_CT_STATUS,
+                };
+                expr.u32(sys::NFTNL_EXPR_CT_KEY, key as u32);
+                expr.u32(sys::NFTNL_EXPR_CT_DREG, to.raw());
+                expr.done()
+            }
+            Self::Compare { from, equal, value } => {
+                let mut expr = Raw::new("cmp");
+                let operation = if *equal { libc::NFT_CMP_EQ } else { libc::NFT_CMP_NEQ };
+                expr.u32(sys::NFTNL_EXPR_CMP_SREG, from.raw());
+                expr.u32(sys::NFTNL_EXPR_CMP_OP, operation as u32);
+                expr.bytes(sys::NFTNL_EXPR_CMP_DATA, value);
+                expr.done()
+            }
+            Self::Mask { register, mask } => {
+                let mut expr = Raw::new("bitwise");
+                expr.u32(sys::NFTNL_EXPR_BITWISE_SREG, register.raw());
+                expr.u32(sys::NFTNL_EXPR_BITWISE_DREG, register.raw());
+                expr.u32(sys::NFTNL_EXPR_BITWISE_LEN, mask.len() as u32);
+                expr.bytes(sys::NFTNL_EXPR_BITWISE_MASK, mask);
+                expr.bytes(sys::NFTNL_EXPR_BITWISE_XOR, &vec![0; mask.len()]);
+                expr.done()
+            }
+            Self::Lookup { set, set_id, from, to, inverted } => {
+                let mut expr = Raw::new("lookup");
+                expr.u32(sys::NFTNL_EXPR_LOOKUP_SREG, from.raw());
+                if let Some(to) = to {
+                    expr.u32(sys::NFTNL_EXPR_LOOKUP_DREG, to.raw());
+                }
+                expr.text(sys::NFTNL_EXPR_LOOKUP_SET, set);
+                expr.u32(sys::NFTNL_EXPR_LOOKUP_SET_ID, *set_id);
+                if *inverted {
+                    expr.u32(sys::NFTNL_EXPR_LOOKUP_FLAGS, libc::NFT_LOOKUP_F_INV as u32);
+                }
+                expr.done()
+            }
+            Self::Nat { kind, address } => {
+                let mut expr = Raw::new("nat");
+                let kind = match kind {
+                    Nat::Source => libc::NFT_NAT_SNAT,
+                    Nat::Destination => libc::NFT_NAT_DNAT,
+                };
+                expr.u32(sys::NFTNL_EXPR_NAT_TYPE, kind as u32);
+                expr.u32(sys::NFTNL_EXPR_NAT_FAMILY, libc::NFPROTO_IPV4 as u32);
+                expr.u32(sys::NFTNL_EXPR_NAT_REG_ADDR_MIN, address.raw());
+                expr.done()
+            }
+            Self::Masquerade => Raw::new("masq").done(),
+            Self::Verdict(verdict) => {
+                let mut expr = Raw::new("immediate");
+                let code = match verdict {
+                    Verdict::Accept => libc::NF_ACCEPT,
+                    Verdict::Drop => libc::NF_DROP,
+                    Verdict::Jump(_) => libc::NFT_JUMP,
+                };
+                expr.u32(sys::NFTNL_EXPR_IMM_DREG, libc::NFT_REG_VERDICT as u32);
+                if let Verdict::Jump(chain) = verdict {
+                    expr.text(sys::NFTNL_EXPR_IMM_CHAIN, chain);
+                }
+                expr.u32(sys::NFTNL_EXPR_IMM_VERDICT, code as u32);
+                expr.done()
+            }
+        }
+    }
+}
+
+/// The expression that counts, for a set whose elements each have a counter.
+pub fn counter() -> NonNull<sys::nftnl_expr> {
+    Raw::new("counter").done()
+}
+
+/// A libnftnl expression that is being filled in.
+struct Raw(NonNull<sys::nftnl_expr>);
+
+impl Raw {
+    fn new(name: &'static str) -> Self {
+        let name = c_string(name);
+        // SAFETY: `name` is NUL-terminated and lives through the call, which copies it.
+        let expr = unsafe { sys::nftnl_expr_alloc(name.as_ptr()) };
+        Self(NonNull::new(expr).unwrap_or_else(|| out_of_memory()))
+    }
+
+    fn u32(&mut self, attribute: u32, value: u32) {
+        // SAFETY: the expression is live and owned here; attributes are those of its kind.
+        unsafe { sys::nftnl_expr_set_u32(self.0.as_ptr(), attribute as u16, value) };
+    }
+
+    fn bytes(&mut self, attribute: u32, value: &[u8]) {
+        // SAFETY: as above; libnftnl copies `value.len()` bytes, of which its data registers hold
+        // 64, more than any value that the vocabulary of `rule.rs` can make.
+        unsafe {
+            sys::nftnl_expr_set(
+                self.0.as_ptr(),
+                attribute as u16,
+                value.as_ptr().cast(),
+                value.len() as u32,
+            );
+        }
+    }
+
+    fn text(&mut self, attribute: u32, value: &'static str) {
+        let value = c_string(value);
+        // SAFETY: as above; the string is NUL-terminated and copied.
+        unsafe { sys::nftnl_expr_set_str(self.0.as_ptr(), attribute as u16, value.as_ptr()) };
+    }
+
+    /// Hands the expression to whoever adds it to a rule or set, which then owns it.
+    fn done(self) -> NonNull<sys::nftnl_expr> {
+        self.0
+    }
+}
+
+/// A C string from a name that is a constant of this program.
+pub fn c_string(name: &str) -> CString {
+    CString::new(name).unwrap_or_default()
+}
+
+/// libnftnl allocates a few hundred bytes at a time; where that fails there is nothing to be done,
+/// as Rust's own allocator has it.
+pub fn out_of_memory() -> ! {
+    std::alloc::handle_alloc_error(std::alloc::Layout::new::<[u8; 256]>())
+}

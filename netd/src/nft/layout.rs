@@ -1,0 +1,113 @@
+//! A table as data: its sets and maps, its chains, their rules.
+
+use std::collections::BTreeMap;
+
+use nftnl::{ChainType, Hook, Priority, ProtoFamily};
+
+use super::rule::Rule;
+
+/// The elements of a set or map: key to value (empty in a set), as they lie in registers.
+pub type Elements = BTreeMap<Vec<u8>, Vec<u8>>;
+
+/// The types that keys and values have, with the numbers that the `nft` program gives them, so that
+/// it prints them as what they are (nftables, `include/datatype.h`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Type {
+    Ipv4,
+    Ether,
+    LinkName,
+    Mark,
+}
+
+impl Type {
+    const fn number(self) -> u32 {
+        match self {
+            Self::Ipv4 => 7,
+            Self::Ether => 9,
+            Self::LinkName => 41,
+            Self::Mark => 19,
+        }
+    }
+
+    /// Bytes in registers: padded to four, as every part of a concatenation is.
+    const fn length(self) -> u32 {
+        match self {
+            Self::Ipv4 | Self::Mark => 4,
+            Self::Ether => 8,
+            Self::LinkName => 16,
+        }
+    }
+}
+
+/// A named set, or a map when it has a value.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Set {
+    pub name: &'static str,
+    /// Unique in its table; ties rules to a set made in the same transaction.
+    pub id: u32,
+    pub key: &'static [Type],
+    pub value: Option<Type>,
+    /// Each element counts the packets that it matched.
+    pub counting: bool,
+}
+
+impl Set {
+    /// The type number of the key: six bits a part, the first highest (`TYPE_BITS`).
+    pub fn key_type(&self) -> u32 {
+        self.key.iter().fold(0, |number, part| number << 6 | part.number())
+    }
+
+    /// Bytes of the key. A lone Ethernet address is 6 bytes long; in a concatenation it is padded.
+    pub fn key_length(&self) -> u32 {
+        match self.key {
+            [Type::Ether] => 6,
+            parts => parts.iter().map(|part| part.length()).sum(),
+        }
+    }
+
+    pub fn value_type(&self) -> Option<(u32, u32)> {
+        self.value.map(|value| (value.number(), value.length()))
+    }
+}
+
+/// Where a base chain hooks in.
+#[derive(Debug, Clone, Copy)]
+pub struct Base {
+    pub kind: ChainType,
+    pub hook: Hook,
+    pub priority: Priority,
+}
+
+#[derive(Debug, Clone)]
+pub struct Chain {
+    pub name: &'static str,
+    /// None for a chain that others jump to.
+    pub base: Option<Base>,
+    pub rules: Vec<Rule>,
+}
+
+#[derive(Debug, Clone)]
+pub struct Table {
+    pub family: ProtoFamily,
+    pub name: &'static str,
+    pub sets: Vec<Set>,
+    /// In an order in which a chain comes before those that jump to it.
+    pub chains: Vec<Chain>,
+}
+
+impl Table {
+    /// The comment of a rule in the kernel: what it is for, and a digest of what it does, so that a
+    /// rule of another version of netd, or for another uplink, is told from this one.
+    pub fn comment(&self, chain: &Chain, rule: &Rule) -> String {
+        let subject = format!("{:?} {:?} {:?} {:?}", self.sets, chain.name, chain.base, rule.exprs);
+        format!("{} [{:08x}]", rule.purpose, fnv1a(subject.as_bytes()))
+    }
+}
+
+/// FNV-1a, folded to 32 bits: a fingerprint that stays the same over releases, not a secret.
+fn fnv1a(bytes: &[u8]) -> u32 {
+    let hash = bytes.iter().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
+        (hash ^ u64::from(*byte)).wrapping_mul(0x0000_0100_0000_01b3)
+    });
+    (hash >> 32) as u32 ^ hash as u32
+}

@@ -1,0 +1,233 @@
+//! A vocabulary for writing rules, so that `rules.rs` reads as sentences.
+//!
+//! Every condition loads what it looks at into registers from the first on and compares or looks it
+//! up there; conditions do not share registers, so they can be put one after the other freely.
+
+use std::net::Ipv4Addr;
+
+use super::expr::{Conntrack, Expr, Header, Meta, Nat, Register, Verdict};
+use super::layout::{Set, Type};
+use crate::desired::MAX_LINK_NAME;
+
+/// A part of a packet, or of what the kernel knows of it, that can be looked up in a set.
+#[derive(Debug, Clone, Copy)]
+pub enum Field {
+    InputName,
+    OutputName,
+    EtherSource,
+    Ipv4Source,
+    Ipv4Destination,
+    ArpSenderMac,
+    ArpSenderIp,
+    /// `chaddr` of a DHCP message (RFC 2131, section 2), counted from the UDP header.
+    DhcpClientMac,
+}
+
+impl Field {
+    fn load(self, to: Register) -> Expr {
+        let payload = |header, offset, length| Expr::Payload { header, offset, length, to };
+        match self {
+            Self::InputName => Expr::Meta { key: Meta::InputName, to },
+            Self::OutputName => Expr::Meta { key: Meta::OutputName, to },
+            Self::EtherSource => payload(Header::Link, 6, 6),
+            Self::Ipv4Source => payload(Header::Network, 12, 4),
+            Self::Ipv4Destination => payload(Header::Network, 16, 4),
+            Self::ArpSenderMac => payload(Header::Network, 8, 6),
+            Self::ArpSenderIp => payload(Header::Network, 14, 4),
+            Self::DhcpClientMac => payload(Header::Transport, 8 + 28, 6),
+        }
+    }
+
+    /// How many 4-byte registers the field takes.
+    fn registers(self) -> u8 {
+        match self {
+            Self::InputName | Self::OutputName => 4,
+            Self::EtherSource | Self::ArpSenderMac | Self::DhcpClientMac => 2,
+            Self::Ipv4Source | Self::Ipv4Destination | Self::ArpSenderIp => 1,
+        }
+    }
+}
+
+/// Bits of `ct state` (`include/uapi/linux/netfilter/nf_conntrack_common.h`, as nftables shifts them).
+#[derive(Debug, Clone, Copy)]
+pub enum State {
+    Invalid = 1,
+    EstablishedOrRelated = 2 | 4,
+}
+
+/// `IPS_DST_NAT` of `ct status`: the destination was translated.
+const STATUS_DESTINATION_NAT: u32 = 1 << 5;
+
+#[derive(Debug, Clone)]
+pub struct Rule {
+    /// What the rule is for, as a person says it.
+    pub purpose: &'static str,
+    pub exprs: Vec<Expr>,
+}
+
+const FIRST: Register = Register(0);
+
+impl Rule {
+    pub fn new(purpose: &'static str) -> Self {
+        Self { purpose, exprs: Vec::new() }
+    }
+
+    fn with(mut self, exprs: impl IntoIterator<Item = Expr>) -> Self {
+        self.exprs.extend(exprs);
+        self
+    }
+
+    fn lookup(self, fields: &[Field], set: &Set, inverted: bool) -> Self {
+        let mut next = 0;
+        let mut rule = self;
+        for field in fields {
+            rule.exprs.push(field.load(Register(next)));
+            next += field.registers();
+        }
+        debug_assert_eq!(u32::from(next) * 4, set.key_length().next_multiple_of(4));
+        rule.with([Expr::Lookup { set: set.name, set_id: set.id, from: FIRST, to: None, inverted }])
+    }
+
+    /// The fields, taken together, are in the set.
+    pub fn found(self, fields: &[Field], set: &Set) -> Self {
+        self.lookup(fields, set, false)
+    }
+
+    /// The fields, taken together, are not in the set.
+    pub fn not_found(self, fields: &[Field], set: &Set) -> Self {
+        self.lookup(fields, set, true)
+    }
+
+    /// The map's value for `of`, followed by `and`, is in the set.
+    pub fn value_with_found(self, of: Field, map: &Set, and: Field, set: &Set) -> Self {
+        let value_registers = map.value.map_or(0, |value| if value == Type::LinkName { 4 } else { 1 });
+        self.with([
+            of.load(FIRST),
+            Expr::Lookup { set: map.name, set_id: map.id, from: FIRST, to: Some(FIRST), inverted: false },
+            and.load(Register(value_registers)),
+            Expr::Lookup { set: set.name, set_id: set.id, from: FIRST, to: None, inverted: false },
+        ])
+    }
+
+    pub fn input_is(self, link: &str) -> Self {
+        self.name_is(Field::InputName, link)
+    }
+
+    pub fn output_is(self, link: &str) -> Self {
+        self.name_is(Field::OutputName, link)
+    }
+
+    fn name_is(self, field: Field, link: &str) -> Self {
+        let mut value = link.as_bytes().to_vec();
+        value.resize(MAX_LINK_NAME + 1, 0);
+        self.with([field.load(FIRST), Expr::Compare { from: FIRST, equal: true, value }])
+    }
+
+    /// The packet is for `address`.
+    pub fn destination_is(self, address: Ipv4Addr) -> Self {
+        self.with([Field::Ipv4Destination.load(FIRST), Expr::compare_address(FIRST, address)])
+    }
+
+    /// The packet comes from `address`.
+    pub fn source_is(self, address: Ipv4Addr) -> Self {
+        self.with([Field::Ipv4Source.load(FIRST), Expr::compare_address(FIRST, address)])
+    }
+
+    pub fn state(self, state: State) -> Self {
+        self.conntrack_bits(Conntrack::State, state as u32, false)
+    }
+
+    /// The connection's destination was translated: it goes through an elastic IP.
+    pub fn through_elastic_ip(self) -> Self {
+        self.conntrack_bits(Conntrack::Status, STATUS_DESTINATION_NAT, false)
+    }
+
+    fn conntrack_bits(self, key: Conntrack, bits: u32, none: bool) -> Self {
+        self.with([
+            Expr::Conntrack { key, to: FIRST },
+            Expr::Mask { register: FIRST, mask: bits.to_ne_bytes().to_vec() },
+            Expr::Compare { from: FIRST, equal: none, value: vec![0; 4] },
+        ])
+    }
+
+    /// The frame's type field, as it is on the wire: a tagged frame has 0x8100 there.
+    pub fn ether_type(self, number: u16) -> Self {
+        self.bytes_are(Header::Link, 12, &number.to_be_bytes())
+    }
+
+    /// The bytes at `offset` of a header are `value`.
+    pub fn bytes_are(self, header: Header, offset: u32, value: &[u8]) -> Self {
+        let length = value.len() as u32;
+        self.with([
+            Expr::Payload { header, offset, length, to: FIRST },
+            Expr::Compare { from: FIRST, equal: true, value: value.to_vec() },
+        ])
+    }
+
+    /// The frame goes to one of the addresses that no bridge forwards (IEEE 802.1D, table 7-10).
+    pub fn to_link_local_group(self) -> Self {
+        self.with([
+            Expr::Payload { header: Header::Link, offset: 0, length: 6, to: FIRST },
+            Expr::Mask { register: FIRST, mask: vec![0xff, 0xff, 0xff, 0xff, 0xff, 0xf0] },
+            Expr::Compare { from: FIRST, equal: true, value: vec![0x01, 0x80, 0xc2, 0, 0, 0] },
+        ])
+    }
+
+    pub fn protocol(self, number: i32) -> Self {
+        self.with([
+            Expr::Meta { key: Meta::Layer4Protocol, to: FIRST },
+            Expr::Compare { from: FIRST, equal: true, value: vec![number as u8] },
+        ])
+    }
+
+    pub fn udp_ports(self, source: u16, destination: u16) -> Self {
+        let ports = [source.to_be_bytes(), destination.to_be_bytes()].concat();
+        self.protocol(libc::IPPROTO_UDP).bytes_are(Header::Transport, 0, &ports)
+    }
+
+    pub fn udp_from(self, port: u16) -> Self {
+        self.protocol(libc::IPPROTO_UDP).bytes_are(Header::Transport, 0, &port.to_be_bytes())
+    }
+
+    pub fn udp_to(self, port: u16) -> Self {
+        self.protocol(libc::IPPROTO_UDP).bytes_are(Header::Transport, 2, &port.to_be_bytes())
+    }
+
+    pub fn tcp_to(self, port: u16) -> Self {
+        self.protocol(libc::IPPROTO_TCP).bytes_are(Header::Transport, 2, &port.to_be_bytes())
+    }
+
+    pub fn accept(self) -> Self {
+        self.with([Expr::Verdict(Verdict::Accept)])
+    }
+
+    pub fn drop(self) -> Self {
+        self.with([Expr::Verdict(Verdict::Drop)])
+    }
+
+    pub fn jump(self, chain: &'static str) -> Self {
+        self.with([Expr::Verdict(Verdict::Jump(chain))])
+    }
+
+    /// Translates the destination to the map's value for it.
+    pub fn dnat_by(self, map: &Set) -> Self {
+        self.nat_by(Nat::Destination, Field::Ipv4Destination, map)
+    }
+
+    /// Translates the source to the map's value for it.
+    pub fn snat_by(self, map: &Set) -> Self {
+        self.nat_by(Nat::Source, Field::Ipv4Source, map)
+    }
+
+    fn nat_by(self, kind: Nat, field: Field, map: &Set) -> Self {
+        self.with([
+            field.load(FIRST),
+            Expr::Lookup { set: map.name, set_id: map.id, from: FIRST, to: Some(FIRST), inverted: false },
+            Expr::Nat { kind, address: FIRST },
+        ])
+    }
+
+    pub fn masquerade(self) -> Self {
+        self.with([Expr::Masquerade])
+    }
+}

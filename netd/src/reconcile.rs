@@ -1,0 +1,271 @@
+//! Making the kernel's network equal to the desired one.
+//!
+//! Every way in — a call, the start, the timer that mends what somebody broke — ends in
+//! [`Reconciler::converge`], which reads the kernel, plans, and performs. It can be cut off anywhere
+//! and run again. The order keeps every moment safe:
+//!
+//! 1. what is gone is closed (taps first), segments are made;
+//! 2. the nftables transaction: from here on, rules and maps are the new ones for every packet;
+//! 3. flows that contradict the new maps end;
+//! 4. the uplink answers for new addresses, new taps open;
+//! 5. new addresses are announced, DHCP learns of its clients.
+
+use std::collections::BTreeMap;
+use std::net::Ipv4Addr;
+use std::time::{Duration, SystemTime};
+
+use tokio::sync::{Mutex, MutexGuard, broadcast, mpsc};
+
+use crate::announce::Announcer;
+use crate::api::NodeNetwork;
+use crate::desired::{InterfaceId, LinkName, Network};
+use crate::dhcp::{Given, Servers};
+use crate::error::{Error, Result};
+use crate::links::{Links, Observed, Plan, Step, Uplink, plan};
+use crate::store::Store;
+use crate::{conntrack, nft, sysctl};
+
+/// Events that a slow watcher may lag behind before it loses some.
+const EVENTS_KEPT: usize = 1024;
+
+/// A lease that was given, and when.
+#[derive(Debug, Clone)]
+pub struct LeaseEvent {
+    pub at: SystemTime,
+    pub given: Given,
+}
+
+/// The network that is in force, or that netd works towards.
+#[derive(Debug, Clone)]
+struct Current {
+    message: NodeNetwork,
+    network: Network,
+}
+
+struct State {
+    current: Option<Current>,
+    dhcp: Servers,
+    /// False until the network was once made whole since netd started: after a crash it cannot be
+    /// told from the maps which flows were still to be ended.
+    flows_checked: bool,
+}
+
+pub struct Reconciler {
+    links: Links,
+    uplink: LinkName,
+    store: Store,
+    announcer: Announcer,
+    state: Mutex<State>,
+    leases: std::sync::Mutex<BTreeMap<InterfaceId, SystemTime>>,
+    events: broadcast::Sender<LeaseEvent>,
+}
+
+/// What an apply did.
+#[derive(Debug, Clone, Copy)]
+pub struct Outcome {
+    pub generation: u64,
+    pub changed: bool,
+    pub took: Duration,
+}
+
+impl Reconciler {
+    /// `given` of the second value brings the leases; [`Self::record_leases`] must be run on it.
+    pub fn new(links: Links, uplink: LinkName, store: Store) -> (Self, mpsc::UnboundedReceiver<Given>) {
+        let (sender, given) = mpsc::unbounded_channel();
+        let state = State { current: None, dhcp: Servers::new(sender), flows_checked: false };
+        let reconciler = Self {
+            links,
+            uplink,
+            store,
+            announcer: Announcer::default(),
+            state: Mutex::new(state),
+            leases: std::sync::Mutex::default(),
+            events: broadcast::channel(EVENTS_KEPT).0,
+        };
+        (reconciler, given)
+    }
+
+    /// Makes `message` the desired network, and the kernel equal to it.
+    pub async fn apply(&self, message: NodeNetwork) -> Result<Outcome> {
+        let start = std::time::Instant::now();
+        let mut state = self.state.lock().await;
+        let uplink = self.links.uplink(&self.uplink).await?;
+        let network = Network::parse(&message, &uplink.addresses)?;
+        if let Some(current) = &state.current {
+            self.check_generation(message.generation, current.message.generation)?;
+        }
+        if state.current.as_ref().map(|current| &current.message) != Some(&message) {
+            self.store.save(&message)?;
+            state.current = Some(Current { message, network: network.clone() });
+        }
+        let changed = self.converge(&mut state, &network, &uplink).await?;
+        Ok(Outcome { generation: network.generation, changed, took: start.elapsed() })
+    }
+
+    fn check_generation(&self, given: u64, applied: u64) -> Result<()> {
+        if given < applied {
+            return Err(Error::OlderGeneration { given, applied, state: self.store.path() });
+        }
+        Ok(())
+    }
+
+    /// Takes up the stored network, if there is one. Called once, before the first call is served.
+    pub async fn restore(&self) -> Result<()> {
+        let Some(message) = self.store.load()? else { return Ok(()) };
+        let mut state = self.state.lock().await;
+        // The uplink may not be there yet; what depends on it is checked when it is.
+        let addresses = match self.links.uplink(&self.uplink).await {
+            Ok(uplink) => uplink.addresses,
+            Err(Error::NoUplink(_)) => Default::default(),
+            Err(error) => return Err(error),
+        };
+        match Network::parse(&message, &addresses) {
+            Ok(network) => state.current = Some(Current { message, network }),
+            Err(error) => tracing::error!(%error, "the stored network can no longer be; waiting for another"),
+        }
+        Ok(())
+    }
+
+    /// Makes the kernel equal to the desired network again, whatever happened to it.
+    pub async fn mend(&self) -> Result<bool> {
+        let mut state = self.state.lock().await;
+        let Some(current) = state.current.clone() else { return Ok(false) };
+        let uplink = self.links.uplink(&self.uplink).await?;
+        self.converge(&mut state, &current.network, &uplink).await
+    }
+
+    async fn converge(
+        &self,
+        state: &mut MutexGuard<'_, State>,
+        network: &Network,
+        uplink: &Uplink,
+    ) -> Result<bool> {
+        let observed = self.links.observe().await?;
+        let plan = plan(network, &observed, uplink.index)?;
+        self.announcer.hold(network.elastic_ips.keys().copied().collect());
+
+        self.perform(&plan.before_rules).await?;
+        let rules_changed = self.apply_rules(network).await?;
+        if rules_changed || !state.flows_checked {
+            self.end_stale_flows(network).await?;
+            state.flows_checked = true;
+        }
+        let settings_changed = sysctl::apply(network, &self.uplink)?;
+        self.perform(&plan.after_rules).await?;
+        self.announce(&plan, uplink)?;
+
+        let index_of = self.bridge_indexes(&plan, observed).await?;
+        state.dhcp.apply(network, |bridge| index_of.get(bridge).copied())?;
+        self.forget_leases(network);
+        Ok(rules_changed || settings_changed || !plan.is_empty())
+    }
+
+    async fn perform(&self, steps: &[Step]) -> Result<()> {
+        for step in steps {
+            self.links.perform(step).await?;
+        }
+        Ok(())
+    }
+
+    async fn apply_rules(&self, network: &Network) -> Result<bool> {
+        let (network, uplink) = (network.clone(), self.uplink.to_string());
+        off_thread(move || nft::apply(&network, &uplink)).await
+    }
+
+    async fn end_stale_flows(&self, network: &Network) -> Result<()> {
+        let network = network.clone();
+        let ended = off_thread(move || conntrack::end_stale_flows(&network)).await?;
+        if ended > 0 {
+            tracing::info!(ended, "ended flows that the network no longer allows as they were");
+        }
+        Ok(())
+    }
+
+    /// Announces the addresses that this node did not answer for before.
+    fn announce(&self, plan: &Plan, uplink: &Uplink) -> Result<()> {
+        let new: Vec<Ipv4Addr> = plan
+            .after_rules
+            .iter()
+            .filter_map(|step| match step {
+                Step::AddProxy { ip, .. } => Some(*ip),
+                _ => None,
+            })
+            .collect();
+        match uplink.mac {
+            Some(mac) => self.announcer.announce(uplink.index, mac, new),
+            None => Ok(()),
+        }
+    }
+
+    /// The indexes of netd's links, read again when links were made or deleted.
+    async fn bridge_indexes(&self, plan: &Plan, observed: Observed) -> Result<BTreeMap<LinkName, u32>> {
+        let links = if plan.is_empty() { observed } else { self.links.observe().await? }.links;
+        Ok(links.into_iter().map(|(name, link)| (name, link.index)).collect())
+    }
+
+    fn forget_leases(&self, network: &Network) {
+        self.leases().retain(|interface, _| network.interfaces.contains_key(interface));
+    }
+
+    fn leases(&self) -> std::sync::MutexGuard<'_, BTreeMap<InterfaceId, SystemTime>> {
+        // A map of times is whole whatever happened to the thread that last held it.
+        self.leases.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+
+    /// Remembers leases and tells watchers of them, for as long as there are DHCP servers.
+    pub async fn record_leases(&self, mut given: mpsc::UnboundedReceiver<Given>) {
+        while let Some(given) = given.recv().await {
+            let at = SystemTime::now();
+            self.leases().insert(given.interface.clone(), at);
+            // An error only says that nobody watches.
+            let _ = self.events.send(LeaseEvent { at, given });
+        }
+    }
+
+    /// Leases from now on.
+    pub fn watch(&self) -> broadcast::Receiver<LeaseEvent> {
+        self.events.subscribe()
+    }
+
+    /// When each interface last got its lease.
+    pub fn lease_times(&self) -> BTreeMap<InterfaceId, SystemTime> {
+        self.leases().clone()
+    }
+
+    /// The desired network with its parsed form.
+    pub async fn current(&self) -> Option<(NodeNetwork, Network)> {
+        let state = self.state.lock().await;
+        state.current.clone().map(|current| (current.message, current.network))
+    }
+
+    pub fn links(&self) -> &Links {
+        &self.links
+    }
+
+    pub fn uplink_name(&self) -> &LinkName {
+        &self.uplink
+    }
+}
+
+/// Removes everything that netd owns in this network namespace. Returns whether there was anything.
+pub async fn clean(links: &Links) -> Result<bool> {
+    let observed = links.observe().await?;
+    let nothing = Network::default();
+    // No link has index 0, so that every proxy entry is another link's and goes.
+    let plan = plan(&nothing, &observed, 0)?;
+    for step in &plan.before_rules {
+        links.perform(step).await?;
+    }
+    let had_tables = off_thread(nft::clean).await?;
+    Ok(had_tables || !plan.is_empty())
+}
+
+/// Runs a call that blocks for a moment on a thread that may be blocked.
+pub async fn off_thread<T: Send + 'static>(
+    call: impl FnOnce() -> Result<T> + Send + 'static,
+) -> Result<T> {
+    match tokio::task::spawn_blocking(call).await {
+        Ok(outcome) => outcome,
+        Err(error) => Err(Error::Internal(format!("a netlink call panicked: {error}"))),
+    }
+}
