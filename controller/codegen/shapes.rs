@@ -183,11 +183,12 @@ fn enumeration(out: &mut String, name: &str, values: &[String]) {
          #[allow(dead_code)]\nimpl {name} {{\n{constants}\
          \n    /// Every value that the model knows.\n    pub const VALUES: &[&str] = &{values:?};\n\
          \n    pub fn as_str(&self) -> &str {{\n        &self.0\n    }}\n}}\n\n\
+         impl AsRef<str> for {name} {{\n    fn as_ref(&self) -> &str {{\n        &self.0\n    }}\n}}\n\n\
          impl crate::query::FromParams for {name} {{\n    \
          fn from_params(node: crate::query::Node, path: &str) -> Result<Self, crate::query::Refused> {{\n        \
          node.into_known_value(path, Self::VALUES).map(|value| {name}(value.into()))\n    }}\n}}\n\n\
          impl crate::query::WriteXml for {name} {{\n    \
-         fn write_content(&self, xml: &mut crate::query::Writer) {{\n        self.0.as_ref().write_content(xml)\n    }}\n}}\n\n"
+         fn write_content(&self, xml: &mut crate::query::Writer) {{\n        self.as_str().write_content(xml)\n    }}\n}}\n\n"
     ));
 }
 

@@ -1,0 +1,17 @@
+//! The handlers, found by the generated dispatch under their operations' names.
+
+pub(super) use super::addresses::{
+    allocate_address, associate_address, describe_addresses, disassociate_address, release_address,
+};
+pub(super) use super::console::get_console_output;
+pub(super) use super::images::{deregister_image, describe_images, register_image};
+pub(super) use super::instance_types::describe_instance_types;
+pub(super) use super::instances::{
+    describe_instance_status, describe_instances, reboot_instances, run_instances, start_instances, stop_instances,
+    terminate_instances,
+};
+pub(super) use super::key_pairs::{create_key_pair, delete_key_pair, describe_key_pairs, import_key_pair};
+pub(super) use super::places::{
+    describe_availability_zones, describe_regions, describe_security_groups, describe_subnets, describe_vpcs,
+};
+pub(super) use super::tagging::{create_tags, delete_tags, describe_tags};
