@@ -38,10 +38,7 @@ fn hand_over(setup: &Setup) -> io::Result<()> {
         .env("HOME", "/root")
         .spawn()?;
     loop {
-        if wait()?
-            .pid()
-            .is_some_and(|pid| pid.as_raw() == child.id() as i32)
-        {
+        if wait()?.pid().is_some_and(|pid| pid.as_raw() == child.id() as i32) {
             return Ok(());
         }
     }
@@ -64,11 +61,7 @@ fn services() -> io::Result<()> {
         supervisor.keep(service)?;
     }
     let uptime = std::fs::read_to_string("/proc/uptime")?;
-    let seconds: f64 = uptime
-        .split(' ')
-        .next()
-        .and_then(|word| word.parse().ok())
-        .unwrap_or_default();
+    let seconds: f64 = uptime.split(' ').next().and_then(|word| word.parse().ok()).unwrap_or_default();
     let booted_ms = (seconds * 1000.0) as u64;
     say(&format!("up after {booted_ms} ms"));
     control::serve(&supervisor, booted_ms)

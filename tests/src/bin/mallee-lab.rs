@@ -11,11 +11,7 @@ use clap::{Args, Parser, Subcommand};
 use mallee_tests::lab::{Lab, LabError, Node, Wanted, channel, machine, monitor, programs::Places};
 
 #[derive(Parser)]
-#[command(
-    name = "mallee-lab",
-    version,
-    about = "Bare-metal nodes made out of QEMU"
-)]
+#[command(name = "mallee-lab", version, about = "Bare-metal nodes made out of QEMU")]
 struct Command {
     #[command(subcommand)]
     verb: Verb,
@@ -42,11 +38,7 @@ enum Verb {
 #[derive(Args)]
 struct Where {
     /// Folder of the lab.
-    #[arg(
-        long = "lab",
-        env = "MALLEE_LAB",
-        default_value = "/var/lib/mallee-lab"
-    )]
+    #[arg(long = "lab", env = "MALLEE_LAB", default_value = "/var/lib/mallee-lab")]
     folder: PathBuf,
 }
 
@@ -121,9 +113,7 @@ impl Up {
         let began = Instant::now();
         let lab = Lab::at(&self.lab.folder)?;
         let places = Places::new(self.programs.as_deref());
-        let nodes = self
-            .wanted
-            .start(&lab, &places, &|text| eprintln!("  {text}"))?;
+        let nodes = self.wanted.start(&lab, &places, &|text| eprintln!("  {text}"))?;
         for node in nodes {
             let status = machine::wait_booted(&node, Duration::from_secs(90))?;
             println!(
@@ -153,22 +143,13 @@ impl Run {
         let node = known(&self.lab, &self.node)?;
         let mut stdin = Vec::new();
         if self.input {
-            io::stdin()
-                .lock()
-                .read_to_end(&mut stdin)
-                .map_err(|source| LabError::File {
-                    action: "reading",
-                    path: "standard input".into(),
-                    source,
-                })?;
+            io::stdin().lock().read_to_end(&mut stdin).map_err(|source| LabError::File {
+                action: "reading",
+                path: "standard input".into(),
+                source,
+            })?;
         }
-        channel::run(
-            &node.folder,
-            &self.command,
-            &stdin,
-            &mut io::stdout(),
-            &mut io::stderr(),
-        )
+        channel::run(&node.folder, &self.command, &stdin, &mut io::stdout(), &mut io::stderr())
     }
 }
 
@@ -176,11 +157,7 @@ impl Console {
     fn execute(&self) -> Result<(), LabError> {
         let node = known(&self.lab, &self.node)?;
         let path = node.console_log();
-        let failed = |source| LabError::File {
-            action: "reading",
-            path: path.clone(),
-            source,
-        };
+        let failed = |source| LabError::File { action: "reading", path: path.clone(), source };
         let mut file = std::fs::File::open(&path).map_err(failed)?;
         loop {
             io::copy(&mut file, &mut io::stdout()).map_err(failed)?;
@@ -201,10 +178,7 @@ impl Down {
         let nodes = if self.nodes.is_empty() {
             lab.nodes()
         } else {
-            self.nodes
-                .iter()
-                .map(|name| lab.known(name))
-                .collect::<Result<_, _>>()?
+            self.nodes.iter().map(|name| lab.known(name)).collect::<Result<_, _>>()?
         };
         for node in nodes {
             node.remove()?;
@@ -228,28 +202,17 @@ fn remove_lab(folder: &Path) {
 }
 
 fn status(place: &Where) -> Result<(), LabError> {
-    for node in Lab::existing(&place.folder)
-        .map(|lab| lab.nodes())
-        .unwrap_or_default()
-    {
+    for node in Lab::existing(&place.folder).map(|lab| lab.nodes()).unwrap_or_default() {
         if !node.is_running() {
             println!("{}: off", node.name);
             continue;
         }
         match channel::status(&node.folder, Duration::from_secs(2)) {
             Ok(status) => {
-                println!(
-                    "{}: up, kernel {}, booted in {} ms",
-                    node.name, status.kernel, status.booted_ms
-                );
+                println!("{}: up, kernel {}, booted in {} ms", node.name, status.kernel, status.booted_ms);
                 for service in status.services {
-                    let pid = service
-                        .pid
-                        .map_or("down".to_owned(), |pid| format!("pid {pid}"));
-                    println!(
-                        "  {}: {pid}, started again {} times",
-                        service.name, service.restarts
-                    );
+                    let pid = service.pid.map_or("down".to_owned(), |pid| format!("pid {pid}"));
+                    println!("  {}: {pid}, started again {} times", service.name, service.restarts);
                 }
             }
             Err(error) => println!("{}: on, but {error}", node.name),

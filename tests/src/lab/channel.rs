@@ -111,9 +111,7 @@ pub fn ask<T>(
     loop {
         let mut conversation = port.connect()?;
         if conversation.greet()? {
-            return conversation
-                .ask(ask, None, on_reply)?
-                .ok_or_else(|| port.broken("it is silent"));
+            return conversation.ask(ask, None, on_reply)?.ok_or_else(|| port.broken("it is silent"));
         }
         if Instant::now() > deadline {
             return Err(port.broken("it does not answer (is it still booting?)"));
@@ -130,33 +128,23 @@ pub fn run(
     out: &mut dyn Write,
     err: &mut dyn Write,
 ) -> Result<i32, LabError> {
-    let command = Ask::Run {
-        argv: argv.to_vec(),
-        stdin: STANDARD.encode(stdin),
-    };
+    let command = Ask::Run { argv: argv.to_vec(), stdin: STANDARD.encode(stdin) };
     let copy = |to: &mut dyn Write, text: &str| {
         // The command's end is waited for even when nobody reads its output any more.
-        let _ = to
-            .write_all(&STANDARD.decode(text).unwrap_or_default())
-            .and_then(|()| to.flush());
+        let _ = to.write_all(&STANDARD.decode(text).unwrap_or_default()).and_then(|()| to.flush());
     };
-    ask(
-        folder,
-        command,
-        Duration::from_secs(10),
-        |tell| match tell {
-            Tell::Out(text) => {
-                copy(out, &text);
-                None
-            }
-            Tell::Err(text) => {
-                copy(err, &text);
-                None
-            }
-            Tell::Exit(status) => Some(status),
-            Tell::Status(_) => None,
-        },
-    )
+    ask(folder, command, Duration::from_secs(10), |tell| match tell {
+        Tell::Out(text) => {
+            copy(out, &text);
+            None
+        }
+        Tell::Err(text) => {
+            copy(err, &text);
+            None
+        }
+        Tell::Exit(status) => Some(status),
+        Tell::Status(_) => None,
+    })
 }
 
 /// What the node's supervisor knows; waits up to `patience` for it to be there.
@@ -179,28 +167,17 @@ impl Port {
     fn lock(folder: &Path) -> Result<Port, LabError> {
         for number in 0..PORTS {
             if let Some(lock) = lock_file(folder, number, FlockArg::LockExclusiveNonblock)? {
-                return Ok(Port {
-                    folder: folder.to_owned(),
-                    number,
-                    _lock: lock,
-                });
+                return Ok(Port { folder: folder.to_owned(), number, _lock: lock });
             }
         }
         let lock = lock_file(folder, 0, FlockArg::LockExclusive)?
             .ok_or_else(|| broken(folder, "its ports cannot be locked"))?;
-        Ok(Port {
-            folder: folder.to_owned(),
-            number: 0,
-            _lock: lock,
-        })
+        Ok(Port { folder: folder.to_owned(), number: 0, _lock: lock })
     }
 
     fn connect(&self) -> Result<Conversation<'_>, LabError> {
         let stream = connect(&self.folder, &socket_name(self.number))?;
-        Ok(Conversation {
-            port: self,
-            lines: BufReader::new(stream),
-        })
+        Ok(Conversation { port: self, lines: BufReader::new(stream) })
     }
 
     fn broken(&self, reason: &str) -> LabError {
@@ -217,9 +194,8 @@ struct Conversation<'a> {
 impl Conversation<'_> {
     /// Whether the node hears.
     fn greet(&mut self) -> Result<bool, LabError> {
-        let status = self.ask(Ask::Status, Some(GREETING_TIMEOUT), |tell| {
-            matches!(tell, Tell::Status(_)).then_some(())
-        });
+        let status =
+            self.ask(Ask::Status, Some(GREETING_TIMEOUT), |tell| matches!(tell, Tell::Status(_)).then_some(()));
         match status {
             Ok(answer) => Ok(answer.is_some()),
             // QEMU hung up: the machine ended, or takes up another connection first.
@@ -236,20 +212,12 @@ impl Conversation<'_> {
         mut on_reply: impl FnMut(Tell) -> Option<T>,
     ) -> Result<Option<T>, LabError> {
         let folder = &self.port.folder;
-        let request = Request {
-            id: random_id()?,
-            ask,
-        };
-        let mut line =
-            serde_json::to_vec(&request).map_err(|e| self.port.broken(&e.to_string()))?;
+        let request = Request { id: random_id()?, ask };
+        let mut line = serde_json::to_vec(&request).map_err(|e| self.port.broken(&e.to_string()))?;
         line.push(b'\n');
         let stream = self.lines.get_mut();
-        stream
-            .set_read_timeout(timeout)
-            .on("reading from a port of", folder)?;
-        stream
-            .write_all(&line)
-            .map_err(|e| self.port.broken(&e.to_string()))?;
+        stream.set_read_timeout(timeout).on("reading from a port of", folder)?;
+        stream.write_all(&line).map_err(|e| self.port.broken(&e.to_string()))?;
         loop {
             line.clear();
             match self.lines.read_until(b'\n', &mut line) {
@@ -281,12 +249,7 @@ pub(super) fn connect(folder: &Path, socket: &str) -> Result<UnixStream, LabErro
 
 fn lock_file(folder: &Path, number: usize, how: FlockArg) -> Result<Option<Flock<File>>, LabError> {
     let path = folder.join(format!("control{number}.lock"));
-    let file = fs::OpenOptions::new()
-        .create(true)
-        .truncate(false)
-        .write(true)
-        .open(&path)
-        .on("opening", &path)?;
+    let file = fs::OpenOptions::new().create(true).truncate(false).write(true).open(&path).on("opening", &path)?;
     Ok(Flock::lock(file, how).ok())
 }
 
@@ -294,26 +257,17 @@ fn random_id() -> Result<u64, LabError> {
     use std::io::Read;
     let mut bytes = [0; 8];
     let path = "/dev/urandom";
-    File::open(path)
-        .and_then(|mut f| f.read_exact(&mut bytes))
-        .on("reading", path)?;
+    File::open(path).and_then(|mut f| f.read_exact(&mut bytes)).on("reading", path)?;
     Ok(u64::from_ne_bytes(bytes))
 }
 
 fn is_timeout(error: &std::io::Error) -> bool {
-    matches!(
-        error.kind(),
-        std::io::ErrorKind::WouldBlock | std::io::ErrorKind::TimedOut
-    )
+    matches!(error.kind(), std::io::ErrorKind::WouldBlock | std::io::ErrorKind::TimedOut)
 }
 
 fn broken(folder: &Path, reason: &str) -> LabError {
     LabError::Channel {
-        node: folder
-            .file_name()
-            .unwrap_or_default()
-            .to_string_lossy()
-            .into_owned(),
+        node: folder.file_name().unwrap_or_default().to_string_lossy().into_owned(),
         reason: reason.to_owned(),
     }
 }

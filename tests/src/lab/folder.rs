@@ -56,10 +56,7 @@ impl Lab {
             .into_iter()
             .flatten()
             .flatten()
-            .filter(|entry| {
-                entry.path().join(Node::MACHINE).is_file()
-                    || entry.path().join(Node::PROCESS).is_file()
-            })
+            .filter(|entry| entry.path().join(Node::MACHINE).is_file() || entry.path().join(Node::PROCESS).is_file())
             .map(|entry| self.node(&entry.file_name().to_string_lossy()))
             .collect();
         nodes.sort_by(|a, b| a.name.cmp(&b.name));
@@ -67,31 +64,20 @@ impl Lab {
     }
 
     pub fn node(&self, name: &str) -> Node {
-        Node {
-            name: name.to_owned(),
-            folder: self.folder.join(name),
-        }
+        Node { name: name.to_owned(), folder: self.folder.join(name) }
     }
 
     /// A node that must be there.
     pub fn known(&self, name: &str) -> Result<Node, LabError> {
         let nodes = self.nodes();
-        nodes
-            .iter()
-            .find(|node| node.name == name)
-            .cloned()
-            .ok_or_else(|| {
-                let known: Vec<_> = nodes.iter().map(|node| node.name.as_str()).collect();
-                LabError::NoSuchNode {
-                    node: name.to_owned(),
-                    lab: self.folder.clone(),
-                    known: if known.is_empty() {
-                        "none".into()
-                    } else {
-                        known.join(", ")
-                    },
-                }
-            })
+        nodes.iter().find(|node| node.name == name).cloned().ok_or_else(|| {
+            let known: Vec<_> = nodes.iter().map(|node| node.name.as_str()).collect();
+            LabError::NoSuchNode {
+                node: name.to_owned(),
+                lab: self.folder.clone(),
+                known: if known.is_empty() { "none".into() } else { known.join(", ") },
+            }
+        })
     }
 }
 
@@ -123,17 +109,13 @@ impl Node {
     pub fn machine(&self) -> Result<Machine, LabError> {
         let path = self.folder.join(Self::MACHINE);
         let text = fs::read(&path).on("reading", &path)?;
-        serde_json::from_slice(&text).map_err(|e| LabError::Invalid {
-            what: path.display().to_string(),
-            reason: e.to_string(),
-        })
+        serde_json::from_slice(&text)
+            .map_err(|e| LabError::Invalid { what: path.display().to_string(), reason: e.to_string() })
     }
 
     pub fn save_machine(&self, machine: &Machine) -> Result<(), LabError> {
         let path = self.folder.join(Self::MACHINE);
-        let text = serde_json::to_vec_pretty(machine)
-            .map_err(std::io::Error::other)
-            .on("writing", &path)?;
+        let text = serde_json::to_vec_pretty(machine).map_err(std::io::Error::other).on("writing", &path)?;
         fs::write(&path, text).on("writing", &path)
     }
 

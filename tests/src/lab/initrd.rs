@@ -32,8 +32,8 @@ pub const SETUP: &str = "etc/mallee-lab/setup.json";
 pub const CREDENTIALS: &str = "etc/mallee/credentials";
 
 const FOLDERS: &[&str] = &[
-    "bin", "sbin", "dev", "proc", "sys", "run", "tmp", "etc", "root", "lib", "lib64", "usr",
-    "usr/bin", "usr/sbin", "usr/lib", "var", "var/lib", "var/log", "state",
+    "bin", "sbin", "dev", "proc", "sys", "run", "tmp", "etc", "root", "lib", "lib64", "usr", "usr/bin", "usr/sbin",
+    "usr/lib", "var", "var/lib", "var/log", "state",
 ];
 
 /// Writes an archive; folders above a file are made when first needed.
@@ -45,26 +45,15 @@ struct Archive<W: Write> {
 
 impl<W: Write> Archive<W> {
     fn new(out: W) -> Self {
-        Archive {
-            out,
-            made: Default::default(),
-            inode: 0,
-        }
+        Archive { out, made: Default::default(), inode: 0 }
     }
 
     fn entry(&mut self, path: &Path, mode: u32, content: &[u8]) -> io::Result<()> {
         self.inode += 1;
-        let size = u32::try_from(content.len()).map_err(|_| {
-            io::Error::new(
-                io::ErrorKind::FileTooLarge,
-                "a file in a cpio archive is below 4 GiB",
-            )
-        })?;
-        let mut writer = newc::Builder::new(&path.to_string_lossy())
-            .ino(self.inode)
-            .nlink(1)
-            .mode(mode)
-            .write(&mut self.out, size);
+        let size = u32::try_from(content.len())
+            .map_err(|_| io::Error::new(io::ErrorKind::FileTooLarge, "a file in a cpio archive is below 4 GiB"))?;
+        let mut writer =
+            newc::Builder::new(&path.to_string_lossy()).ino(self.inode).nlink(1).mode(mode).write(&mut self.out, size);
         writer.write_all(content)?;
         writer.finish()?;
         Ok(())
@@ -119,8 +108,7 @@ fn write_base(out: &mut dyn Write, packages: &PackageSet, order: &[PathBuf]) -> 
         archive.folder(Path::new(folder))?;
     }
     archive.file("bin/busybox", 0o755, &fs::read(packages.busybox())?)?;
-    let applets =
-        output_of(Command::new(packages.busybox()).arg("--list")).map_err(io::Error::other)?;
+    let applets = output_of(Command::new(packages.busybox()).arg("--list")).map_err(io::Error::other)?;
     for applet in applets.lines().filter(|name| *name != "busybox") {
         archive.link(format!("bin/{applet}"), "busybox")?;
     }
@@ -128,11 +116,7 @@ fn write_base(out: &mut dyn Write, packages: &PackageSet, order: &[PathBuf]) -> 
     archive.file("etc/group", 0o644, b"root:x:0:\n")?;
     for (place, module) in order.iter().enumerate() {
         let name = module.file_name().unwrap_or_default().to_string_lossy();
-        archive.file(
-            format!("{MODULES}/{place:03}-{name}"),
-            0o644,
-            &fs::read(module)?,
-        )?;
+        archive.file(format!("{MODULES}/{place:03}-{name}"), 0o644, &fs::read(module)?)?;
     }
     archive.finish().map(drop)
 }
@@ -149,25 +133,12 @@ pub fn programs(places: &Places, folder: &Path) -> Result<PathBuf, LabError> {
     let libraries = programs::libraries([&init].into_iter().chain(&ours).chain(&tools))?;
 
     let mut hasher = Sha256::new();
-    for path in [&init]
-        .into_iter()
-        .chain(&ours)
-        .chain(&tools)
-        .chain(&libraries)
-    {
+    for path in [&init].into_iter().chain(&ours).chain(&tools).chain(&libraries) {
         let data = fs::metadata(path).on("looking at", path)?;
         hasher.update(path.as_os_str().as_encoded_bytes());
-        hasher.update(format!(
-            " {} {} {}\n",
-            data.len(),
-            data.mtime(),
-            data.mtime_nsec()
-        ));
+        hasher.update(format!(" {} {} {}\n", data.len(), data.mtime(), data.mtime_nsec()));
     }
-    let path = folder.join(format!(
-        "programs-{}.cpio",
-        hex::encode(&hasher.finalize()[..8])
-    ));
+    let path = folder.join(format!("programs-{}.cpio", hex::encode(&hasher.finalize()[..8])));
     if !path.is_file() {
         let work = tempfile::tempdir_in(folder).on("making a folder in", folder)?;
         let strip = |program: &Path| -> Result<Vec<u8>, LabError> {
@@ -176,10 +147,7 @@ pub fn programs(places: &Places, folder: &Path) -> Result<PathBuf, LabError> {
             fs::read(&copy).on("reading", &copy)
         };
         let init = strip(&init)?;
-        let ours = ours
-            .iter()
-            .map(|path| Ok((file_name(path), strip(path)?)))
-            .collect::<Result<Vec<_>, LabError>>()?;
+        let ours = ours.iter().map(|path| Ok((file_name(path), strip(path)?))).collect::<Result<Vec<_>, LabError>>()?;
         written(&path, |out| {
             let mut archive = Archive::new(out);
             archive.file("init", 0o755, &init)?;
@@ -187,11 +155,7 @@ pub fn programs(places: &Places, folder: &Path) -> Result<PathBuf, LabError> {
                 archive.file(format!("usr/bin/{name}"), 0o755, content)?;
             }
             for path in tools.iter().chain(&libraries) {
-                archive.file(
-                    path.strip_prefix("/").unwrap_or(path),
-                    0o755,
-                    &fs::read(path)?,
-                )?;
+                archive.file(path.strip_prefix("/").unwrap_or(path), 0o755, &fs::read(path)?)?;
             }
             archive.finish().map(drop)
         })?;
@@ -201,10 +165,7 @@ pub fn programs(places: &Places, folder: &Path) -> Result<PathBuf, LabError> {
 }
 
 fn file_name(path: &Path) -> String {
-    path.file_name()
-        .unwrap_or_default()
-        .to_string_lossy()
-        .into_owned()
+    path.file_name().unwrap_or_default().to_string_lossy().into_owned()
 }
 
 /// Archives of programs as they were before the last change; nodes that run do not read theirs any more.
@@ -218,12 +179,7 @@ fn remove_other_archives(folder: &Path, keep: &Path) {
 }
 
 /// Joins the archives and the node's own setup (and credentials, when it has some) into `path`.
-pub fn assemble(
-    path: &Path,
-    archives: &[PathBuf],
-    setup: &[u8],
-    credentials: Option<&Path>,
-) -> Result<(), LabError> {
+pub fn assemble(path: &Path, archives: &[PathBuf], setup: &[u8], credentials: Option<&Path>) -> Result<(), LabError> {
     let mut out = File::create(path).on("making", path)?;
     // It holds the node's key.
     fs::set_permissions(path, fs::Permissions::from_mode(0o600)).on("protecting", path)?;
@@ -235,24 +191,12 @@ pub fn assemble(
     let mut archive = Archive::new(BufWriter::new(out));
     archive.file(SETUP, 0o600, setup).on("writing", path)?;
     if let Some(credentials) = credentials {
-        for entry in fs::read_dir(credentials)
-            .on("reading", credentials)?
-            .flatten()
-        {
+        for entry in fs::read_dir(credentials).on("reading", credentials)?.flatten() {
             let content = fs::read(entry.path()).on("reading", entry.path())?;
-            archive
-                .file(
-                    format!("{CREDENTIALS}/{}", file_name(&entry.path())),
-                    0o600,
-                    &content,
-                )
-                .on("writing", path)?;
+            archive.file(format!("{CREDENTIALS}/{}", file_name(&entry.path())), 0o600, &content).on("writing", path)?;
         }
     }
-    archive
-        .finish()
-        .and_then(|mut out| out.flush())
-        .on("writing", path)
+    archive.finish().and_then(|mut out| out.flush()).on("writing", path)
 }
 
 /// Each archive begins on a multiple of four bytes; the kernel skips the zeroes between.
@@ -263,22 +207,15 @@ fn pad(out: &mut File) -> io::Result<()> {
 }
 
 /// Writes a file whole or not at all.
-fn written(
-    path: &Path,
-    write: impl FnOnce(&mut dyn Write) -> io::Result<()>,
-) -> Result<(), LabError> {
+fn written(path: &Path, write: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> Result<(), LabError> {
     let folder = path.parent().unwrap_or(Path::new("."));
     fs::create_dir_all(folder).on("making", folder)?;
     let mut file = tempfile::NamedTempFile::new_in(folder).on("making a file in", folder)?;
     {
         let mut out = BufWriter::new(file.as_file_mut());
-        write(&mut out)
-            .and_then(|()| out.flush())
-            .on("writing", path)?;
+        write(&mut out).and_then(|()| out.flush()).on("writing", path)?;
     }
-    file.persist(path)
-        .map_err(|e| e.error)
-        .on("placing", path)?;
+    file.persist(path).map_err(|e| e.error).on("placing", path)?;
     Ok(())
 }
 

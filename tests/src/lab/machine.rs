@@ -44,11 +44,7 @@ impl Acceleration {
             fs::read_to_string(format!("/sys/module/{module}/parameters/nested"))
                 .is_ok_and(|value| matches!(value.trim(), "Y" | "1"))
         });
-        if nests && Path::new("/dev/kvm").exists() {
-            Acceleration::Kvm
-        } else {
-            Acceleration::Tcg
-        }
+        if nests && Path::new("/dev/kvm").exists() { Acceleration::Kvm } else { Acceleration::Tcg }
     }
 }
 
@@ -94,24 +90,15 @@ impl Machine {
         args.add("-append", self.command_line());
         args.add("-chardev", "file,id=console,path=console.log,append=on");
         args.add("-serial", "chardev:console");
-        args.add(
-            "-qmp",
-            format!("unix:{},server=on,wait=off", monitor::SOCKET),
-        );
-        args.add(
-            "-drive",
-            format!("if=none,id=state,file={STATE_DISK},format=raw,cache=unsafe,discard=unmap"),
-        );
+        args.add("-qmp", format!("unix:{},server=on,wait=off", monitor::SOCKET));
+        args.add("-drive", format!("if=none,id=state,file={STATE_DISK},format=raw,cache=unsafe,discard=unmap"));
         args.add("-device", "virtio-blk-pci,drive=state,serial=state");
         args.add("-device", "virtio-rng-pci");
         self.ports(&mut args);
         for (nic, tap) in taps.iter().enumerate() {
             args.add("-netdev", format!("tap,id=nic{nic},fd={tap}"));
             let mac = tap::mac(&node.folder, nic);
-            args.add(
-                "-device",
-                format!("virtio-net-pci,netdev=nic{nic},mac={mac},romfile="),
-            );
+            args.add("-device", format!("virtio-net-pci,netdev=nic{nic},mac={mac},romfile="));
         }
         args.0
     }
@@ -121,31 +108,13 @@ impl Machine {
         args.add("-device", "virtio-serial-pci,max_ports=16");
         for n in 0..PORTS {
             let socket = channel::socket_name(n);
-            args.add(
-                "-chardev",
-                format!("socket,id=control{n},path={socket},server=on,wait=off"),
-            );
-            args.add(
-                "-device",
-                format!(
-                    "virtserialport,chardev=control{n},name={}",
-                    channel::port_name(n)
-                ),
-            );
+            args.add("-chardev", format!("socket,id=control{n},path={socket},server=on,wait=off"));
+            args.add("-device", format!("virtserialport,chardev=control{n},name={}", channel::port_name(n)));
         }
         for service in &self.setup.services {
             let name = &service.name;
-            args.add(
-                "-chardev",
-                format!("file,id=log-{name},path={name}.log,append=on"),
-            );
-            args.add(
-                "-device",
-                format!(
-                    "virtserialport,chardev=log-{name},name={}",
-                    service.log_port()
-                ),
-            );
+            args.add("-chardev", format!("file,id=log-{name},path={name}.log,append=on"));
+            args.add("-device", format!("virtserialport,chardev=log-{name},name={}", service.log_port()));
         }
     }
 
@@ -181,18 +150,12 @@ pub fn start(
     credentials: Option<&Path>,
 ) -> Result<(), LabError> {
     if node.is_running() {
-        return Err(LabError::Running {
-            node: node.name.clone(),
-        });
+        return Err(LabError::Running { node: node.name.clone() });
     }
     fs::create_dir_all(&node.folder).on("making", &node.folder)?;
-    let setup = serde_json::to_vec_pretty(&machine.setup)
-        .map_err(std::io::Error::other)
-        .on("describing", &node.folder)?;
-    let archives = [
-        initrd::base(packages)?,
-        initrd::programs(places, &lab.folder)?,
-    ];
+    let setup =
+        serde_json::to_vec_pretty(&machine.setup).map_err(std::io::Error::other).on("describing", &node.folder)?;
+    let archives = [initrd::base(packages)?, initrd::programs(places, &lab.folder)?];
     initrd::assemble(&node.folder.join(INITRD), &archives, &setup, credentials)?;
     make_disk(&node.folder.join(STATE_DISK), machine.disk_mib)?;
     node.save_machine(machine)?;
@@ -202,38 +165,20 @@ pub fn start(
 /// Starts the machine of a node that was made before, as it is.
 pub fn power_on(node: &Node, places: &Places) -> Result<(), LabError> {
     let log_path = node.folder.join("qemu.log");
-    let log = File::options()
-        .create(true)
-        .append(true)
-        .open(&log_path)
-        .on("opening", &log_path)?;
+    let log = File::options().create(true).append(true).open(&log_path).on("opening", &log_path)?;
     let program = places.find("mallee-lab")?;
     let mut command = Command::new(&program);
-    command
-        .arg("exec-node")
-        .arg(&node.folder)
-        .stdin(Stdio::null());
-    command
-        .stdout(log.try_clone().on("opening", &log_path)?)
-        .stderr(log);
+    command.arg("exec-node").arg(&node.folder).stdin(Stdio::null());
+    command.stdout(log.try_clone().on("opening", &log_path)?).stderr(log);
     // SAFETY: setsid(2) is async-signal-safe and touches no memory of ours.
     unsafe {
-        command.pre_exec(|| {
-            nix::unistd::setsid()
-                .map(drop)
-                .map_err(std::io::Error::from)
-        });
+        command.pre_exec(|| nix::unistd::setsid().map(drop).map_err(std::io::Error::from));
     }
-    let child = command.spawn().map_err(|source| LabError::NoProgram {
-        program: program.display().to_string(),
-        source,
-    })?;
+    let child =
+        command.spawn().map_err(|source| LabError::NoProgram { program: program.display().to_string(), source })?;
     // Until the machine's own file names it, wait; a machine that fails says so in its log.
     let began = Instant::now();
-    while !node
-        .process()
-        .is_some_and(|process| process.pid == child.id() as i32)
-    {
+    while node.process().is_none_or(|process| process.pid != child.id() as i32) {
         let process_gone = !Path::new(&format!("/proc/{}/exe", child.id())).exists();
         if process_gone || began.elapsed() > Duration::from_secs(10) {
             return Err(LabError::Died {
@@ -251,14 +196,8 @@ pub fn power_on(node: &Node, places: &Places) -> Result<(), LabError> {
 /// The process writes down who it is *before* it becomes a machine, so that there is never a machine
 /// that `mallee-lab down` does not know of.
 pub fn become_machine(folder: &Path) -> Result<std::convert::Infallible, LabError> {
-    let node = Node {
-        name: folder
-            .file_name()
-            .unwrap_or_default()
-            .to_string_lossy()
-            .into_owned(),
-        folder: folder.to_owned(),
-    };
+    let node =
+        Node { name: folder.file_name().unwrap_or_default().to_string_lossy().into_owned(), folder: folder.to_owned() };
     let own = Process::own().on("reading", "/proc/self/stat")?;
     own.write(&node.process_file())?;
     let machine = node.machine()?;
@@ -270,14 +209,8 @@ pub fn become_machine(folder: &Path) -> Result<std::convert::Infallible, LabErro
         taps.push(tap::open(&tap::name(folder, nic), bridge)?);
     }
     let descriptors: Vec<i32> = taps.iter().map(AsRawFd::as_raw_fd).collect();
-    let source = Command::new(QEMU)
-        .args(machine.arguments(&node, &descriptors))
-        .current_dir(folder)
-        .exec();
-    Err(LabError::NoProgram {
-        program: QEMU.to_owned(),
-        source,
-    })
+    let source = Command::new(QEMU).args(machine.arguments(&node, &descriptors)).current_dir(folder).exec();
+    Err(LabError::NoProgram { program: QEMU.to_owned(), source })
 }
 
 /// Waits until the node's supervisor answers, that is, its services were started.
@@ -287,10 +220,7 @@ pub fn wait_booted(node: &Node, patience: Duration) -> Result<NodeStatus, LabErr
         match channel::status(&node.folder, Duration::from_millis(500)) {
             Ok(status) => return Ok(status),
             Err(_) if !node.is_running() => {
-                return Err(LabError::Died {
-                    node: node.name.clone(),
-                    console: last_words(node),
-                });
+                return Err(LabError::Died { node: node.name.clone(), console: last_words(node) });
             }
             Err(_) if Instant::now() > deadline => {
                 return Err(LabError::Silent {
@@ -316,15 +246,7 @@ fn make_disk(path: &Path, size_mib: u64) -> Result<(), LabError> {
     }
     output_of(
         Command::new("mke2fs")
-            .args([
-                "-q",
-                "-t",
-                "ext4",
-                "-L",
-                "mallee-state",
-                "-E",
-                "lazy_itable_init=1,lazy_journal_init=1",
-            ])
+            .args(["-q", "-t", "ext4", "-L", "mallee-state", "-E", "lazy_itable_init=1,lazy_journal_init=1"])
             .arg(path)
             .arg(format!("{size_mib}M")),
     )?;

@@ -62,12 +62,8 @@ const WANTED: &[&str] = &[
 /// Modules in loading order: each after all that it depends on.
 pub fn in_loading_order(folder: &Path) -> Result<Vec<PathBuf>, LabError> {
     let available = index(folder)?;
-    let mut order = Order {
-        available: &available,
-        done: BTreeSet::new(),
-        under_way: BTreeSet::new(),
-        paths: Vec::new(),
-    };
+    let mut order =
+        Order { available: &available, done: BTreeSet::new(), under_way: BTreeSet::new(), paths: Vec::new() };
     for name in WANTED {
         order.add(name)?;
     }
@@ -91,10 +87,7 @@ impl Order<'_> {
             return Ok(());
         };
         if !self.under_way.insert(name.to_owned()) {
-            return Err(LabError::Module {
-                module: name.to_owned(),
-                reason: "depends on itself".into(),
-            });
+            return Err(LabError::Module { module: name.to_owned(), reason: "depends on itself".into() });
         }
         for dependency in dependencies(path)? {
             self.add(&dependency)?;
@@ -129,14 +122,9 @@ fn module_name(path: &Path) -> Option<String> {
 
 fn dependencies(path: &Path) -> Result<Vec<String>, LabError> {
     let bytes = fs::read(path).on("reading", path)?;
-    let refused = |reason: String| LabError::Module {
-        module: path.display().to_string(),
-        reason,
-    };
+    let refused = |reason: String| LabError::Module { module: path.display().to_string(), reason };
     let file = object::File::parse(&*bytes).map_err(|e| refused(e.to_string()))?;
-    let section = file
-        .section_by_name(".modinfo")
-        .ok_or_else(|| refused("has no .modinfo section".into()))?;
+    let section = file.section_by_name(".modinfo").ok_or_else(|| refused("has no .modinfo section".into()))?;
     let info = section.data().map_err(|e| refused(e.to_string()))?;
     Ok(parse_depends(info))
 }
@@ -166,10 +154,8 @@ mod tests {
     fn a_module_comes_after_what_it_depends_on() {
         let folder = tempfile::tempdir().unwrap();
         // The order is tested on names alone: what a module depends on is the parser's test above.
-        let available: BTreeMap<_, _> = [("a", "a.ko")]
-            .into_iter()
-            .map(|(name, file)| (name.to_owned(), folder.path().join(file)))
-            .collect();
+        let available: BTreeMap<_, _> =
+            [("a", "a.ko")].into_iter().map(|(name, file)| (name.to_owned(), folder.path().join(file))).collect();
         let mut order = Order {
             available: &available,
             done: BTreeSet::from(["a".to_owned()]),

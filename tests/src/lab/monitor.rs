@@ -19,9 +19,7 @@ pub const SOCKET: &str = "monitor.sock";
 /// Executes one command without arguments, for example `system_reset`.
 pub fn execute(folder: &Path, command: &str) -> Result<(), LabError> {
     let stream = connect(folder, SOCKET)?;
-    stream
-        .set_read_timeout(Some(Duration::from_secs(10)))
-        .on("reading", folder)?;
+    stream.set_read_timeout(Some(Duration::from_secs(10))).on("reading", folder)?;
     let mut lines = BufReader::new(&stream).lines();
     for command in ["qmp_capabilities", command] {
         (&stream)
@@ -30,11 +28,7 @@ pub fn execute(folder: &Path, command: &str) -> Result<(), LabError> {
         let answer = answer(&mut lines).on("reading from the monitor of", folder)?;
         if let Some(problem) = answer.get("error") {
             return Err(LabError::Channel {
-                node: folder
-                    .file_name()
-                    .unwrap_or_default()
-                    .to_string_lossy()
-                    .into_owned(),
+                node: folder.file_name().unwrap_or_default().to_string_lossy().into_owned(),
                 reason: format!("its monitor refuses {command}: {problem}"),
             });
         }

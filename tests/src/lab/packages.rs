@@ -92,8 +92,7 @@ impl Answer {
     const LISTS: &str = "/var/lib/apt/lists";
 
     fn of_same_lists(cache: &Path) -> Option<String> {
-        let answer: Answer =
-            serde_json::from_slice(&fs::read(cache.join(Self::FILE)).ok()?).ok()?;
+        let answer: Answer = serde_json::from_slice(&fs::read(cache.join(Self::FILE)).ok()?).ok()?;
         let same = answer.layout == LAYOUT && answer.lists == Self::lists_changed()?;
         same.then_some(answer.hash)
     }
@@ -102,22 +101,14 @@ impl Answer {
         let Some(lists) = Self::lists_changed() else {
             return Ok(());
         };
-        let answer = Answer {
-            layout: LAYOUT.to_owned(),
-            lists,
-            hash: hash.to_owned(),
-        };
+        let answer = Answer { layout: LAYOUT.to_owned(), lists, hash: hash.to_owned() };
         let path = cache.join(Self::FILE);
-        let text = serde_json::to_vec(&answer)
-            .map_err(std::io::Error::other)
-            .on("writing", &path)?;
+        let text = serde_json::to_vec(&answer).map_err(std::io::Error::other).on("writing", &path)?;
         fs::write(&path, text).on("writing", &path)
     }
 
     fn lists_changed() -> Option<SystemTime> {
-        fs::metadata(Self::LISTS)
-            .and_then(|data| data.modified())
-            .ok()
+        fs::metadata(Self::LISTS).and_then(|data| data.modified()).ok()
     }
 }
 
@@ -132,18 +123,10 @@ fn wanted() -> Result<Wanted, LabError> {
         .lines()
         .filter_map(|line| line.trim().strip_prefix("Depends: "))
         .find(|name| name.starts_with("linux-image-"))
-        .ok_or_else(|| {
-            LabError::Packages(format!(
-                "{KERNEL_METAPACKAGE} names no kernel; run apt-get update"
-            ))
-        })?
+        .ok_or_else(|| LabError::Packages(format!("{KERNEL_METAPACKAGE} names no kernel; run apt-get update")))?
         .to_owned();
     let names = vec![kernel, BUSYBOX.to_owned()];
-    let uris = output_of(
-        Command::new("apt-get")
-            .args(["download", "--print-uris"])
-            .args(&names),
-    )?;
+    let uris = output_of(Command::new("apt-get").args(["download", "--print-uris"]).args(&names))?;
     let mut hasher = Sha256::new();
     hasher.update(LAYOUT);
     // Each line is 'URI' FILE SIZE DIGEST; where it comes from does not matter.
@@ -153,17 +136,11 @@ fn wanted() -> Result<Wanted, LabError> {
             hasher.update(b"\n");
         }
     }
-    Ok(Wanted {
-        names,
-        hash: hex::encode(&hasher.finalize()[..12]),
-    })
+    Ok(Wanted { names, hash: hex::encode(&hasher.finalize()[..12]) })
 }
 
 fn unpack(wanted: &Wanted, cache: &Path, folder: &Path) -> Result<(), LabError> {
-    let work = tempfile::Builder::new()
-        .prefix("unpacking-")
-        .tempdir_in(cache)
-        .on("making a folder in", cache)?;
+    let work = tempfile::Builder::new().prefix("unpacking-").tempdir_in(cache).on("making a folder in", cache)?;
     // apt fetches as the user _apt where that one may write, and says so at length where it may not.
     output_of(
         Command::new("apt-get")
@@ -172,10 +149,7 @@ fn unpack(wanted: &Wanted, cache: &Path, folder: &Path) -> Result<(), LabError> 
             .current_dir(work.path()),
     )?;
     let root = work.path().join("root");
-    for entry in fs::read_dir(work.path())
-        .on("reading", work.path())?
-        .flatten()
-    {
+    for entry in fs::read_dir(work.path()).on("reading", work.path())?.flatten() {
         let path = entry.path();
         if path.extension().is_some_and(|extension| extension == "deb") {
             output_of(Command::new("dpkg-deb").arg("-x").arg(&path).arg(&root))?;
@@ -197,15 +171,8 @@ fn open(folder: &Path) -> Result<PackageSet, LabError> {
         .map(|entry| entry.file_name().to_string_lossy().into_owned())
         .next()
         .ok_or_else(|| LabError::Packages(format!("no kernel in {}", folder.display())))?;
-    let hash = folder
-        .file_name()
-        .map(|name| name.to_string_lossy().into_owned())
-        .unwrap_or_default();
-    Ok(PackageSet {
-        root: folder.to_owned(),
-        release,
-        hash,
-    })
+    let hash = folder.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+    Ok(PackageSet { root: folder.to_owned(), release, hash })
 }
 
 fn newest_cached(cache: &Path) -> Option<PackageSet> {

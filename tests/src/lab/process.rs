@@ -29,8 +29,7 @@ impl Process {
     /// The running process; it stays the same one when it executes another program.
     pub fn own() -> std::io::Result<Process> {
         let pid = std::process::id() as i32;
-        let started =
-            start_time(pid).ok_or_else(|| std::io::Error::other("/proc is not readable"))?;
+        let started = start_time(pid).ok_or_else(|| std::io::Error::other("/proc is not readable"))?;
         Ok(Process { pid, started })
     }
 
@@ -39,9 +38,7 @@ impl Process {
     }
 
     pub fn write(&self, path: &Path) -> Result<(), LabError> {
-        let text = serde_json::to_vec(self)
-            .map_err(std::io::Error::other)
-            .on("writing", path)?;
+        let text = serde_json::to_vec(self).map_err(std::io::Error::other).on("writing", path)?;
         fs::write(path, text).on("writing", path)
     }
 
@@ -96,10 +93,7 @@ mod tests {
     #[test]
     fn the_start_time_is_found_behind_any_name() {
         let tail = "1 1 1 0 -1 4194560 1 2 3 4 5 6 7 8 20 0 1 0 4711 99";
-        assert_eq!(
-            parse_start_time(&format!("12 (a ) b) S {tail}")),
-            Some(4711)
-        );
+        assert_eq!(parse_start_time(&format!("12 (a ) b) S {tail}")), Some(4711));
         assert_eq!(parse_start_time(&format!("12 (dead) Z {tail}")), None);
     }
 
@@ -107,10 +101,7 @@ mod tests {
     fn a_process_is_told_from_another_with_its_id() {
         let own = Process::own().unwrap();
         assert!(own.is_alive());
-        let other = Process {
-            started: own.started + 1,
-            ..own
-        };
+        let other = Process { started: own.started + 1, ..own };
         assert!(!other.is_alive());
         // Ending one that is not there any more is done at once and hits nobody.
         other.end(Duration::ZERO).unwrap();

@@ -15,16 +15,7 @@ pub const NODE_PROGRAMS: &[&str] = &["mallee-vmm", "mallee-netd", "mallee-agent"
 pub const INIT: &str = "mallee-lab-node";
 /// Tools of the host's that help a person (and the tests) to look around in a node; each is taken
 /// along when it is there.
-const HOST_TOOLS: &[&str] = &[
-    "nft",
-    "conntrack",
-    "tcpdump",
-    "ip",
-    "bridge",
-    "tc",
-    "pgrep",
-    "pkill",
-];
+const HOST_TOOLS: &[&str] = &["nft", "conntrack", "tcpdump", "ip", "bridge", "tc", "pgrep", "pkill"];
 
 /// Where programs are looked for, in this order.
 #[derive(Debug, Clone)]
@@ -45,20 +36,13 @@ impl Places {
             .iter()
             .map(|place| place.join(program))
             .find(|path| path.is_file())
-            .ok_or_else(|| LabError::ProgramMissing {
-                program: program.to_owned(),
-                places: self.to_string(),
-            })
+            .ok_or_else(|| LabError::ProgramMissing { program: program.to_owned(), places: self.to_string() })
     }
 }
 
 impl std::fmt::Display for Places {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let names: Vec<_> = self
-            .0
-            .iter()
-            .map(|place| place.display().to_string())
-            .collect();
+        let names: Vec<_> = self.0.iter().map(|place| place.display().to_string()).collect();
         f.write_str(&names.join(", "))
     }
 }
@@ -73,9 +57,7 @@ pub fn host_tools() -> Vec<PathBuf> {
 }
 
 /// Shared libraries that `programs` need, the dynamic loader among them, as absolute paths.
-pub fn libraries<'a>(
-    programs: impl IntoIterator<Item = &'a PathBuf>,
-) -> Result<BTreeSet<PathBuf>, LabError> {
+pub fn libraries<'a>(programs: impl IntoIterator<Item = &'a PathBuf>) -> Result<BTreeSet<PathBuf>, LabError> {
     let mut found = BTreeSet::new();
     for program in programs {
         // A static program is no error, only not dynamic.
@@ -89,9 +71,7 @@ pub fn libraries<'a>(
 
 /// The path in a line of ldd's: `libm.so.6 => /lib/…/libm.so.6 (0x…)` or `/lib64/ld-… (0x…)`.
 fn library_path(line: &str) -> Option<PathBuf> {
-    line.split_whitespace()
-        .find(|word| word.starts_with('/'))
-        .map(PathBuf::from)
+    line.split_whitespace().find(|word| word.starts_with('/')).map(PathBuf::from)
 }
 
 /// A copy of `program` without what only a debugger needs, which is most of its size.

@@ -29,32 +29,19 @@ pub fn mac(node_folder: &std::path::Path, nic: usize) -> String {
     hasher.update(node_folder.as_os_str().as_encoded_bytes());
     hasher.update([nic as u8]);
     let digest = hasher.finalize();
-    format!(
-        "52:54:00:{:02x}:{:02x}:{:02x}",
-        digest[0], digest[1], digest[2]
-    )
+    format!("52:54:00:{:02x}:{:02x}:{:02x}", digest[0], digest[1], digest[2])
 }
 
 /// Opens a tap and makes it a port of `bridge`. The file is inherited by what is executed next.
 pub fn open(name: &str, bridge: &str) -> Result<File, LabError> {
     const DEVICE: &str = "/dev/net/tun";
-    let file = OpenOptions::new()
-        .read(true)
-        .write(true)
-        .open(DEVICE)
-        .on("opening", DEVICE)?;
+    let file = OpenOptions::new().read(true).write(true).open(DEVICE).on("opening", DEVICE)?;
     // SAFETY: an `ifreq` of zeroes is a valid one.
     let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
-    for (to, from) in request
-        .ifr_name
-        .iter_mut()
-        .take(libc::IFNAMSIZ - 1)
-        .zip(name.bytes())
-    {
+    for (to, from) in request.ifr_name.iter_mut().take(libc::IFNAMSIZ - 1).zip(name.bytes()) {
         *to = from as libc::c_char;
     }
-    request.ifr_ifru.ifru_flags =
-        (libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR) as libc::c_short;
+    request.ifr_ifru.ifru_flags = (libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR) as libc::c_short;
     // SAFETY: the descriptor is open, and TUNSETIFF reads and writes one `ifreq` at the address, which
     // outlives the call.
     unsafe { tun_set_iff(file.as_raw_fd(), &raw mut request as libc::c_ulong) }

@@ -61,12 +61,7 @@ pub struct Wanted {
 impl Wanted {
     /// Starts every wanted node that does not run, and returns all that are wanted. They boot on
     /// while this returns: see [`machine::wait_booted`].
-    pub fn start(
-        &self,
-        lab: &Lab,
-        places: &Places,
-        progress: &dyn Fn(&str),
-    ) -> Result<Vec<Node>, LabError> {
+    pub fn start(&self, lab: &Lab, places: &Places, progress: &dyn Fn(&str)) -> Result<Vec<Node>, LabError> {
         let packages = packages::fetch(progress)?;
         let mut nodes = Vec::new();
         for number in 1..=self.nodes {
@@ -74,14 +69,7 @@ impl Wanted {
             if !node.is_running() {
                 let machine = self.machine(&node, number, packages.kernel())?;
                 let credentials = self.join(&node, number, places)?;
-                machine::start(
-                    lab,
-                    &node,
-                    &machine,
-                    &packages,
-                    places,
-                    credentials.as_deref(),
-                )?;
+                machine::start(lab, &node, &machine, &packages, places, credentials.as_deref())?;
             }
             nodes.push(node);
         }
@@ -111,8 +99,7 @@ impl Wanted {
     /// The public side's address number `n`.
     fn address(&self, n: u32) -> Result<Ipv4Net, LabError> {
         let address = Ipv4Addr::from(u32::from(self.public_network.network()) + n);
-        let fits =
-            self.public_network.contains(&address) && address != self.public_network.broadcast();
+        let fits = self.public_network.contains(&address) && address != self.public_network.broadcast();
         let net = Ipv4Net::new(address, self.public_network.prefix_len());
         net.ok().filter(|_| fits).ok_or_else(|| LabError::Invalid {
             what: format!("public network {}", self.public_network),
@@ -132,10 +119,7 @@ impl Wanted {
         fs::create_dir_all(&node.folder).on("making", &node.folder)?;
         let mut command = Command::new(places.find("mallee")?);
         command.args(["node", "add", &node.name, "--zone", &self.zone(number)?]);
-        command.args([
-            "--controller",
-            &format!("https://{}:{}", self.address(1)?.addr(), self.node_port),
-        ]);
+        command.args(["--controller", &format!("https://{}:{}", self.address(1)?.addr(), self.node_port)]);
         command.arg("--out").arg(&folder);
         if let Some(state) = &self.cloud {
             command.arg("--state").arg(state);
@@ -145,38 +129,24 @@ impl Wanted {
     }
 
     fn zone(&self, number: u32) -> Result<String, LabError> {
-        let letter = u8::try_from(number)
-            .ok()
-            .and_then(|n| b'a'.checked_add(n))
-            .filter(u8::is_ascii_lowercase);
-        letter
-            .map(|letter| format!("{}{}", self.region, char::from(letter)))
-            .ok_or_else(|| LabError::Invalid {
-                what: format!("{} nodes", self.nodes),
-                reason: "a zone is named by one letter: 25 nodes at most".into(),
-            })
+        let letter = u8::try_from(number).ok().and_then(|n| b'a'.checked_add(n)).filter(u8::is_ascii_lowercase);
+        letter.map(|letter| format!("{}{}", self.region, char::from(letter))).ok_or_else(|| LabError::Invalid {
+            what: format!("{} nodes", self.nodes),
+            reason: "a zone is named by one letter: 25 nodes at most".into(),
+        })
     }
 }
 
 /// What runs in a node: netd first, for the agent hands it the network.
 fn services() -> Vec<Service> {
     let socket = mallee_socket();
-    let credentials = Path::new("/")
-        .join(initrd::CREDENTIALS)
-        .display()
-        .to_string();
+    let credentials = Path::new("/").join(initrd::CREDENTIALS).display().to_string();
     let words = |text: &[&str]| text.iter().map(|&word| word.to_owned()).collect();
     let environment = vec![("RUST_LOG".to_owned(), "info".to_owned())];
     vec![
         Service {
             name: "netd".into(),
-            argv: words(&[
-                "/usr/bin/mallee-netd",
-                "--uplink",
-                UPLINK,
-                "--socket",
-                socket,
-            ]),
+            argv: words(&["/usr/bin/mallee-netd", "--uplink", UPLINK, "--socket", socket]),
             environment: environment.clone(),
         },
         Service {
@@ -229,10 +199,7 @@ mod tests {
     fn a_network_too_small_is_refused() {
         let wanted = wanted(&["--public-network", "198.51.100.0/30"]);
         assert!(wanted.address(2).is_ok());
-        assert!(
-            wanted.address(3).is_err(),
-            "the broadcast address is nobody's"
-        );
+        assert!(wanted.address(3).is_err(), "the broadcast address is nobody's");
         assert!(wanted.address(4).is_err());
     }
 }

@@ -47,31 +47,16 @@ fn mounts() -> io::Result<()> {
     ];
     for (source, target, kind, data) in table {
         fs::create_dir_all(target)?;
-        match mount(
-            Some(*source),
-            *target,
-            Some(*kind),
-            MsFlags::empty(),
-            Some(*data),
-        ) {
+        match mount(Some(*source), *target, Some(*kind), MsFlags::empty(), Some(*data)) {
             // The kernel mounted it before.
             Err(Errno::EBUSY) => {}
             other => other.map_err(|e| io::Error::other(format!("mounting {target}: {e}")))?,
         }
     }
     // Whoever makes a group below the root may bound these in it.
-    fs::write(
-        "/sys/fs/cgroup/cgroup.subtree_control",
-        "+cpu +memory +io +pids",
-    )?;
+    fs::write("/sys/fs/cgroup/cgroup.subtree_control", "+cpu +memory +io +pids")?;
     // A mount made by a service is seen by all, and jails can take theirs away.
-    mount(
-        None::<&str>,
-        "/",
-        None::<&str>,
-        MsFlags::MS_SHARED | MsFlags::MS_REC,
-        None::<&str>,
-    )?;
+    mount(None::<&str>, "/", None::<&str>, MsFlags::MS_SHARED | MsFlags::MS_REC, None::<&str>)?;
     Ok(())
 }
 
@@ -79,19 +64,12 @@ fn mounts() -> io::Result<()> {
 /// by whoever needs it.
 fn modules() {
     let folder = Path::new("/").join(MODULES);
-    let mut paths: Vec<PathBuf> = fs::read_dir(&folder)
-        .into_iter()
-        .flatten()
-        .flatten()
-        .map(|entry| entry.path())
-        .collect();
+    let mut paths: Vec<PathBuf> =
+        fs::read_dir(&folder).into_iter().flatten().flatten().map(|entry| entry.path()).collect();
     paths.sort();
     let processor = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     let no_arguments = CString::default();
-    for path in paths
-        .iter()
-        .filter(|path| !is_for_another_processor(path, &processor))
-    {
+    for path in paths.iter().filter(|path| !is_for_another_processor(path, &processor)) {
         let loaded = File::open(path)
             .map_err(|_| Errno::ENOENT)
             .and_then(|file| finit_module(&file, &no_arguments, ModuleInitFlags::empty()));
@@ -106,37 +84,22 @@ fn modules() {
 fn is_for_another_processor(module: &Path, cpuinfo: &str) -> bool {
     let name = module.to_string_lossy();
     let has = |flag: &str| cpuinfo.split_whitespace().any(|word| word == flag);
-    (name.ends_with("-kvm-amd.ko") && !has("svm"))
-        || (name.ends_with("-kvm-intel.ko") && !has("vmx"))
+    (name.ends_with("-kvm-amd.ko") && !has("svm")) || (name.ends_with("-kvm-intel.ko") && !has("vmx"))
 }
 
 fn state_disk() -> io::Result<()> {
     let device = wait_for("the state disk", || {
-        fs::read_dir("/sys/block")
-            .ok()?
-            .flatten()
-            .find_map(|entry| {
-                let serial = fs::read_to_string(entry.path().join("serial")).ok()?;
-                (serial.trim() == "state").then(|| Path::new("/dev").join(entry.file_name()))
-            })
+        fs::read_dir("/sys/block").ok()?.flatten().find_map(|entry| {
+            let serial = fs::read_to_string(entry.path().join("serial")).ok()?;
+            (serial.trim() == "state").then(|| Path::new("/dev").join(entry.file_name()))
+        })
     })?;
-    mount(
-        Some(&device),
-        STATE,
-        Some("ext4"),
-        MsFlags::MS_NOATIME,
-        Some("discard"),
-    )
-    .map_err(|e| io::Error::other(format!("mounting {}: {e}", device.display())))
+    mount(Some(&device), STATE, Some("ext4"), MsFlags::MS_NOATIME, Some("discard"))
+        .map_err(|e| io::Error::other(format!("mounting {}: {e}", device.display())))
 }
 
 fn network(setup: &Setup) -> io::Result<()> {
-    wait_for("the uplink", || {
-        Path::new("/sys/class/net")
-            .join(UPLINK)
-            .exists()
-            .then_some(())
-    })?;
+    wait_for("the uplink", || Path::new("/sys/class/net").join(UPLINK).exists().then_some(()))?;
     let address = setup.uplink_address.to_string();
     let gateway = setup.gateway.to_string();
     ip(&["link", "set", "lo", "up"])?;
@@ -154,10 +117,7 @@ fn ip(arguments: &[&str]) -> io::Result<()> {
     if status.success() {
         return Ok(());
     }
-    Err(io::Error::other(format!(
-        "ip {}: {status}",
-        arguments.join(" ")
-    )))
+    Err(io::Error::other(format!("ip {}: {status}", arguments.join(" "))))
 }
 
 fn wait_for<T>(what: &str, mut check: impl FnMut() -> Option<T>) -> io::Result<T> {
@@ -167,10 +127,7 @@ fn wait_for<T>(what: &str, mut check: impl FnMut() -> Option<T>) -> io::Result<T
             return Ok(value);
         }
         if began.elapsed() > Duration::from_secs(10) {
-            return Err(io::Error::new(
-                io::ErrorKind::NotFound,
-                format!("{what} did not appear"),
-            ));
+            return Err(io::Error::new(io::ErrorKind::NotFound, format!("{what} did not appear")));
         }
         std::thread::sleep(Duration::from_millis(10));
     }

@@ -31,10 +31,7 @@ pub fn port_device(name: &str) -> io::Result<PathBuf> {
             return Ok(Path::new("/dev").join(entry.file_name()));
         }
     }
-    Err(io::Error::new(
-        io::ErrorKind::NotFound,
-        format!("no virtio port {name}"),
-    ))
+    Err(io::Error::new(io::ErrorKind::NotFound, format!("no virtio port {name}")))
 }
 
 /// Serves every control port, each in a thread of its own; does not return while one works.
@@ -81,10 +78,7 @@ impl Port {
     }
 
     fn answer(&self, request: Request) {
-        let replies = Replies {
-            id: request.id,
-            file: Arc::new(Mutex::new(&self.file)),
-        };
+        let replies = Replies { id: request.id, file: Arc::new(Mutex::new(&self.file)) };
         match request.ask {
             Ask::Status => replies.send(Tell::Status(self.status())),
             Ask::Run { argv, stdin } => {
@@ -95,12 +89,7 @@ impl Port {
     }
 
     fn status(&self) -> NodeStatus {
-        let read = |path: &str| {
-            fs::read_to_string(path)
-                .unwrap_or_default()
-                .trim()
-                .to_owned()
-        };
+        let read = |path: &str| fs::read_to_string(path).unwrap_or_default().trim().to_owned();
         NodeStatus {
             kernel: read("/proc/sys/kernel/osrelease"),
             boot_id: read("/proc/sys/kernel/random/boot_id"),
@@ -132,8 +121,7 @@ impl Port {
             }
         };
         let group = Pid::from_raw(child.id() as i32);
-        let (input, output, errors) =
-            (child.stdin.take(), child.stdout.take(), child.stderr.take());
+        let (input, output, errors) = (child.stdin.take(), child.stdout.take(), child.stderr.take());
         std::thread::scope(|scope| {
             scope.spawn(move || input.map(|mut input| input.write_all(&stdin)));
             scope.spawn(|| replies.copy(output, Tell::Out));
@@ -163,9 +151,7 @@ impl Port {
     fn host_hung_up(&self) -> bool {
         let mut ends = [PollFd::new(self.file.as_fd(), PollFlags::POLLIN)];
         poll(&mut ends, PollTimeout::ZERO).is_ok()
-            && ends[0]
-                .revents()
-                .is_some_and(|events| events.intersects(PollFlags::POLLHUP | PollFlags::POLLIN))
+            && ends[0].revents().is_some_and(|events| events.intersects(PollFlags::POLLHUP | PollFlags::POLLIN))
     }
 }
 

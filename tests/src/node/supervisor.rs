@@ -23,26 +23,17 @@ pub struct Supervisor {
 
 impl Supervisor {
     pub fn status(&self) -> Vec<ServiceStatus> {
-        self.states
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clone()
+        self.states.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Starts `service` and keeps it running until the machine ends.
     pub fn keep(&self, service: Service) -> io::Result<()> {
         let place = {
             let mut states = self.states.lock().unwrap_or_else(PoisonError::into_inner);
-            states.push(ServiceStatus {
-                name: service.name.clone(),
-                pid: None,
-                restarts: 0,
-            });
+            states.push(ServiceStatus { name: service.name.clone(), pid: None, restarts: 0 });
             states.len() - 1
         };
-        let log = OpenOptions::new()
-            .write(true)
-            .open(port_device(&service.log_port())?)?;
+        let log = OpenOptions::new().write(true).open(port_device(&service.log_port())?)?;
         let own = self.clone();
         std::thread::Builder::new()
             .name(service.name.clone())
@@ -65,10 +56,7 @@ impl Supervisor {
                 state.restarts += 1;
             });
             let end = end.unwrap_or_else(|error| error.to_string());
-            say(&format!(
-                "{} ended ({end}); starting it again",
-                service.name
-            ));
+            say(&format!("{} ended ({end}); starting it again", service.name));
             std::thread::sleep(BRIEF.saturating_sub(began.elapsed()));
         }
     }
@@ -82,10 +70,8 @@ impl Supervisor {
 }
 
 fn start(service: &Service, log: &File) -> io::Result<Child> {
-    let (program, arguments) = service
-        .argv
-        .split_first()
-        .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, "no program is named"))?;
+    let (program, arguments) =
+        service.argv.split_first().ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, "no program is named"))?;
     Command::new(program)
         .args(arguments)
         .envs(service.environment.iter().cloned())

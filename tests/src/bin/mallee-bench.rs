@@ -1,0 +1,175 @@
+//! `mallee-bench`: the monitor beside its peers. See [`mallee_tests::bench`].
+
+use std::{
+    collections::BTreeMap,
+    io::Write,
+    path::{Path, PathBuf},
+    process::{Command as Process, ExitCode, Stdio},
+    time::Duration,
+};
+
+use clap::{Parser, Subcommand};
+use mallee_tests::{
+    bench::{
+        BenchError,
+        facts::Facts,
+        floor, guest, memory,
+        monitors::{self, FLOOR, MEMORY_MIB, Monitor},
+        record::{Record, Series},
+        serial,
+    },
+    lab::programs::Places,
+};
+
+#[derive(Parser)]
+#[command(name = "mallee-bench", version, about = "Measures mallee-vmm beside its peers")]
+struct Command {
+    /// Folder for the results, one JSON file a benchmark.
+    #[arg(long, default_value = "target/bench")]
+    out: PathBuf,
+    /// Runs of each monitor.
+    #[arg(long, default_value_t = 30)]
+    runs: usize,
+    /// Folder with our programs; by default where this one lies.
+    #[arg(long, env = "MALLEE_BIN")]
+    programs: Option<PathBuf>,
+    #[command(subcommand)]
+    verb: Option<Verb>,
+}
+
+#[derive(Subcommand)]
+enum Verb {
+    /// Run the smallest guest with KVM calls alone and print its byte.
+    #[command(hide = true)]
+    Floor,
+}
+
+fn main() -> ExitCode {
+    let command = Command::parse();
+    let done = match command.verb {
+        Some(Verb::Floor) => run_floor(),
+        None => measure(&command),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("mallee-bench: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run_floor() -> Result<(), BenchError> {
+    let byte = floor::first_byte(MEMORY_MIB as usize)?;
+    let mut out = std::io::stdout();
+    let _ = out.write_all(&[byte]).and_then(|()| out.flush());
+    // The others are measured while they still run; so is this.
+    loop {
+        std::thread::park();
+    }
+}
+
+fn measure(command: &Command) -> Result<(), BenchError> {
+    let places = Places::new(command.programs.as_deref());
+    let facts = Facts::of_this_machine(&places);
+    let at = |action, path: &Path| {
+        let path = path.to_owned();
+        move |source| BenchError::File { action, path, source }
+    };
+    let work = tempfile::tempdir().map_err(at("making a folder in", &std::env::temp_dir()))?;
+    let kernel = work.path().join("guest.elf");
+    std::fs::write(&kernel, guest::elf()).map_err(at("writing", &kernel))?;
+
+    let mut runners: Vec<Runner> =
+        monitors::present(&places, &kernel, work.path())?.into_iter().map(Runner::of_monitor).collect();
+    runners.push(Runner::of_floor()?);
+    let mut left_out = leave_out_those_that_cannot(&mut runners);
+
+    for _ in 0..command.runs {
+        for runner in &mut runners {
+            runner.run()?;
+        }
+    }
+    let series =
+        runners.iter().filter_map(|one| Series::of(&one.name, &one.version, "ms", one.took_ms.clone())).collect();
+    let what = "From exec to the guest's first serial byte, 128 MiB, 1 vCPU, smallest ELF guest";
+    let record = Record::new("first_serial_byte", what, facts.clone(), series, left_out.clone());
+    record.print();
+    record.write(&command.out)?;
+
+    left_out.insert(FLOOR.to_owned(), "it is no monitor".to_owned());
+    let mut series = Vec::new();
+    for one in runners.iter().filter(|one| one.name != FLOOR) {
+        series.extend(Series::of(&one.name, &one.version, "KiB", one.other_kib.clone()));
+    }
+    let what = "Resident memory beyond the guest's own, 128 MiB, 1 vCPU, smallest ELF guest";
+    let record = Record::new("memory_overhead", what, facts, series, left_out);
+    record.print();
+    record.write(&command.out)
+}
+
+/// One monitor and what was measured of it so far.
+struct Runner {
+    name: String,
+    version: String,
+    command: Box<dyn Fn() -> Process>,
+    took_ms: Vec<f64>,
+    other_kib: Vec<f64>,
+}
+
+impl Runner {
+    fn of_monitor(monitor: Monitor) -> Runner {
+        Runner {
+            name: monitor.name.to_owned(),
+            version: monitor.version.clone(),
+            command: Box::new(move || monitor.command()),
+            took_ms: Vec::new(),
+            other_kib: Vec::new(),
+        }
+    }
+
+    fn of_floor() -> Result<Runner, BenchError> {
+        let own = std::env::current_exe().map_err(|source| BenchError::Start { monitor: FLOOR.into(), source })?;
+        Ok(Runner {
+            name: FLOOR.to_owned(),
+            version: "KVM calls alone".to_owned(),
+            command: Box::new(move || {
+                let mut command = Process::new(&own);
+                command.arg("floor").stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+                command
+            }),
+            took_ms: Vec::new(),
+            other_kib: Vec::new(),
+        })
+    }
+
+    fn run(&mut self) -> Result<(), BenchError> {
+        let started = serial::start(&self.name, &mut (self.command)())?;
+        self.took_ms.push(started.took.as_secs_f64() * 1000.0);
+        if self.name != FLOOR {
+            // Threads that come up beside the guest have come up by then.
+            std::thread::sleep(Duration::from_millis(50));
+            let resident = memory::resident(started.child.id(), MEMORY_MIB)
+                .map_err(|reason| BenchError::Memory { monitor: self.name.clone(), reason })?;
+            self.other_kib.push(resident.other_kib as f64);
+        }
+        Ok(())
+    }
+}
+
+/// A first run of each, which also warms the caches; who fails it is taken from the list.
+fn leave_out_those_that_cannot(runners: &mut Vec<Runner>) -> BTreeMap<String, String> {
+    let mut left_out = BTreeMap::new();
+    runners.retain_mut(|runner| match runner.run() {
+        Ok(()) => {
+            runner.took_ms.clear();
+            runner.other_kib.clear();
+            true
+        }
+        Err(error) => {
+            left_out.insert(runner.name.clone(), error.to_string());
+            false
+        }
+    });
+    left_out
+}
