@@ -212,15 +212,7 @@ impl Door {
         if action.starts_with("Describe") || action.starts_with("Get") {
             return;
         }
-        self.cloud.traces.record(Span {
-            trace: request_id.to_owned(),
-            part: "controller".to_owned(),
-            name: "signature check".to_owned(),
-            start_unix_ns,
-            end_unix_ns: crate::clock::unix_ns(),
-            instance: String::new(),
-            attributes: Default::default(),
-        });
+        self.cloud.traces.record(Span::here(request_id, "signature check", start_unix_ns, ""));
     }
 }
 

@@ -182,6 +182,15 @@ pub fn check_body(headers: &HeaderMap, body: &[u8]) -> S3Result<()> {
     stated.compare(&md5::Md5::digest(body).into(), &actual, None)
 }
 
+/// The body is not what the signature covers.
+pub fn body_mismatch() -> S3Error {
+    super::error_with_code(
+        "XAmzContentSHA256Mismatch",
+        http::StatusCode::BAD_REQUEST,
+        "The provided 'x-amz-content-sha256' header does not match what was computed.",
+    )
+}
+
 fn decode(algorithm: Algorithm, value: &str) -> S3Result<Vec<u8>> {
     BASE64_STANDARD.decode(value).ok().filter(|bytes| bytes.len() == algorithm.width()).ok_or_else(|| {
         let header = algorithm.header();

@@ -7,10 +7,10 @@
 
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode};
-use http_body_util::{BodyExt as _, Limited};
+use http_body_util::{BodyExt as _, LengthLimitError, Limited};
 use s3s::config::{S3Config, StaticConfigProvider};
 use s3s::service::{S3Service, S3ServiceBuilder};
-use s3s::{Body, S3Error, S3ErrorCode, S3Result, s3_error};
+use s3s::{Body, S3Error, S3Result, s3_error};
 use sha2::{Digest as _, Sha256};
 use std::sync::Arc;
 
@@ -33,11 +33,9 @@ pub struct Gate {
 impl Gate {
     pub fn new(service: Service) -> Gate {
         let accounts = service.store.accounts.clone();
-        let config = S3Config {
-            xml_max_body_size: DOCUMENT_LIMIT as usize,
-            post_object_max_file_size: FORM_LIMIT,
-            ..S3Config::default()
-        };
+        let mut config = S3Config::default();
+        config.xml_max_body_size = DOCUMENT_LIMIT as usize;
+        config.post_object_max_file_size = FORM_LIMIT;
         let mut builder = S3ServiceBuilder::new(service);
         builder.set_auth(Keys(accounts.clone()));
         builder.set_access(Access(accounts));
@@ -82,9 +80,12 @@ where
     let Some(limit) = held_limit(&parts) else {
         return Ok(Request::from_parts(parts, Body::http_body_unsync(body)));
     };
-    let body = Limited::new(body, limit as usize).collect().await.map_err(|error| match error.downcast_ref() {
-        Some(http_body_util::LengthLimitError) => s3_error!(MaxMessageLengthExceeded, "Your request was too big: {limit} bytes are the limit."),
-        None => s3_error!(IncompleteBody, "The body ended before it was whole: {error}"),
+    let body = Limited::new(body, limit as usize).collect().await.map_err(|error| {
+        if error.is::<LengthLimitError>() {
+            s3_error!(MaxMessageLengthExceeded, "Your request was too big: {limit} bytes are the limit.")
+        } else {
+            s3_error!(IncompleteBody, "The body ended before it was whole: {error}")
+        }
     })?;
     let body = body.to_bytes();
     check_held(&parts, &body)?;
@@ -115,10 +116,7 @@ fn check_held(parts: &http::request::Parts, body: &[u8]) -> S3Result<()> {
         && stated.as_bytes() != b"UNSIGNED-PAYLOAD"
         && !stated.as_bytes().eq_ignore_ascii_case(hex::encode(Sha256::digest(body)).as_bytes())
     {
-        return Err(S3Error::with_message(
-            S3ErrorCode::XAmzContentSHA256Mismatch,
-            "The provided 'x-amz-content-sha256' header does not match what was computed.",
-        ));
+        return Err(checksum::body_mismatch());
     }
     if parts.method == Method::POST { checksum::check_body(&parts.headers, body) } else { Ok(()) }
 }
@@ -190,15 +188,36 @@ fn set_ids(headers: &mut HeaderMap, request_id: &str) {
     }
 }
 
-/// The error document with the request's id as its last member.
+/// The error document with the request's id as its last member, and with a message in any case.
 fn with_request_id(document: &Bytes, request_id: &str) -> Bytes {
     match std::str::from_utf8(document) {
         Ok(text) if text.ends_with("</Error>") && !text.contains("<RequestId>") => {
             let open = &text[..text.len() - "</Error>".len()];
-            Bytes::from(format!("{open}<RequestId>{request_id}</RequestId></Error>"))
+            let message = if open.contains("<Message>") { String::new() } else { message_for(open) };
+            Bytes::from(format!("{open}{message}<RequestId>{request_id}</RequestId></Error>"))
         }
         _ => document.clone(),
     }
+}
+
+/// Words for the refusals that the library sends without any.
+fn message_for(document: &str) -> String {
+    let words = [
+        (
+            "<Code>SignatureDoesNotMatch</Code>",
+            "The request signature we calculated does not match the signature you provided. Check your key and signing method.",
+        ),
+        (
+            "<Code>InvalidBucketName</Code>",
+            "The specified bucket is not valid: 3 to 63 lower-case letters, digits, dots and hyphens, beginning and ending \
+             with a letter or digit.",
+        ),
+        ("<Code>InvalidURI</Code>", "Couldn't parse the specified URI."),
+        ("<Code>KeyTooLongError</Code>", "Your key is too long: 1024 bytes are the limit."),
+        ("<Code>MissingContentLength</Code>", "You must provide the Content-Length HTTP header."),
+    ];
+    let found = words.iter().find(|(code, _)| document.contains(code));
+    found.map_or(String::new(), |(_, words)| format!("<Message>{words}</Message>"))
 }
 
 #[cfg(test)]

@@ -191,10 +191,7 @@ fn write_pieces(
 fn body_error(error: &dyn std::fmt::Display) -> S3Error {
     let words = error.to_string();
     if words.contains("Sha256Mismatch") {
-        return S3Error::with_message(
-            s3s::S3ErrorCode::XAmzContentSHA256Mismatch,
-            "The provided 'x-amz-content-sha256' header does not match what was computed.",
-        );
+        return super::checksum::body_mismatch();
     }
     if words.contains("SignatureMismatch") {
         return s3_error!(SignatureDoesNotMatch, "The signature of a chunk of the body does not match its bytes.");

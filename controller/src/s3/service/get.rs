@@ -48,7 +48,10 @@ impl Stretch {
         let single = [object.size];
         let parts = if object.parts.is_empty() { &single[..] } else { &object.parts[..] };
         let index = usize::try_from(number).ok().and_then(|n| n.checked_sub(1)).filter(|i| *i < parts.len());
-        let index = index.ok_or_else(|| s3_error!(InvalidPartNumber, "The object has {} parts.", parts.len()))?;
+        let index = index.ok_or_else(|| {
+            let message = format!("The requested partnumber is not satisfiable: the object has {} parts.", parts.len());
+            crate::s3::error_with_code("InvalidPartNumber", http::StatusCode::RANGE_NOT_SATISFIABLE, message)
+        })?;
         let start = parts[..index].iter().sum();
         let count = (!object.parts.is_empty()).then_some(parts.len() as i32);
         if parts[index] == 0 {
@@ -180,7 +183,9 @@ impl Service {
         request: S3Request<GetObjectAttributesInput>,
     ) -> Reply<GetObjectAttributesOutput> {
         let object = self.store.object(account(&request)?, &request.input.bucket, &request.input.key).await?;
-        let wants = |name: &str| request.input.object_attributes.iter().any(|wanted| wanted.as_str() == name);
+        // One header with a list, or one header for each: clients do both.
+        let wanted: Vec<&str> = request.input.object_attributes.iter().flat_map(|list| list.as_str().split(',')).collect();
+        let wants = |name: &str| wanted.iter().any(|wanted| wanted.trim() == name);
         let sum = object.checksum.as_ref();
         let checksum = s3s::dto::Checksum {
             checksum_crc32: Checksum::of(sum, Algorithm::Crc32),

@@ -1,0 +1,186 @@
+//! Findings that need no privilege: programs, KVM, memory, disk, ports, networks in use.
+
+use std::net::{Ipv4Addr, TcpListener};
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+use ipnet::Ipv4Net;
+use mallee_vmm::api::{KvmCheck, KvmClass};
+use nix::sys::statfs::{CGROUP2_SUPER_MAGIC, statfs};
+use nix::sys::statvfs::statvfs;
+
+use super::Finding;
+use crate::cli::{program, record};
+
+const GIB: u64 = 1 << 30;
+
+pub fn user() -> Finding {
+    if nix::unistd::geteuid().is_root() {
+        Finding::good("user", "root")
+    } else {
+        Finding::bad("user", "not root", "run `mallee up` as root: it makes interfaces, namespaces and cgroups")
+    }
+}
+
+pub fn programs() -> Finding {
+    let names = ["mallee-controller", "mallee-netd", "mallee-agent", "mallee-vmm"];
+    let missing: Vec<&str> = names.into_iter().filter(|name| program(name).is_err()).collect();
+    if missing.is_empty() {
+        Finding::good("programs", names.join(", "))
+    } else {
+        Finding::bad("programs", format!("not beside mallee: {}", missing.join(", ")), "build all of them: make")
+    }
+}
+
+pub fn kvm() -> Finding {
+    let check = || -> Result<KvmCheck, String> {
+        let path = program("mallee-vmm").map_err(|error| error.to_string())?;
+        let done = Command::new(path).arg("--check-kvm").stdin(Stdio::null()).output().map_err(|e| e.to_string())?;
+        serde_json::from_slice(&done.stdout)
+            .map_err(|_| format!("mallee-vmm --check-kvm: {}", String::from_utf8_lossy(&done.stderr).trim()))
+    };
+    match check() {
+        Ok(KvmCheck { class: KvmClass::Hardware, detail }) => {
+            Finding::good("KVM", format!("hardware: unmodified Linux runs directly here ({detail})"))
+        }
+        Ok(KvmCheck { class: KvmClass::Software, detail }) => Finding::less(
+            "KVM",
+            format!("software: only images made for it run directly here, the probe for one ({detail})"),
+            "for Linux, add a node of the virtual lab (mallee lab up), or use a machine with VT-x or AMD-V",
+        ),
+        Ok(KvmCheck { class: KvmClass::None, detail }) => Finding::less(
+            "KVM",
+            format!("none: no instance runs directly here ({detail})"),
+            "load kvm_intel or kvm_amd and enable virtualisation in the firmware, or add a node of the virtual lab (mallee lab up)",
+        ),
+        Err(words) => Finding::bad("KVM", words, "see that mallee-vmm lies beside mallee and can be executed"),
+    }
+}
+
+pub fn cgroup() -> Finding {
+    let unified = statfs("/sys/fs/cgroup").is_ok_and(|fs| fs.filesystem_type() == CGROUP2_SUPER_MAGIC);
+    if unified {
+        Finding::good("cgroup", "version 2 at /sys/fs/cgroup: instances are held to their share of CPU and memory")
+    } else {
+        Finding::less(
+            "cgroup",
+            "version 2 is not at /sys/fs/cgroup: instances are not held to their share of CPU and memory",
+            "boot with systemd.unified_cgroup_hierarchy=1, or mount -t cgroup2 none /sys/fs/cgroup",
+        )
+    }
+}
+
+pub fn memory() -> Finding {
+    let text = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    match available_kib(&text) {
+        Some(kib) if kib >= 1 << 20 => Finding::good("memory", format!("{} MiB available", kib >> 10)),
+        Some(kib) => Finding::less(
+            "memory",
+            format!("{} MiB available", kib >> 10),
+            "an instance of the smallest type takes 512 MiB; free some memory",
+        ),
+        None => Finding::less("memory", "/proc/meminfo does not tell", "mount /proc"),
+    }
+}
+
+fn available_kib(meminfo: &str) -> Option<u64> {
+    let line = meminfo.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
+    line.split_ascii_whitespace().next()?.parse().ok()
+}
+
+pub fn disk(state: &Path) -> Finding {
+    let existing = state.ancestors().find(|folder| folder.is_dir()).unwrap_or(Path::new("/"));
+    let Ok(fs) = statvfs(existing) else {
+        return Finding::less("disk", format!("{} does not tell", existing.display()), "choose another folder with --state");
+    };
+    let free = fs.blocks_available() as u64 * fs.fragment_size() as u64;
+    let what = format!("{} MiB free for {}", free >> 20, state.display());
+    if free >= 8 * GIB {
+        Finding::good("disk", what)
+    } else if free >= GIB {
+        Finding::less("disk", what, "images, objects and root disks lie there; give it more room or choose another --state")
+    } else {
+        Finding::bad("disk", what, "free at least 1 GiB or choose another folder with --state")
+    }
+}
+
+pub fn ports(state: &Path) -> Vec<Finding> {
+    if let Some(pid) = record::holder(state) {
+        return vec![Finding::good("ports", format!("a cloud runs here already (process {pid})"))];
+    }
+    let in_use = |address: (Ipv4Addr, u16)| TcpListener::bind(address).is_err();
+    [(Ipv4Addr::LOCALHOST, 8750, "--listen"), (Ipv4Addr::UNSPECIFIED, 8751, "--node-listen")]
+        .into_iter()
+        .map(|(address, port, option)| {
+            if in_use((address, port)) {
+                Finding::bad("ports", format!("{address}:{port} is in use"), format!("end what uses it, or choose another with {option}"))
+            } else {
+                Finding::good("ports", format!("{address}:{port} is free"))
+            }
+        })
+        .collect()
+}
+
+/// Networks of ours that this machine already reaches in another way, and packet filters in the way.
+pub fn conflicts(public_network: Ipv4Net) -> Vec<Finding> {
+    let mut findings = Vec::new();
+    let routes = std::fs::read_to_string("/proc/net/route").unwrap_or_default();
+    for (interface, route) in parse_routes(&routes) {
+        let overlaps = route.contains(&public_network.network()) || public_network.contains(&route.network());
+        if overlaps && interface != "mallee0" {
+            findings.push(Finding::bad(
+                "networks",
+                format!("the public network {public_network} overlaps {route}, which this machine reaches through {interface}"),
+                "choose another one with --public-network, or give that interface with --uplink",
+            ));
+        }
+    }
+    let filtered = |file: &str| std::fs::read_to_string(file).is_ok_and(|text| text.trim() == "1");
+    if filtered("/proc/sys/net/bridge/bridge-nf-call-iptables") {
+        findings.push(Finding::less(
+            "filters",
+            "frames on bridges go through this machine's packet filter (bridge-nf-call-iptables is 1)",
+            "if nodes do not reach one another: sysctl net.bridge.bridge-nf-call-iptables=0, or accept bridged frames in FORWARD",
+        ));
+    }
+    if findings.is_empty() {
+        findings.push(Finding::good("networks", format!("{public_network} is not in use, bridges are not filtered")));
+    }
+    findings
+}
+
+/// Interface and network of each route but the default one (`/proc/net/route`: hexadecimal, in the
+/// machine's byte order).
+fn parse_routes(table: &str) -> Vec<(String, Ipv4Net)> {
+    let address = |text: &str| u32::from_str_radix(text, 16).ok().map(|n| Ipv4Addr::from(n.to_le_bytes()));
+    table
+        .lines()
+        .skip(1)
+        .filter_map(|line| {
+            let fields: Vec<&str> = line.split_ascii_whitespace().collect();
+            let network = address(fields.get(1)?)?;
+            let mask = address(fields.get(7)?)?;
+            let network = Ipv4Net::with_netmask(network, mask).ok()?;
+            (network.prefix_len() > 0).then(|| ((*fields[0]).to_owned(), network))
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn routes_are_read() {
+        let table = "Iface\tDestination\tGateway\tFlags\tRefCnt\tUse\tMetric\tMask\tMTU\tWindow\tIRTT\n\
+                     eth0\t00000000\t0100000A\t0003\t0\t0\t0\t00000000\t0\t0\t0\n\
+                     docker0\t000011AC\t00000000\t0001\t0\t0\t0\t0000FFFF\t0\t0\t0\n";
+        assert_eq!(parse_routes(table), [("docker0".to_owned(), "172.17.0.0/16".parse().unwrap())]);
+    }
+
+    #[test]
+    fn available_memory_is_read() {
+        assert_eq!(available_kib("MemTotal: 5 kB\nMemAvailable:   24000000 kB\n"), Some(24_000_000));
+        assert_eq!(available_kib(""), None);
+    }
+}
