@@ -28,8 +28,9 @@ pub struct Config {
     /// The default VPC's network; each zone's default subnet is a /20 in it.
     #[arg(long, default_value = "172.31.0.0/16", value_name = "CIDR")]
     pub vpc_cidr: Ipv4Net,
-    /// Virtual CPUs promised for each CPU of a node.
-    #[arg(long, default_value_t = 4.0, value_name = "FACTOR")]
+    /// Virtual CPUs promised for each CPU of a node. (16 is what OpenStack has promised for years:
+    /// most instances idle most of the time.)
+    #[arg(long, default_value_t = 16.0, value_name = "FACTOR")]
     pub cpu_overcommit: f64,
     /// Memory of each node that is kept for the node itself, in MiB.
     #[arg(long, default_value_t = 192, value_name = "MIB")]

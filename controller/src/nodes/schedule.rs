@@ -22,6 +22,8 @@ pub struct Wanted<'a> {
     pub zone: Option<&'a str>,
     pub vcpus: u32,
     pub memory_mib: u64,
+    /// With fewer than this the request is refused.
+    pub least: usize,
     pub count: usize,
     pub runs_on_software_kvm: bool,
 }
@@ -51,7 +53,8 @@ struct Room {
     free_vcpus: f64,
 }
 
-/// The node of each of `count` instances, or why there is none. Call it in the transaction that writes
+/// The node of each of `count` instances, of fewer but at least `least` where there is no more room, or
+/// why there is none. Call it in the transaction that writes
 /// the instances: only then is the room still there.
 pub async fn place(tx: &mut Tx, cloud: &Cloud, wanted: &Wanted<'_>) -> Result<std::result::Result<Vec<String>, Refusal>> {
     let zones: Vec<String> = sqlx::query_scalar("SELECT DISTINCT zone FROM nodes").fetch_all(&mut **tx).await?;
@@ -104,9 +107,9 @@ fn choose(rooms: Vec<Room>, wanted: &Wanted<'_>) -> std::result::Result<Vec<Stri
     zones
         .into_iter()
         .filter_map(|zone| fill(rooms.iter().filter(|room| room.zone == zone).cloned().collect(), wanted))
-        .max_by(|a, b| a.score.total_cmp(&b.score))
+        .max_by(|a, b| a.nodes.len().cmp(&b.nodes.len()).then(a.score.total_cmp(&b.score)))
         .map(|filled| filled.nodes)
-        .ok_or(Refusal::NoRoom(place, wanted.count))
+        .ok_or(Refusal::NoRoom(place, wanted.least))
 }
 
 struct Filled {
@@ -115,7 +118,7 @@ struct Filled {
     score: f64,
 }
 
-/// Places all instances in one zone's nodes; `None` when they do not fit.
+/// Places the instances in one zone's nodes; `None` when too few fit.
 fn fill(mut rooms: Vec<Room>, wanted: &Wanted<'_>) -> Option<Filled> {
     let mut filled = Filled { nodes: Vec::with_capacity(wanted.count), score: f64::NEG_INFINITY };
     for _ in 0..wanted.count {
@@ -124,7 +127,8 @@ fn fill(mut rooms: Vec<Room>, wanted: &Wanted<'_>) -> Option<Filled> {
             .filter(|room| {
                 room.free_memory_mib >= wanted.memory_mib && room.free_vcpus >= f64::from(wanted.vcpus)
             })
-            .max_by(|a, b| score(a).total_cmp(&score(b)))?;
+            .max_by(|a, b| score(a).total_cmp(&score(b)));
+        let Some(best) = best else { break };
         if filled.nodes.is_empty() {
             filled.score = score(best);
         }
@@ -132,7 +136,7 @@ fn fill(mut rooms: Vec<Room>, wanted: &Wanted<'_>) -> Option<Filled> {
         best.free_vcpus -= f64::from(wanted.vcpus);
         filled.nodes.push(best.name.clone());
     }
-    Some(filled)
+    (filled.nodes.len() >= wanted.least).then_some(filled)
 }
 
 /// The free share of memory, 0 to 1; nodes that can run little else come before all others.
@@ -160,7 +164,7 @@ mod tests {
     }
 
     fn wanted(zone: Option<&str>, count: usize, software: bool) -> Wanted<'_> {
-        Wanted { zone, vcpus: 1, memory_mib: 512, count, runs_on_software_kvm: software }
+        Wanted { zone, vcpus: 1, memory_mib: 512, least: count, count, runs_on_software_kvm: software }
     }
 
     #[test]
@@ -200,7 +204,7 @@ mod tests {
         ) {
             let rooms: Vec<Room> = frees.iter().enumerate()
                 .map(|(n, (free, zone))| room(&format!("n{n}"), &format!("z{zone}"), Kvm::Hardware, *free)).collect();
-            let wanted = Wanted { zone: None, vcpus: 0, memory_mib, count, runs_on_software_kvm: false };
+            let wanted = Wanted { zone: None, vcpus: 0, memory_mib, least: count, count, runs_on_software_kvm: false };
             if let Ok(placed) = choose(rooms.clone(), &wanted) {
                 proptest::prop_assert_eq!(placed.len(), count);
                 for room in &rooms {

@@ -1,0 +1,269 @@
+//! `RunInstances`: from a request to rows that a node will make true.
+//!
+//! Everything is read, decided and written in one transaction: the image, the room on the nodes, the
+//! private addresses, the client token. So the call makes all of its instances or none, a repeated
+//! call finds its own token, and a controller killed at any moment has either launched or not.
+
+use std::collections::HashMap;
+use std::net::Ipv4Addr;
+
+use super::super::model::{Reservation, ResourceType, RunInstancesRequest};
+use super::super::{Context, Refusal, lookup, tagging};
+use super::request::Launch;
+use super::view::Surroundings;
+use crate::clock;
+use crate::ids::{AttachmentId, InstanceId, InterfaceId, ReservationId, SubnetId, VolumeId};
+use crate::nodes::schedule::{self, Wanted};
+use crate::state::images::Image;
+use crate::state::instances::{self, Instance, PrivateIp};
+use crate::state::lifecycle::InstanceState;
+use crate::state::network::{self, Subnet};
+use crate::state::tokens::{self, Earlier};
+use crate::state::{Tx, key_pairs, nodes, security_groups};
+
+/// `RunInstances`.
+pub(crate) async fn run_instances(context: &Context, request: RunInstancesRequest) -> Result<Reservation, Refusal> {
+    let launch = Launch::of(request)?;
+    let mut tx = context.cloud.db.begin().await?;
+    if let Some(earlier) = earlier(context, &mut tx, &launch).await? {
+        return reservation(context, &mut tx, &earlier).await;
+    }
+    let begun = clock::unix_ns();
+    let image = lookup::image(&mut tx, context.account(), &launch.image).await?;
+    let public_key = public_key(context, &mut tx, &launch).await?;
+    let groups = groups(context, &mut tx, &launch).await?;
+    let subnet = subnet(&mut tx, &launch).await?;
+    let placed = place(context, &mut tx, &launch, &image, subnet.as_ref()).await?;
+    let subnet = match subnet {
+        Some(subnet) => subnet,
+        None => subnet_of_node(&mut tx, &placed).await?,
+    };
+    let addresses = addresses(&mut tx, &launch, &subnet, placed.len()).await?;
+    context.span("schedule", begun);
+
+    let reservation_id = ReservationId::random();
+    let root_bytes = launch.root_bytes(&image)?;
+    let mut generations: HashMap<String, i64> = HashMap::new();
+    for (index, (node, address)) in placed.iter().zip(addresses).enumerate() {
+        let generation = match generations.get(node) {
+            Some(generation) => *generation,
+            None => nodes::touch(&mut tx, node).await?,
+        };
+        generations.insert(node.clone(), generation);
+        let now = clock::now();
+        let instance = Instance {
+            id: InstanceId::random(),
+            account_id: context.account().to_owned(),
+            reservation_id: reservation_id.clone(),
+            launch_index: i32::try_from(index).unwrap_or(i32::MAX),
+            client_token: launch.client_token.clone(),
+            image_id: image.id.clone(),
+            instance_type: launch.instance_type.name.to_owned(),
+            vcpus: i64::from(launch.instance_type.vcpus),
+            memory_mib: launch.instance_type.memory_mib.cast_signed(),
+            root_bytes,
+            volume_id: VolumeId::random(),
+            key_name: launch.key_name.clone(),
+            public_key: public_key.clone(),
+            user_data: launch.user_data.clone(),
+            shutdown_behavior: launch.shutdown_behavior,
+            node: node.clone(),
+            subnet_id: subnet.id.clone(),
+            security_groups: groups.clone(),
+            private_ip: PrivateIp(address),
+            interface_id: InterfaceId::random(),
+            attachment_id: AttachmentId::random(),
+            mac: instances::random_mac(),
+            state: InstanceState::Pending,
+            ran: false,
+            reboots: 0,
+            generation,
+            state_code: None,
+            state_message: None,
+            transition: String::new(),
+            leased: false,
+            launched_ns: now,
+            changed_ns: now,
+            trace: context.caller.request_id.clone(),
+            created_trace: context.caller.request_id.clone(),
+        };
+        instances::insert(&mut tx, &instance).await?;
+        let (id, volume) = (instance.id.as_str(), instance.volume_id.as_str());
+        let instance_kind = ResourceType::INSTANCE;
+        tagging::write(&mut tx, context.account(), id, instance_kind.as_str(), &launch.instance_tags).await?;
+        tagging::write(&mut tx, context.account(), volume, ResourceType::VOLUME.as_str(), &launch.volume_tags).await?;
+    }
+    remember(context, &mut tx, &launch, &reservation_id).await?;
+    let answer = reservation(context, &mut tx, &reservation_id).await?;
+    let begun = clock::unix_ns();
+    tx.commit().await?;
+    context.span("commit", begun);
+    generations.keys().for_each(|node| context.cloud.nodes.wake(node));
+    Ok(answer)
+}
+
+/// The reservation of an earlier call with the same client token.
+async fn earlier(context: &Context, tx: &mut Tx, launch: &Launch) -> Result<Option<ReservationId>, Refusal> {
+    let Some(token) = &launch.client_token else { return Ok(None) };
+    let Some(earlier) = tokens::find(tx, context.account(), context.operation.name(), token).await? else {
+        return Ok(None);
+    };
+    if earlier.fingerprint != context.fingerprint {
+        return Err(Refusal::client(
+            "IdempotentParameterMismatch",
+            format!("The client token {token} was used by an earlier call with other parameters: use another token"),
+        ));
+    }
+    let id = ReservationId::parse(&earlier.resource)
+        .map_err(|malformed| Refusal::internal(&format!("a client token's reservation: {malformed}")))?;
+    Ok(Some(id))
+}
+
+async fn remember(
+    context: &Context,
+    tx: &mut Tx,
+    launch: &Launch,
+    reservation: &ReservationId,
+) -> Result<(), Refusal> {
+    let Some(token) = &launch.client_token else { return Ok(()) };
+    let call = Earlier { fingerprint: context.fingerprint.clone(), resource: reservation.to_string() };
+    Ok(tokens::insert(tx, context.account(), context.operation.name(), token, &call).await?)
+}
+
+/// A reservation as the state has it within this transaction.
+async fn reservation(context: &Context, tx: &mut Tx, id: &ReservationId) -> Result<Reservation, Refusal> {
+    let domain = context.cloud.config.private_domain();
+    let surroundings = Surroundings::read(tx, context.account(), domain).await?;
+    let all = instances::of_account(tx, context.account()).await?;
+    let own = all.into_iter().filter(|instance| instance.reservation_id == *id).collect();
+    surroundings
+        .reservations(own)
+        .pop()
+        .ok_or_else(|| Refusal::client("InvalidReservationID.NotFound", format!("The instances of {id} are long gone: use another client token")))
+}
+
+async fn public_key(context: &Context, tx: &mut Tx, launch: &Launch) -> Result<Option<String>, Refusal> {
+    let Some(name) = &launch.key_name else { return Ok(None) };
+    match key_pairs::by_name(tx, context.account(), name).await? {
+        Some(pair) => Ok(Some(pair.public_key)),
+        None => Err(Refusal::client("InvalidKeyPair.NotFound", format!("The key pair '{name}' does not exist"))),
+    }
+}
+
+/// The groups named by id or by name; without any, the account's default one.
+async fn groups(
+    context: &Context,
+    tx: &mut Tx,
+    launch: &Launch,
+) -> Result<Vec<crate::ids::SecurityGroupId>, Refusal> {
+    let default = security_groups::ensure_default(tx, context.account()).await?;
+    let all = security_groups::of_account(tx, context.account()).await?;
+    let mut chosen = Vec::new();
+    for id in &launch.security_group_ids {
+        let group = all.iter().find(|group| group.id.as_str() == id).ok_or_else(|| {
+            Refusal::client("InvalidGroup.NotFound", format!("The security group '{id}' does not exist"))
+        })?;
+        chosen.push(group.id.clone());
+    }
+    for name in &launch.security_group_names {
+        let group = all.iter().find(|group| group.name == *name).ok_or_else(|| {
+            Refusal::client("InvalidGroup.NotFound", format!("The security group '{name}' does not exist in the default VPC"))
+        })?;
+        chosen.push(group.id.clone());
+    }
+    if chosen.is_empty() {
+        chosen.push(default.id);
+    }
+    chosen.sort();
+    chosen.dedup();
+    Ok(chosen)
+}
+
+/// The subnet that was asked for, by its id or by its zone.
+async fn subnet(tx: &mut Tx, launch: &Launch) -> Result<Option<Subnet>, Refusal> {
+    let all = network::subnets(tx).await?;
+    let by_id = match &launch.subnet {
+        Some(id) => Some(all.iter().find(|subnet| subnet.id == *id).ok_or_else(|| {
+            Refusal::client("InvalidSubnetID.NotFound", format!("The subnet ID '{id}' does not exist"))
+        })?),
+        None => None,
+    };
+    let by_zone = match &launch.zone {
+        Some(zone) => Some(all.iter().find(|subnet| subnet.zone == *zone).ok_or_else(|| {
+            let zones: Vec<&str> = all.iter().map(|subnet| subnet.zone.as_str()).collect();
+            Refusal::invalid_parameter(format!("Invalid availability zone: [{zone}]; there are: {}", zones.join(", ")))
+        })?),
+        None => None,
+    };
+    match (by_id, by_zone) {
+        (Some(subnet), Some(zoned)) if subnet.id != zoned.id => Err(Refusal::invalid_parameter(format!(
+            "The subnet {} is in zone {}, not in {}: leave one of them out",
+            subnet.id, subnet.zone, zoned.zone
+        ))),
+        (subnet, zoned) => Ok(subnet.or(zoned).cloned()),
+    }
+}
+
+async fn subnet_of_node(tx: &mut Tx, placed: &[String]) -> Result<Subnet, Refusal> {
+    let nodes = nodes::all(tx).await?;
+    let zone = placed.first().and_then(|name| nodes.into_iter().find(|node| node.name == *name)).map(|node| node.zone);
+    let subnets = network::subnets(tx).await?;
+    zone.and_then(|zone| subnets.into_iter().find(|subnet| subnet.zone == zone))
+        .ok_or_else(|| Refusal::internal(&"a node without a subnet"))
+}
+
+/// The node of each instance.
+async fn place(
+    context: &Context,
+    tx: &mut Tx,
+    launch: &Launch,
+    image: &Image,
+    subnet: Option<&Subnet>,
+) -> Result<Vec<String>, Refusal> {
+    let wanted = Wanted {
+        zone: subnet.map(|subnet| subnet.zone.as_str()),
+        vcpus: launch.instance_type.vcpus,
+        memory_mib: launch.instance_type.memory_mib,
+        least: launch.min_count,
+        count: launch.max_count,
+        runs_on_software_kvm: image.runs_on_software_kvm,
+    };
+    schedule::place(tx, &context.cloud, &wanted).await?.map_err(|refusal| match refusal {
+        schedule::Refusal::NoSuchZone(_) => Refusal::invalid_parameter(refusal.to_string()),
+        schedule::Refusal::CannotRun(_) => Refusal::client("Unsupported", refusal.to_string()),
+        schedule::Refusal::NobodyThere(_) | schedule::Refusal::NoRoom(..) => {
+            Refusal::new("InsufficientInstanceCapacity", refusal.to_string(), 500)
+        }
+    })
+}
+
+/// Free private addresses of the subnet, lowest first; or the one that was asked for.
+async fn addresses(tx: &mut Tx, launch: &Launch, subnet: &Subnet, count: usize) -> Result<Vec<Ipv4Addr>, Refusal> {
+    let used = network::addresses_in_use(tx, &subnet.id).await?;
+    let mut free = subnet.instance_addresses()?;
+    if let Some(wanted) = launch.private_ip {
+        if !free.any(|address| address == wanted) {
+            return Err(Refusal::invalid_parameter(format!(
+                "Address {wanted} does not fall within the subnet's addresses for instances ({})",
+                subnet.cidr()?
+            )));
+        }
+        if used.contains(&wanted) {
+            return Err(Refusal::client("InvalidIPAddress.InUse", format!("Address {wanted} is in use")));
+        }
+        return Ok(vec![wanted]);
+    }
+    let chosen: Vec<Ipv4Addr> = free.filter(|address| !used.contains(address)).take(count).collect();
+    if chosen.len() < count {
+        return Err(Refusal::client(
+            "InsufficientFreeAddressesInSubnet",
+            format!("The subnet {} has fewer than {count} free addresses: terminate instances or use another zone", subnet.id),
+        ));
+    }
+    Ok(chosen)
+}
+
+/// A subnet's id out of a request.
+pub(super) fn subnet_id(id: &str) -> Result<SubnetId, Refusal> {
+    SubnetId::parse(id).map_err(lookup::malformed("InvalidSubnetID.Malformed", "subnet id"))
+}
