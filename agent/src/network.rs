@@ -1,0 +1,141 @@
+//! Between the desired network and netd: hands it over whole, again and again.
+//!
+//! The controller's network is completed with what only the node knows (which user may open which
+//! tap), handed to netd, and handed over again when it changes, when netd comes back after it was
+//! away, and now and then without a reason: to netd that is a comparison and nothing else.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use mallee_netd::api::network_client::NetworkClient;
+use mallee_netd::api::network_event::Event as NetdEvent;
+use mallee_netd::api::{ApplyRequest, NodeNetwork, ShowRequest, WatchRequest};
+use tokio::sync::{mpsc, watch};
+use tonic::transport::Channel;
+
+use crate::clock::unix_ns;
+use crate::credentials::chain;
+use crate::ids::InstanceId;
+use crate::instance::Signal;
+
+const REPEAT: Duration = Duration::from_secs(30);
+const RETRY: Duration = Duration::from_millis(300);
+
+/// What is applied, and what is wrong.
+#[derive(Debug, Clone, Default)]
+pub struct Status {
+    pub applied: Option<Arc<Applied>>,
+    /// Why the newest network is not applied; empty when it is.
+    pub error: String,
+}
+
+/// A network that the kernel has.
+#[derive(Debug)]
+pub struct Applied {
+    pub network: NodeNetwork,
+    /// When it was handed to netd, and when netd had answered; nanoseconds since 1970.
+    pub asked_unix_ns: u64,
+    pub done_unix_ns: u64,
+    /// netd's own measure, microseconds.
+    pub took_us: u64,
+}
+
+/// Keeps the kernel's network equal to the newest of `desired`.
+pub async fn keep(
+    socket: PathBuf,
+    mut desired: watch::Receiver<Option<NodeNetwork>>,
+    mut back: watch::Receiver<u64>,
+    status: watch::Sender<Status>,
+) {
+    let mut client = mallee_netd::api::client(&socket);
+    loop {
+        let network = desired.borrow_and_update().clone();
+        let pause = match network {
+            None => REPEAT,
+            Some(network) => apply(&mut client, network, &status).await,
+        };
+        tokio::select! {
+            changed = desired.changed() => if changed.is_err() { return },
+            _ = back.changed() => {}
+            () = tokio::time::sleep(pause) => {}
+        }
+    }
+}
+
+/// Hands `network` over; how long to wait before it is handed over again.
+async fn apply(client: &mut NetworkClient<Channel>, network: NodeNetwork, status: &watch::Sender<Status>) -> Duration {
+    let asked_unix_ns = unix_ns();
+    let answer = client.apply(ApplyRequest { desired: Some(network.clone()) }).await;
+    match answer.map(tonic::Response::into_inner) {
+        Ok(reply) => {
+            let applied = Applied { network, asked_unix_ns, done_unix_ns: unix_ns(), took_us: reply.took_us };
+            status.send_if_modified(|status| {
+                let is_news = status.applied.as_ref().is_none_or(|old| old.network != applied.network)
+                    || !status.error.is_empty();
+                if is_news {
+                    *status = Status { applied: Some(Arc::new(applied)), error: String::new() };
+                }
+                is_news
+            });
+            REPEAT
+        }
+        Err(refusal) => {
+            let error = if refusal.message().is_empty() { chain(&refusal) } else { refusal.message().to_owned() };
+            tracing::warn!(code = ?refusal.code(), error, "netd did not apply the network");
+            status.send_if_modified(|status| std::mem::replace(&mut status.error, error.clone()) != error);
+            RETRY
+        }
+    }
+}
+
+/// Follows netd's events; tells `back` each time netd is (again) there.
+pub async fn follow(socket: PathBuf, back: watch::Sender<u64>, news: mpsc::Sender<(InstanceId, Signal)>) {
+    let mut client = mallee_netd::api::client(&socket);
+    loop {
+        if let Err(error) = listen(&mut client, &back, &news).await {
+            tracing::debug!(error = chain(&error), "netd's events ended");
+        }
+        if news.is_closed() {
+            return;
+        }
+        tokio::time::sleep(RETRY).await;
+    }
+}
+
+async fn listen(
+    client: &mut NetworkClient<Channel>,
+    back: &watch::Sender<u64>,
+    news: &mpsc::Sender<(InstanceId, Signal)>,
+) -> Result<(), tonic::Status> {
+    let mut events = client.watch(WatchRequest {}).await?.into_inner();
+    back.send_modify(|times| *times += 1);
+    tell_earlier_leases(client, news).await?;
+    while let Some(event) = events.message().await? {
+        if let Some(NetdEvent::LeaseGiven(lease)) = event.event {
+            tell(news, &lease.instance, event.unix_ns).await;
+        }
+    }
+    Ok(())
+}
+
+/// Leases that were given while nobody listened.
+async fn tell_earlier_leases(
+    client: &mut NetworkClient<Channel>,
+    news: &mpsc::Sender<(InstanceId, Signal)>,
+) -> Result<(), tonic::Status> {
+    let shown = client.show(ShowRequest {}).await?.into_inner();
+    let interfaces = shown.applied.map(|network| network.interfaces).unwrap_or_default();
+    for state in shown.interfaces.iter().filter(|state| state.leased_unix_ns > 0) {
+        if let Some(interface) = interfaces.iter().find(|interface| interface.id == state.id) {
+            tell(news, &interface.instance, state.leased_unix_ns).await;
+        }
+    }
+    Ok(())
+}
+
+async fn tell(news: &mpsc::Sender<(InstanceId, Signal)>, instance: &str, unix_ns: u64) {
+    if let Ok(id) = instance.parse() {
+        let _ = news.send((id, Signal::Leased { unix_ns })).await;
+    }
+}
