@@ -1,11 +1,6 @@
 //! Which nodes there shall be: a lab of N alike, joined to a cloud.
 
-use std::{
-    fs,
-    net::Ipv4Addr,
-    path::{Path, PathBuf},
-    process::Command,
-};
+use std::{fs, net::Ipv4Addr, path::PathBuf, process::Command};
 
 use ipnet::Ipv4Net;
 
@@ -139,34 +134,27 @@ impl Wanted {
 
 /// What runs in a node: netd first, for the agent hands it the network.
 fn services() -> Vec<Service> {
-    let socket = mallee_socket();
-    let credentials = Path::new("/").join(initrd::CREDENTIALS).display().to_string();
-    let words = |text: &[&str]| text.iter().map(|&word| word.to_owned()).collect();
-    let environment = vec![("RUST_LOG".to_owned(), "info".to_owned())];
-    vec![
-        Service {
-            name: "netd".into(),
-            argv: words(&["/usr/bin/mallee-netd", "--uplink", UPLINK, "--socket", socket]),
-            environment: environment.clone(),
-        },
-        Service {
-            name: "agent".into(),
-            argv: words(&[
-                "/usr/bin/mallee-agent",
-                "--credentials",
-                &credentials,
-                "--state",
-                &format!("{STATE}/agent"),
-                "--netd-socket",
-                socket,
-            ]),
-            environment,
-        },
-    ]
+    const NETD_SOCKET: &str = "/run/mallee/netd.sock";
+    let netd_state = format!("{STATE}/netd");
+    let agent_state = format!("{STATE}/agent");
+    let credentials = format!("/{}", initrd::CREDENTIALS);
+    let netd = ["/usr/bin/mallee-netd", "--socket", NETD_SOCKET, "--state", &netd_state, "--uplink", UPLINK];
+    let agent = [
+        "/usr/bin/mallee-agent",
+        "--credentials",
+        &credentials,
+        "--state",
+        &agent_state,
+        "--netd-socket",
+        NETD_SOCKET,
+        "--vmm",
+        "/usr/bin/mallee-vmm",
+    ];
+    vec![service("netd", &netd), service("agent", &agent)]
 }
 
-fn mallee_socket() -> &'static str {
-    "/run/mallee/netd.sock"
+fn service(name: &str, argv: &[&str]) -> Service {
+    Service { name: name.to_owned(), argv: argv.iter().map(|&word| word.to_owned()).collect(), environment: Vec::new() }
 }
 
 #[cfg(test)]
