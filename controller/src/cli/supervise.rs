@@ -73,7 +73,10 @@ struct Watched {
 
 impl Watched {
     fn of(started: Started, child: Option<Child>) -> io::Result<Watched> {
-        let handle = AsyncFd::with_interest(open_pidfd(started.pid)?, tokio::io::Interest::READABLE)?;
+        let pidfd = open_pidfd(started.pid)?;
+        // SAFETY: the descriptor is open, is owned by the `AsyncFd` from here on, and an `OwnedFd`
+        // always stands for the same one.
+        let handle = unsafe { AsyncFd::register_with_interest(pidfd, tokio::io::Interest::READABLE) }?;
         Ok(Watched { started, handle, child })
     }
 

@@ -252,6 +252,8 @@ impl Up {
             self.dir().join("agent").into(),
             "--netd-socket".into(),
             self.netd_socket().into(),
+            "--vmm".into(),
+            program("mallee-vmm")?.into(),
         ];
         Ok(Program { name: "agent", path: program("mallee-agent")?, arguments: words, namespace })
     }
