@@ -1,0 +1,350 @@
+//! A node and its outside, made of network namespaces.
+//!
+//! Every test runs in a fresh network namespace (the node): its own thread leaves the host's, so
+//! nothing of the host is touched, and everything that the kernel made for the test goes when the
+//! thread and its netd end, however they end. Another thread is in another namespace, the outside,
+//! and is joined to the node by a veth. Instances are hosts in user space behind real taps
+//! (`guest.rs`). netd is the real program.
+//!
+//! Needs root.
+
+// Each test program uses its own part of this.
+#![allow(dead_code)]
+
+pub mod guest;
+
+use std::net::{Ipv4Addr, SocketAddrV4, UdpSocket};
+use std::path::PathBuf;
+use std::process::{Child, Command, Output, Stdio};
+use std::sync::mpsc;
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use mallee_netd::api::{self, segment::Kind};
+use nix::sched::{CloneFlags, unshare};
+
+pub use guest::Guest;
+
+/// How long a test waits for what must come before it fails.
+pub const PATIENCE: Duration = Duration::from_secs(20);
+
+pub const OUTSIDE: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 1);
+pub const NODE: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 2);
+pub const GATEWAY: Ipv4Addr = Ipv4Addr::new(172, 31, 0, 1);
+pub const METADATA: Ipv4Addr = Ipv4Addr::new(169, 254, 169, 254);
+pub const GATEWAY_MAC: [u8; 6] = [2, 0, 0, 0, 0, 1];
+
+/// Runs a program in this thread's namespace; fails with what it printed.
+pub fn run(command: &str) -> String {
+    let output = try_run(command);
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(
+        output.status.success(),
+        "`{command}`: {}{text}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    text
+}
+
+pub fn try_run(command: &str) -> Output {
+    let mut words = command.split_whitespace();
+    Command::new(words.next().unwrap()).args(words).output().unwrap()
+}
+
+/// Waits until `found` has something.
+pub fn eventually<T>(what: &str, mut found: impl FnMut() -> Option<T>) -> T {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        if let Some(found) = found() {
+            return found;
+        }
+        assert!(Instant::now() < deadline, "waited in vain for {what}");
+        thread::sleep(Duration::from_millis(5));
+    }
+}
+
+type Work = Box<dyn FnOnce() + Send>;
+
+/// A thread in a network namespace of its own, which does what it is given.
+pub struct Host {
+    work: Option<mpsc::Sender<Work>>,
+    thread: Option<JoinHandle<()>>,
+    tid: i32,
+}
+
+impl Host {
+    pub fn new() -> Self {
+        let (work, todo) = mpsc::channel::<Work>();
+        let (started, tid) = mpsc::channel();
+        let thread = thread::spawn(move || {
+            unshare(CloneFlags::CLONE_NEWNET).expect("these tests need root");
+            started.send(nix::unistd::gettid().as_raw()).unwrap();
+            for work in todo {
+                work();
+            }
+        });
+        Self { work: Some(work), thread: Some(thread), tid: tid.recv().unwrap() }
+    }
+
+    /// Does `work` in the host's namespace. Sockets made there stay there.
+    pub fn within<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> T {
+        let (done, result) = mpsc::channel();
+        let work: Work = Box::new(move || done.send(work()).unwrap());
+        self.work.as_ref().unwrap().send(work).unwrap();
+        result.recv().expect("the work in the other namespace failed")
+    }
+
+    pub fn run(&self, command: &'static str) -> String {
+        self.within(move || run(command))
+    }
+}
+
+impl Drop for Host {
+    fn drop(&mut self) {
+        self.work.take();
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+/// The node's namespace is the thread's own; the outside is a host beside it.
+pub struct Lab {
+    pub outside: Host,
+    pub netd: Netd,
+}
+
+impl Lab {
+    /// A node with its uplink and a netd that has not been told anything yet.
+    pub fn new() -> Self {
+        unshare(CloneFlags::CLONE_NEWNET).expect("these tests need root");
+        let outside = Host::new();
+        run("ip link set lo up");
+        run(&format!("ip link add pub0 type veth peer name out0 netns {}", outside.tid));
+        run("ip addr add 198.51.100.2/24 dev pub0");
+        run("ip link set pub0 up");
+        outside.run("ip link set lo up");
+        outside.run("ip addr add 198.51.100.1/24 dev out0");
+        outside.run("ip link set out0 up");
+        run("ip route add default via 198.51.100.1");
+        let netd = Netd::new();
+        Self { outside, netd }
+    }
+
+    /// A UDP socket outside, with the patience of the tests.
+    pub fn outside_socket(&self) -> UdpSocket {
+        self.outside.within(|| {
+            let socket = UdpSocket::bind((OUTSIDE, 0)).unwrap();
+            socket.set_read_timeout(Some(PATIENCE)).unwrap();
+            socket
+        })
+    }
+}
+
+/// The real netd, as a process of its own.
+pub struct Netd {
+    child: Option<Child>,
+    folder: tempfile::TempDir,
+    runtime: tokio::runtime::Runtime,
+}
+
+impl Netd {
+    fn new() -> Self {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let mut netd = Self { child: None, folder: tempfile::tempdir().unwrap(), runtime };
+        netd.start();
+        netd
+    }
+
+    fn socket(&self) -> PathBuf {
+        self.folder.path().join("netd.sock")
+    }
+
+    pub fn log(&self) -> String {
+        std::fs::read_to_string(self.folder.path().join("log")).unwrap_or_default()
+    }
+
+    pub fn state_file(&self) -> PathBuf {
+        self.folder.path().join("state/desired.pb")
+    }
+
+    pub fn start(&mut self) {
+        let log = std::fs::OpenOptions::new()
+            .create(true)
+            .append(true)
+            .open(self.folder.path().join("log"))
+            .unwrap();
+        let child = Command::new(env!("CARGO_BIN_EXE_mallee-netd"))
+            .arg("--socket")
+            .arg(self.socket())
+            .arg("--state")
+            .arg(self.folder.path().join("state"))
+            // Mending is tested by what it leads to, so that it must not hide what a call does.
+            .args(["--uplink", "pub0", "--mend-every", "3600"])
+            .env("MALLEE_LOG", "debug,h2=info")
+            .stderr(log)
+            .stdin(Stdio::null())
+            .spawn()
+            .unwrap();
+        self.child = Some(child);
+        eventually("netd to listen", || {
+            std::os::unix::net::UnixStream::connect(self.socket()).ok()
+        });
+    }
+
+    pub fn pid(&self) -> nix::unistd::Pid {
+        nix::unistd::Pid::from_raw(self.child.as_ref().unwrap().id() as i32)
+    }
+
+    /// SIGKILL: netd gets no chance to tidy up.
+    pub fn kill(&mut self) {
+        if let Some(mut child) = self.child.take() {
+            child.kill().unwrap();
+            child.wait().unwrap();
+        }
+    }
+
+    fn client(&self) -> api::network_client::NetworkClient<tonic::transport::Channel> {
+        api::client(&self.socket())
+    }
+
+    pub fn try_apply(&self, desired: &api::NodeNetwork) -> Result<api::ApplyReply, tonic::Status> {
+        let request = api::ApplyRequest { desired: Some(desired.clone()) };
+        self.runtime.block_on(async { Ok(self.client().apply(request).await?.into_inner()) })
+    }
+
+    pub fn apply(&self, desired: &api::NodeNetwork) -> api::ApplyReply {
+        match self.try_apply(desired) {
+            Ok(reply) => reply,
+            Err(status) => panic!("{status}\n{}", self.log()),
+        }
+    }
+
+    pub fn show(&self) -> api::ShowReply {
+        self.runtime
+            .block_on(async { self.client().show(api::ShowRequest {}).await })
+            .unwrap()
+            .into_inner()
+    }
+
+    pub fn capabilities(&self) -> api::CapabilitiesReply {
+        self.runtime
+            .block_on(async { self.client().capabilities(api::CapabilitiesRequest {}).await })
+            .unwrap()
+            .into_inner()
+    }
+
+    /// Runs `act` while watching and returns the first event.
+    pub fn first_event(&self, act: impl FnOnce()) -> api::NetworkEvent {
+        self.runtime.block_on(async {
+            let mut events =
+                self.client().watch(api::WatchRequest {}).await.unwrap().into_inner();
+            act();
+            tokio::time::timeout(PATIENCE, events.message()).await.unwrap().unwrap().unwrap()
+        })
+    }
+
+    /// Frames of an interface that anti-spoofing dropped.
+    pub fn spoofed(&self, interface: &str) -> u64 {
+        let show = self.show();
+        show.interfaces.iter().find(|found| found.id == interface).unwrap().spoofed_packets
+    }
+}
+
+impl Drop for Netd {
+    fn drop(&mut self) {
+        if thread::panicking() {
+            eprintln!("--- netd's log ---\n{}", self.log());
+        }
+        self.kill();
+    }
+}
+
+/// A network of one segment (172.31.0.0/20) without instances.
+pub fn empty_network() -> api::NodeNetwork {
+    api::NodeNetwork {
+        generation: 1,
+        segments: vec![segment("subnet-1", "vpc-1", "172.31.0.0/20", "172.31.0.1")],
+        public_pools: vec!["198.51.100.128/25".into()],
+        ..Default::default()
+    }
+}
+
+pub fn segment(id: &str, vpc: &str, cidr: &str, gateway: &str) -> api::Segment {
+    api::Segment {
+        id: id.into(),
+        vpc: vpc.into(),
+        cidr: cidr.into(),
+        gateway: gateway.into(),
+        gateway_mac: "02:00:00:00:00:01".into(),
+        kind: Some(Kind::Local(api::LocalSegment {})),
+        dns_servers: vec!["172.31.0.2".into()],
+        domain: "mallee-1.compute.internal".into(),
+        ..Default::default()
+    }
+}
+
+/// The instance number `n` on the first segment: `eni-n`, MAC ending in `n`, 172.31.0.(3 + n).
+pub fn interface(n: u8) -> api::Interface {
+    api::Interface {
+        id: format!("eni-{n}"),
+        segment: "subnet-1".into(),
+        mac: format!("02:00:00:00:01:{n:02x}"),
+        ipv4: private(n).to_string(),
+        hostname: format!("ip-172-31-0-{}", 3 + n),
+        instance: format!("i-{n}"),
+        ..Default::default()
+    }
+}
+
+pub fn private(n: u8) -> Ipv4Addr {
+    Ipv4Addr::new(172, 31, 0, 3 + n)
+}
+
+/// The public address number `n`.
+pub fn public(n: u8) -> Ipv4Addr {
+    Ipv4Addr::new(198, 51, 100, 129 + n)
+}
+
+/// Public address `p` stands for instance `n`.
+pub fn elastic(p: u8, n: u8) -> api::ElasticIp {
+    api::ElasticIp {
+        public_ip: public(p).to_string(),
+        private_ip: private(n).to_string(),
+        segment: "subnet-1".into(),
+    }
+}
+
+/// A network with `count` instances, and elastic IPs given as pairs of public number and instance.
+pub fn network(generation: u64, count: u8, elastic_ips: &[(u8, u8)]) -> api::NodeNetwork {
+    api::NodeNetwork {
+        generation,
+        interfaces: (1..=count).map(interface).collect(),
+        elastic_ips: elastic_ips.iter().map(|(p, n)| elastic(*p, *n)).collect(),
+        ..empty_network()
+    }
+}
+
+/// Opens the tap of instance `n` of [`network`] as that instance.
+pub fn guest(n: u8) -> Guest {
+    let guest = Guest::open(&format!("tpeni{n}"), [2, 0, 0, 0, 1, n], private(n));
+    guest.name(&format!("i-{n}"));
+    guest
+}
+
+/// Asks the echo service at `to`; returns who answered (see `guest.rs`).
+pub fn ask(socket: &UdpSocket, to: Ipv4Addr, question: &str) -> String {
+    socket.send_to(question.as_bytes(), SocketAddrV4::new(to, guest::ECHO_PORT)).unwrap();
+    let mut answer = [0; 2048];
+    loop {
+        let (length, from) = socket
+            .recv_from(&mut answer)
+            .unwrap_or_else(|error| panic!("no answer from {to} to `{question}`: {error}"));
+        let text = String::from_utf8_lossy(&answer[..length]).into_owned();
+        // An answer to an earlier question may still come.
+        if let Some(who) = text.strip_suffix(&format!(" {question}")) {
+            assert_eq!(from.ip(), to, "the answer must come from the address that was asked");
+            return who.to_owned();
+        }
+    }
+}

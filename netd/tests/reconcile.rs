@@ -1,0 +1,256 @@
+//! The kernel is made equal to what is desired, from wherever it is.
+
+mod common;
+
+use common::{Lab, ask, empty_network, guest, network, private, public, run, segment, try_run};
+
+/// Everything in the node that netd could have made, without counters and times.
+fn world() -> String {
+    let ruleset: String = run("nft list ruleset")
+        .lines()
+        .map(|line| {
+            // Counters of elements differ from moment to moment.
+            let mut words = line.split_whitespace().peekable();
+            let mut kept = Vec::new();
+            while let Some(word) = words.next() {
+                kept.push(if word.chars().all(|c| c.is_ascii_digit()) { "#" } else { word });
+            }
+            kept.join(" ") + "\n"
+        })
+        .collect();
+    let links: String = run("ip -o link")
+        .lines()
+        .map(|line| line.split_whitespace().skip(1).take(1).collect::<String>() + "\n")
+        .collect();
+    [
+        ruleset,
+        links,
+        run("ip -o addr show scope global"),
+        run("ip route"),
+        run("ip neigh show proxy"),
+        run("ip neigh show nud permanent"),
+        run("bridge fdb show state static"),
+    ]
+    .concat()
+}
+
+#[test]
+fn applying_twice_changes_nothing_and_says_so() {
+    let mut lab = Lab::new();
+    let desired = network(1, 2, &[(1, 1)]);
+    assert!(lab.netd.apply(&desired).changed);
+    let reply = lab.netd.apply(&desired);
+    assert!(!reply.changed, "{}", lab.netd.log());
+    assert_eq!(reply.generation, 1);
+    // With an instance running, and after netd was killed and started.
+    let _one = guest(1);
+    ask(&lab.outside_socket(), public(1), "warm up");
+    lab.netd.kill();
+    lab.netd.start();
+    assert!(!lab.netd.apply(&desired).changed, "{}", lab.netd.log());
+}
+
+#[test]
+fn a_network_that_shrinks_leaves_nothing_behind() {
+    let lab = Lab::new();
+    let before = world();
+    lab.netd.apply(&network(1, 3, &[(1, 1), (2, 2)]));
+    let one = network(2, 1, &[(1, 1)]);
+    lab.netd.apply(&one);
+    let shrunk = world();
+    for gone in ["tpeni2", "tpeni3", "198.51.100.131", "172.31.0.5"] {
+        assert!(!shrunk.contains(gone), "{gone} is left:\n{shrunk}");
+    }
+    let mut nothing = empty_network();
+    (nothing.generation, nothing.segments) = (3, vec![]);
+    lab.netd.apply(&nothing);
+    let emptied = world();
+    assert!(!emptied.contains("brsubnet1") && !emptied.contains("172.31."), "{emptied}");
+    run(concat!(env!("CARGO_BIN_EXE_mallee-netd"), " clean"));
+    assert_eq!(world(), before);
+}
+
+#[test]
+fn clean_removes_everything_of_netds_and_nothing_else() {
+    let lab = Lab::new();
+    run("ip link add other type bridge");
+    run("ip tuntap add dev othertap mode tap");
+    run("ip route add 203.0.113.0/24 via 198.51.100.1");
+    run("nft add table ip others");
+    let before = world();
+    lab.netd.apply(&network(1, 2, &[(1, 1)]));
+    run(concat!(env!("CARGO_BIN_EXE_mallee-netd"), " clean"));
+    assert_eq!(world(), before);
+    run(concat!(env!("CARGO_BIN_EXE_mallee-netd"), " clean"));
+}
+
+#[test]
+fn what_others_break_is_mended() {
+    let lab = Lab::new();
+    let desired = network(1, 2, &[(1, 1)]);
+    lab.netd.apply(&desired);
+    let _one = guest(1);
+    let socket = lab.outside_socket();
+    ask(&socket, public(1), "before");
+    let whole = world();
+    for damage in [
+        "nft flush ruleset",
+        "nft delete table bridge mallee",
+        "nft flush chain ip mallee forward",
+        "nft add rule ip mallee to_instance drop",
+        "nft flush set bridge mallee bindings",
+        "nft delete element ip mallee eip_in { 198.51.100.130 }",
+        "ip link del tpeni2",
+        "ip link set tpeni1 nomaster",
+        "ip addr del 172.31.0.1/20 dev brsubnet1",
+        "ip addr add 10.1.1.1/24 dev brsubnet1",
+        "ip route del 198.51.100.130",
+        "ip neigh del proxy 198.51.100.130 dev pub0",
+        "ip neigh del 172.31.0.4 dev brsubnet1",
+        "bridge fdb del 02:00:00:00:01:01 dev tpeni1 master",
+        "ip link set brsubnet1 address 02:00:00:00:00:99",
+        "ip link set brsubnet1 down",
+        "ip link del brsubnet1",
+        "sysctl -qw net.ipv4.ip_forward=0",
+    ] {
+        run(damage);
+        let reply = lab.netd.apply(&desired);
+        assert!(reply.changed, "`{damage}` went unseen");
+        assert_eq!(world(), whole, "after `{damage}`");
+        let answer = ask(&socket, public(1), damage);
+        assert!(answer.starts_with("i-1 "), "after `{damage}`");
+        assert!(!lab.netd.apply(&desired).changed, "after `{damage}`");
+    }
+}
+
+#[test]
+fn the_network_comes_back_before_the_controller_does() {
+    let mut lab = Lab::new();
+    lab.netd.apply(&network(1, 1, &[(1, 1)]));
+    lab.netd.kill();
+    // As after a reboot: the kernel has nothing of it.
+    run(concat!(env!("CARGO_BIN_EXE_mallee-netd"), " clean"));
+    assert!(!try_run("ip link show brsubnet1").status.success());
+    lab.netd.start();
+    common::eventually("the tap", || try_run("ip link show tpeni1").status.success().then_some(()));
+    common::eventually("the elastic IP", || {
+        run("ip neigh show proxy").contains("198.51.100.130").then_some(())
+    });
+    let _one = guest(1);
+    assert!(ask(&lab.outside_socket(), public(1), "back").starts_with("i-1 "));
+}
+
+#[test]
+fn a_kill_at_any_moment_leads_to_the_same_place() {
+    let mut lab = Lab::new();
+    let networks = [network(1, 3, &[(1, 1), (2, 2)]), network(1, 2, &[(1, 2)])];
+    // What each leads to when nothing is in the way.
+    let worlds = networks.clone().map(|desired| {
+        lab.netd.apply(&desired);
+        world()
+    });
+    let mut generation = 1;
+    for round in 0..24_u64 {
+        let index = round as usize % 2;
+        let mut desired = networks[index].clone();
+        generation += 1;
+        desired.generation = generation;
+        let pid = lab.netd.pid();
+        std::thread::scope(|scope| {
+            scope.spawn(move || {
+                std::thread::sleep(std::time::Duration::from_micros(round * 700));
+                nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL).unwrap();
+            });
+            // The call may be through before the kill.
+            let _ = lab.netd.try_apply(&desired);
+        });
+        lab.netd.kill();
+        lab.netd.start();
+        lab.netd.apply(&desired);
+        assert_eq!(world(), worlds[index], "round {round}");
+    }
+}
+
+#[test]
+fn a_refused_network_leaves_the_running_one() {
+    let lab = Lab::new();
+    lab.netd.apply(&network(5, 2, &[(1, 1)]));
+    let _one = guest(1);
+    let whole = world();
+    let mut twice = network(6, 2, &[(1, 1)]);
+    twice.interfaces[1].ipv4 = private(1).to_string();
+    let status = lab.netd.try_apply(&twice).unwrap_err();
+    assert_eq!(status.code(), tonic::Code::InvalidArgument);
+    assert!(status.message().contains("eni-2"), "{status}");
+    let status = lab.netd.try_apply(&network(4, 1, &[])).unwrap_err();
+    assert_eq!(status.code(), tonic::Code::FailedPrecondition);
+    assert!(status.message().contains("older backup"), "{status}");
+    assert_eq!(world(), whole);
+    assert!(ask(&lab.outside_socket(), public(1), "still").starts_with("i-1 "));
+    // The same generation may come again, and a refused one left no trace.
+    assert!(!lab.netd.apply(&network(5, 2, &[(1, 1)])).changed);
+}
+
+#[test]
+fn a_link_of_somebody_elses_is_not_taken() {
+    let lab = Lab::new();
+    run("ip tuntap add dev tpeni1 mode tap");
+    let status = lab.netd.try_apply(&network(1, 1, &[])).unwrap_err();
+    assert_eq!(status.code(), tonic::Code::FailedPrecondition);
+    assert!(status.message().contains("tpeni1"), "{status}");
+    assert!(!run("ip link show tpeni1").contains("brsubnet1"));
+}
+
+#[test]
+fn a_running_instance_keeps_its_tap_when_others_come_and_go() {
+    let lab = Lab::new();
+    lab.netd.apply(&network(1, 1, &[(1, 1)]));
+    let _one = guest(1);
+    let socket = lab.outside_socket();
+    let tap = run("ip -o link show tpeni1");
+    for generation in 2..8 {
+        lab.netd.apply(&network(generation, 1 + (generation % 3) as u8, &[(1, 1)]));
+        ask(&socket, public(1), &generation.to_string());
+    }
+    let number = |line: &str| line.split(':').next().unwrap().to_owned();
+    assert_eq!(number(&run("ip -o link show tpeni1")), number(&tap));
+}
+
+#[test]
+fn segments_of_a_vpc_are_routed_and_those_of_others_are_not() {
+    let lab = Lab::new();
+    let mut desired = network(1, 3, &[(3, 3)]);
+    desired.segments.push(segment("subnet-2", "vpc-1", "172.31.16.0/20", "172.31.16.1"));
+    desired.segments.push(segment("subnet-3", "vpc-2", "10.0.0.0/16", "10.0.0.1"));
+    let elsewhere = [("subnet-2", "172.31.16.4"), ("subnet-3", "10.0.0.4")];
+    for (interface, (segment, ipv4)) in desired.interfaces[1..].iter_mut().zip(elsewhere) {
+        (interface.segment, interface.ipv4) = (segment.into(), ipv4.into());
+    }
+    desired.elastic_ips[0].private_ip = "10.0.0.4".into();
+    desired.elastic_ips[0].segment = "subnet-3".into();
+    lab.netd.apply(&desired);
+    let at = |n: u8, ip: &str| {
+        common::Guest::open(&format!("tpeni{n}"), [2, 0, 0, 0, 1, n], ip.parse().unwrap())
+    };
+    let (one, two, three) = (guest(1), at(2, "172.31.16.4"), at(3, "10.0.0.4"));
+    one.send_udp("10.0.0.4".parse().unwrap(), 9, b"closed");
+    one.send_udp("172.31.16.4".parse().unwrap(), 9, b"open");
+    let datagram = two.receive_udp();
+    assert_eq!((datagram.from, &datagram.payload[..]), (private(1), &b"open"[..]));
+    // By elastic IP the other VPC is reached, as from outside.
+    one.send_udp(public(3), 9, b"public");
+    assert_eq!(three.receive_udp().payload, b"public");
+    // The metadata address is on every segment.
+    three.ping("10.0.0.1".parse().unwrap(), 1);
+}
+
+#[test]
+fn capabilities_name_what_is_missing() {
+    let lab = Lab::new();
+    let reply = lab.netd.capabilities();
+    assert_eq!((reply.uplink.as_str(), reply.uplink_address.as_str()), ("pub0", "198.51.100.2/24"));
+    for there in ["local", "nftables", "conntrack"] {
+        assert_eq!(reply.capabilities[there], "", "{there}");
+    }
+    assert!(reply.capabilities["vlan"].contains("VLAN"));
+}

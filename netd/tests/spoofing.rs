@@ -1,0 +1,110 @@
+//! What an instance sends in another's name goes nowhere, and is counted.
+
+mod common;
+
+use std::net::Ipv4Addr;
+
+use common::guest::{BROADCAST_MAC, arp, udp};
+use common::{GATEWAY, GATEWAY_MAC, Guest, Lab, guest, network, private};
+use dhcproto::v4::MessageType;
+
+const OWN: [u8; 6] = [2, 0, 0, 0, 1, 1];
+const OTHER: [u8; 6] = [2, 0, 0, 0, 1, 2];
+
+/// An Ethernet frame of the type, with a body that no protocol would take.
+fn frame(from: [u8; 6], to: [u8; 6], kind: u16, body: &[u8]) -> Vec<u8> {
+    let mut frame = [&to[..], &from, &kind.to_be_bytes(), body].concat();
+    frame.resize(frame.len().max(60), 0);
+    frame
+}
+
+/// Puts an 802.1Q tag into a frame.
+fn tagged(frame: &[u8], vid: u16) -> Vec<u8> {
+    [&frame[..12], &[0x81, 0], &vid.to_be_bytes(), &frame[12..]].concat()
+}
+
+/// Sends what must not pass, then what must; by then the first would have come.
+fn nothing_passes(lab: &Lab, from: &Guest, to: &Guest, forbidden: &[(&str, Vec<u8>)]) {
+    for (what, frame) in forbidden {
+        let before = lab.netd.spoofed("eni-1");
+        let seen = to.frames().len();
+        from.send(frame);
+        from.send_ping(private(2), OTHER, 1);
+        from.await_pong(private(2), 1);
+        let arrived = to.frames()[seen..].iter().any(|found| found[..] == frame[..]);
+        assert!(!arrived, "{what} reached the neighbour");
+        assert_eq!(lab.netd.spoofed("eni-1"), before + 1, "{what} was not counted");
+    }
+}
+
+#[test]
+fn frames_in_anothers_name_are_dropped_and_counted() {
+    let lab = Lab::new();
+    lab.netd.apply(&network(1, 2, &[]));
+    let (one, two) = (guest(1), guest(2));
+    one.ping(GATEWAY, 9);
+    let (own_ip, other_ip) = (private(1), private(2));
+    let stranger = Ipv4Addr::new(172, 31, 0, 77);
+    let good = udp(OWN, OTHER, own_ip, other_ip, (5000, 5000), b"good");
+    let unspecified = Ipv4Addr::UNSPECIFIED;
+    let ipv6 = [&[0x60, 0, 0, 0, 0, 0, 59, 64][..], &[0xfe; 32]].concat();
+    nothing_passes(&lab, &one, &two, &[
+        ("another's MAC", udp(OTHER, OTHER, own_ip, other_ip, (5000, 5000), b"mac")),
+        ("the gateway's MAC", udp(GATEWAY_MAC, OTHER, own_ip, other_ip, (5000, 5000), b"gw")),
+        ("a stranger's address", udp(OWN, OTHER, stranger, other_ip, (5000, 5000), b"ip")),
+        ("the gateway's address", udp(OWN, OTHER, GATEWAY, other_ip, (5000, 5000), b"gwip")),
+        ("no address at all", udp(OWN, OTHER, unspecified, other_ip, (5000, 5000), b"zero")),
+        ("no address, towards DHCP's port", udp(OWN, OTHER, unspecified, other_ip, (68, 67), b"zero")),
+        ("a DHCP server's answer", udp(OWN, OTHER, own_ip, other_ip, (67, 68), b"dhcp")),
+        ("a tagged frame", tagged(&good, 7)),
+        ("a frame tagged twice", tagged(&tagged(&good, 7), 8)),
+        ("a priority-tagged frame", tagged(&good, 0)),
+        ("IPv6", frame(OWN, OTHER, 0x86dd, &ipv6)),
+        ("a frame of an unknown type", frame(OWN, OTHER, 0x1234, b"?")),
+        ("ARP as another", arp(OWN, OTHER, 2, (OWN, GATEWAY), (OTHER, other_ip))),
+        ("ARP with another's MAC inside", arp(OWN, OTHER, 2, (GATEWAY_MAC, own_ip), (OTHER, other_ip))),
+        ("a gratuitous ARP as the gateway", arp(OWN, BROADCAST_MAC, 1, (OWN, GATEWAY), ([0; 6], GATEWAY))),
+        ("a DHCP request in another's name", one.dhcp_frame(OTHER, MessageType::Discover, vec![], false, 5)),
+        ("a frame to the bridge's own group", frame(OWN, [1, 0x80, 0xc2, 0, 0, 0x0e], 0x88cc, b"lldp")),
+    ]);
+    // What is its own passes: a datagram, and the probe for a free address.
+    one.send(&good);
+    assert_eq!(two.receive_udp().payload, b"good");
+    let probe = arp(OWN, BROADCAST_MAC, 1, (OWN, unspecified), ([0; 6], stranger));
+    one.send(&probe);
+    two.await_frame("the ARP probe", |found| (found[..] == probe[..]).then_some(()));
+}
+
+#[test]
+fn nobody_draws_anothers_frames_to_itself() {
+    let lab = Lab::new();
+    lab.netd.apply(&network(1, 3, &[]));
+    let (one, two, three) = (guest(1), guest(2), guest(3));
+    // The first claims the third's MAC in every way that a bridge might learn from.
+    let third = [2, 0, 0, 0, 1, 3];
+    one.send(&udp(third, OTHER, private(3), private(2), (1, 1), b"learn"));
+    one.send(&frame(third, [1, 0x80, 0xc2, 0, 0, 0x0e], 0x88cc, b"learn"));
+    one.send(&frame(third, BROADCAST_MAC, 0x1234, b"learn"));
+    one.ping(GATEWAY, 1);
+    two.send(&udp(OTHER, third, private(2), private(3), (5000, 5000), b"for the third"));
+    assert_eq!(three.receive_udp().payload, b"for the third");
+    let overheard = |guest: &Guest| {
+        guest.frames().iter().any(|f| f.windows(13).any(|w| w == b"for the third"))
+    };
+    assert!(!overheard(&one));
+}
+
+#[test]
+fn an_instance_without_source_check_may_send_for_others() {
+    let lab = Lab::new();
+    let mut desired = network(1, 2, &[]);
+    desired.interfaces[0].source_dest_check_off = true;
+    lab.netd.apply(&desired);
+    let (one, two) = (guest(1), guest(2));
+    let far = Ipv4Addr::new(10, 9, 8, 7);
+    one.send(&udp(OTHER, OTHER, far, private(2), (5000, 5000), b"another's MAC"));
+    one.send(&udp(OWN, OTHER, far, private(2), (5000, 5000), b"routed"));
+    let datagram = two.receive_udp();
+    assert_eq!((datagram.from, &datagram.payload[..]), (far, &b"routed"[..]));
+    assert_eq!(lab.netd.spoofed("eni-1"), 1);
+}
