@@ -9,6 +9,8 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+pub mod client;
+
 /// Numbers that a guest which does not read ACPI has to know.
 pub mod guest {
     /// Guest-physical address of the first virtio-mmio window.
@@ -57,12 +59,7 @@ pub struct MachineConfig {
 impl Default for MachineConfig {
     /// Firecracker's own defaults.
     fn default() -> Self {
-        MachineConfig {
-            vcpu_count: 1,
-            mem_size_mib: 128,
-            smt: false,
-            track_dirty_pages: false,
-        }
+        MachineConfig { vcpu_count: 1, mem_size_mib: 128, smt: false, track_dirty_pages: false }
     }
 }
 

@@ -6,19 +6,27 @@
 use std::sync::{Arc, Mutex};
 
 use kvm_bindings::kvm_userspace_memory_region;
-use kvm_ioctls::{Kvm, VcpuFd, VmFd};
+use kvm_ioctls::{IoEventAddress, Kvm, VcpuFd, VmFd};
+use virtio_bindings::virtio_mmio::VIRTIO_MMIO_QUEUE_NOTIFY;
 use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
-use crate::api::{BootSource, VmConfig};
+use crate::api::{BootSource, VmConfig, guest};
 use crate::backends::console::{self, Console};
+use crate::backends::disk::Disk;
+use crate::backends::tap::Tap;
 use crate::boot::{acpi, initrd, kernel, smbios, zero_page};
 use crate::bus::Bus;
 use crate::cpu;
 use crate::devices::boot_timer::BootTimer;
 use crate::devices::i8042::{self, I8042};
 use crate::devices::serial::{self, SerialPort};
-use crate::devices::{IrqLine, POWER_BUTTON_GSI};
+use crate::devices::virtio::VirtioDevice;
+use crate::devices::virtio::block::Block;
+use crate::devices::virtio::mmio::{MmioTransport, Wiring};
+use crate::devices::virtio::net::{MacAddress, Net};
+use crate::devices::virtio::rng::Rng;
+use crate::devices::{IrqLine, MAX_VIRTIO_DEVICES, POWER_BUTTON_GSI};
 use crate::error::{Error, Result};
 use crate::events::Events;
 use crate::memory::{self, GuestMemory, layout};
@@ -36,11 +44,12 @@ pub fn build(config: &VmConfig, events: &Arc<Events>) -> Result<Vm> {
     let boot = boot_source(config)?;
     let vcpu_count = vcpu_count(config)?;
     let console = open_console(config)?;
+    let devices = open_devices(config)?;
 
     let memory = memory::allocate(config.machine_config.mem_size_mib)?;
     let kernel = kernel::load(&memory, &boot.kernel_image_path)?;
     let initrd = load_initrd(&memory, boot, &kernel)?;
-    let rsdp = acpi::write(&memory, vcpu_count, 0)?;
+    let rsdp = acpi::write(&memory, vcpu_count, devices.len())?;
     smbios::write(&memory, config.identity.as_ref())?;
     zero_page::write(&memory, &kernel, initrd, &command_line(config, boot), rsdp)?;
 
@@ -53,22 +62,18 @@ pub fn build(config: &VmConfig, events: &Arc<Events>) -> Result<Vm> {
         ),
         keyboard: Mutex::new(I8042::new(irq_line(&vm, i8042::GSI)?)),
         boot_timer: BootTimer::new(events.clone()),
+        virtio: attach_devices(devices, &vm, &memory)?,
     });
     let vcpus = create_vcpus(&kvm, &vm, vcpu_count)?;
     cpu::regs::set_up_boot_cpu(&vcpus[0].fd, &memory, kernel.entry)?;
-    Ok(Vm {
-        power_button: irq_line(&vm, POWER_BUTTON_GSI)?,
-        fd: vm,
-        memory,
-        bus,
-        vcpus,
-    })
+    Ok(Vm { power_button: irq_line(&vm, POWER_BUTTON_GSI)?, fd: vm, memory, bus, vcpus })
 }
 
 fn boot_source(config: &VmConfig) -> Result<&BootSource> {
-    config.boot_source.as_ref().ok_or_else(|| {
-        Error::BadConfiguration("no boot source: give boot-source with a kernel_image_path".into())
-    })
+    config
+        .boot_source
+        .as_ref()
+        .ok_or_else(|| Error::BadConfiguration("no boot source: give boot-source with a kernel_image_path".into()))
 }
 
 fn vcpu_count(config: &VmConfig) -> Result<u8> {
@@ -90,9 +95,85 @@ fn open_console(config: &VmConfig) -> Result<Console> {
         None => Ok(Console::StandardOutput),
         Some(serial) => {
             let limit = serial.size_limit.unwrap_or(console::DEFAULT_LIMIT);
-            Console::file(&serial.serial_out_path, limit)
-                .map_err(Error::file("serial output", &serial.serial_out_path))
+            Console::file(&serial.serial_out_path, limit).map_err(Error::file("serial output", &serial.serial_out_path))
         }
+    }
+}
+
+/// The virtio devices, in the order of their windows: drives with the root device first, so that it is
+/// `/dev/vda`, then network interfaces, then entropy.
+fn open_devices(config: &VmConfig) -> Result<Vec<Box<dyn VirtioDevice>>> {
+    refuse_ambiguous(config)?;
+    let (roots, others): (Vec<_>, Vec<_>) = config.drives.iter().partition(|drive| drive.is_root_device);
+    let mut devices: Vec<Box<dyn VirtioDevice>> = Vec::new();
+    for drive in roots.into_iter().chain(others) {
+        devices.push(Box::new(Block::new(Disk::open(drive)?, &drive.drive_id)));
+    }
+    for interface in &config.network_interfaces {
+        let mac = interface.guest_mac.as_deref().map(MacAddress::parse).transpose()?;
+        devices.push(Box::new(Net::new(Tap::open(&interface.host_dev_name)?, mac)));
+    }
+    if config.entropy.is_some() {
+        devices.push(Box::new(Rng::default()));
+    }
+    if devices.len() > MAX_VIRTIO_DEVICES {
+        return Err(Error::BadConfiguration(format!(
+            "{} virtio devices; at most {MAX_VIRTIO_DEVICES} fit",
+            devices.len()
+        )));
+    }
+    Ok(devices)
+}
+
+/// A configuration file can say what the REST interface would have refused.
+fn refuse_ambiguous(config: &VmConfig) -> Result<()> {
+    let drives = config.drives.iter().map(|drive| &drive.drive_id);
+    let interfaces = config.network_interfaces.iter().map(|interface| &interface.iface_id);
+    for ids in [drives.collect::<Vec<_>>(), interfaces.collect()] {
+        if let Some(twice) = ids.iter().enumerate().find(|(i, id)| ids[..*i].contains(id)) {
+            return Err(Error::BadConfiguration(format!("the id {:?} is there twice", twice.1)));
+        }
+    }
+    if config.drives.iter().filter(|drive| drive.is_root_device).count() > 1 {
+        return Err(Error::BadConfiguration("more than one drive is_root_device".into()));
+    }
+    Ok(())
+}
+
+/// Gives each device its window and interrupt.
+fn attach_devices(
+    devices: Vec<Box<dyn VirtioDevice>>,
+    vm: &Arc<VmFd>,
+    memory: &GuestMemory,
+) -> Result<Vec<Mutex<MmioTransport>>> {
+    devices
+        .into_iter()
+        .enumerate()
+        .map(|(index, device)| {
+            let wiring = KvmWiring {
+                vm: vm.clone(),
+                base: guest::VIRTIO_MMIO_BASE + index as u64 * guest::VIRTIO_MMIO_STRIDE,
+                gsi: guest::VIRTIO_MMIO_FIRST_GSI + index as u32,
+            };
+            MmioTransport::new(device, memory.clone(), Box::new(wiring)).map(Mutex::new)
+        })
+        .collect()
+}
+
+/// Notifications as ioeventfds, the interrupt as an irqfd: neither direction passes through a vCPU's thread.
+struct KvmWiring {
+    vm: Arc<VmFd>,
+    base: u64,
+    gsi: u32,
+}
+
+impl Wiring for KvmWiring {
+    fn connect(&self, kicks: &[EventFd], interrupt: &EventFd) -> Result<()> {
+        let notify = IoEventAddress::Mmio(self.base + u64::from(VIRTIO_MMIO_QUEUE_NOTIFY));
+        for (queue, kick) in kicks.iter().enumerate() {
+            self.vm.register_ioevent(kick, &notify, queue as u32).map_err(Error::kvm("KVM_IOEVENTFD"))?;
+        }
+        self.vm.register_irqfd(interrupt, self.gsi).map_err(Error::kvm("KVM_IRQFD"))
     }
 }
 
@@ -102,21 +183,13 @@ fn load_initrd(
     kernel: &kernel::LoadedKernel,
 ) -> Result<Option<initrd::LoadedInitrd>> {
     let highest = kernel.setup_header.map(|header| header.initrd_addr_max);
-    boot.initrd_path
-        .as_deref()
-        .map(|path| initrd::load(memory, path, kernel.end, highest))
-        .transpose()
+    boot.initrd_path.as_deref().map(|path| initrd::load(memory, path, kernel.end, highest)).transpose()
 }
 
 /// As given, and with the root device where a drive is marked as such and the line names none.
 fn command_line(config: &VmConfig, boot: &BootSource) -> String {
-    let mut line = boot
-        .boot_args
-        .clone()
-        .unwrap_or_else(|| DEFAULT_BOOT_ARGS.to_owned());
-    let names_root = line
-        .split_whitespace()
-        .any(|word| word.starts_with("root="));
+    let mut line = boot.boot_args.clone().unwrap_or_else(|| DEFAULT_BOOT_ARGS.to_owned());
+    let names_root = line.split_whitespace().any(|word| word.starts_with("root="));
     if let Some(root) = config.drives.iter().find(|drive| drive.is_root_device)
         && !names_root
     {
@@ -139,21 +212,17 @@ fn create_vm(kvm: &Kvm, memory: &GuestMemory) -> Result<VmFd> {
             flags: 0,
         };
         // SAFETY: the range is a mapping that `Vm` keeps for as long as the VM's file descriptor.
-        unsafe { vm.set_user_memory_region(region) }
-            .map_err(Error::kvm("KVM_SET_USER_MEMORY_REGION"))?;
+        unsafe { vm.set_user_memory_region(region) }.map_err(Error::kvm("KVM_SET_USER_MEMORY_REGION"))?;
     }
-    vm.set_tss_address(layout::KVM_TSS)
-        .map_err(Error::kvm("KVM_SET_TSS_ADDR"))?;
-    vm.create_irq_chip()
-        .map_err(Error::kvm("KVM_CREATE_IRQCHIP"))?;
+    vm.set_tss_address(layout::KVM_TSS).map_err(Error::kvm("KVM_SET_TSS_ADDR"))?;
+    vm.create_irq_chip().map_err(Error::kvm("KVM_CREATE_IRQCHIP"))?;
     Ok(vm)
 }
 
 /// An interrupt line of the VM's I/O APIC.
 fn irq_line(vm: &VmFd, gsi: u32) -> Result<IrqLine> {
     let event = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC).map_err(Error::host("eventfd"))?;
-    vm.register_irqfd(&event, gsi)
-        .map_err(Error::kvm("KVM_IRQFD"))?;
+    vm.register_irqfd(&event, gsi).map_err(Error::kvm("KVM_IRQFD"))?;
     Ok(IrqLine(event))
 }
 
@@ -162,9 +231,7 @@ fn create_vcpus(kvm: &Kvm, vm: &VmFd, count: u8) -> Result<Vec<Vcpu>> {
     let mut vcpus = Vec::with_capacity(count.into());
     let mut tsc_khz = None;
     for index in 0..count {
-        let fd = vm
-            .create_vcpu(index.into())
-            .map_err(Error::kvm("KVM_CREATE_VCPU"))?;
+        let fd = vm.create_vcpu(index.into()).map_err(Error::kvm("KVM_CREATE_VCPU"))?;
         if index == 0 {
             tsc_khz = fd.get_tsc_khz().ok().filter(|khz| *khz > 0);
         }
@@ -174,14 +241,8 @@ fn create_vcpus(kvm: &Kvm, vm: &VmFd, count: u8) -> Result<Vec<Vcpu>> {
     Ok(vcpus)
 }
 
-fn set_up(
-    fd: &VcpuFd,
-    template: &cpu::cpuid::Template,
-    index: u8,
-    tsc_khz: Option<u32>,
-) -> Result<()> {
-    fd.set_cpuid2(&template.for_vcpu(index, tsc_khz)?)
-        .map_err(Error::kvm("KVM_SET_CPUID2"))?;
+fn set_up(fd: &VcpuFd, template: &cpu::cpuid::Template, index: u8, tsc_khz: Option<u32>) -> Result<()> {
+    fd.set_cpuid2(&template.for_vcpu(index, tsc_khz)?).map_err(Error::kvm("KVM_SET_CPUID2"))?;
     cpu::msrs::set(fd)?;
     cpu::lapic::set(fd)
 }

@@ -10,6 +10,7 @@ use crate::api::guest;
 use crate::devices::boot_timer::BootTimer;
 use crate::devices::i8042::I8042;
 use crate::devices::serial::SerialPort;
+use crate::devices::virtio::mmio::MmioTransport;
 use crate::devices::{MachineRequest, acpi_pm};
 
 /// I/O ports beside those in [`guest`].
@@ -28,6 +29,8 @@ pub struct Bus {
     pub serial: Mutex<SerialPort>,
     pub keyboard: Mutex<I8042>,
     pub boot_timer: BootTimer,
+    /// Window *n* is at `VIRTIO_MMIO_BASE` plus *n* times `VIRTIO_MMIO_STRIDE`.
+    pub virtio: Vec<Mutex<MmioTransport>>,
 }
 
 impl Bus {
@@ -63,16 +66,27 @@ impl Bus {
         }
     }
 
-    pub fn read_mmio(&self, _address: u64, data: &mut [u8]) {
-        data.fill(0xff);
+    pub fn read_mmio(&self, address: u64, data: &mut [u8]) {
+        match self.window(address) {
+            Some((device, offset)) => lock(device).read(offset, data),
+            None => data.fill(0xff),
+        }
     }
 
-    pub fn write_mmio(&self, _address: u64, _data: &[u8]) {}
+    pub fn write_mmio(&self, address: u64, data: &[u8]) {
+        if let Some((device, offset)) = self.window(address) {
+            lock(device).write(offset, data);
+        }
+    }
+
+    fn window(&self, address: u64) -> Option<(&Mutex<MmioTransport>, u64)> {
+        let offset = address.checked_sub(guest::VIRTIO_MMIO_BASE)?;
+        let index = usize::try_from(offset / guest::VIRTIO_MMIO_STRIDE).ok()?;
+        Some((self.virtio.get(index)?, offset % guest::VIRTIO_MMIO_STRIDE))
+    }
 }
 
 /// A device whose other user panicked is still only a device: its state is whatever the guest made it.
 pub fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex
-        .lock()
-        .unwrap_or_else(|poisoned| poisoned.into_inner())
+    mutex.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
 }

@@ -30,30 +30,20 @@ struct Probe {
     code: &'static [u8],
 }
 
-const BARE: Probe = Probe {
-    name: "port output",
-    code: &[],
-};
+const BARE: Probe = Probe { name: "port output", code: &[] };
 
 const PROBES: &[Probe] = &[
     // popcnt %rax, %rax
-    Probe {
-        name: "popcnt",
-        code: &[0xf3, 0x48, 0x0f, 0xb8, 0xc0],
-    },
+    Probe { name: "popcnt", code: &[0xf3, 0x48, 0x0f, 0xb8, 0xc0] },
     // lidt (IDT descriptor at 0x101ff0); int3
-    Probe {
-        name: "int3",
-        code: &[0x0f, 0x01, 0x1c, 0x25, 0xf0, 0x1f, 0x10, 0x00, 0xcc],
-    },
+    Probe { name: "int3", code: &[0x0f, 0x01, 0x1c, 0x25, 0xf0, 0x1f, 0x10, 0x00, 0xcc] },
     // mov %cr4,%rax; or $0x40200,%eax (OSXSAVE, OSFXSR); mov %rax,%cr4; xor %ecx,%ecx; xor %edx,%edx;
     // mov $3,%eax; xsetbv; mov $0x103000,%edi; xsave (%rdi); xrstor (%rdi)
     Probe {
         name: "xsave and xrstor",
         code: &[
-            0x0f, 0x20, 0xe0, 0x0d, 0x00, 0x02, 0x04, 0x00, 0x0f, 0x22, 0xe0, 0x31, 0xc9, 0x31,
-            0xd2, 0xb8, 0x03, 0x00, 0x00, 0x00, 0x0f, 0x01, 0xd1, 0xbf, 0x00, 0x30, 0x10, 0x00,
-            0x0f, 0xae, 0x27, 0x0f, 0xae, 0x2f,
+            0x0f, 0x20, 0xe0, 0x0d, 0x00, 0x02, 0x04, 0x00, 0x0f, 0x22, 0xe0, 0x31, 0xc9, 0x31, 0xd2, 0xb8, 0x03, 0x00,
+            0x00, 0x00, 0x0f, 0x01, 0xd1, 0xbf, 0x00, 0x30, 0x10, 0x00, 0x0f, 0xae, 0x27, 0x0f, 0xae, 0x2f,
         ],
     },
 ];
@@ -70,10 +60,7 @@ pub fn check() -> KvmCheck {
 fn classify() -> Result<(KvmClass, String)> {
     let kvm = Kvm::new().map_err(Error::kvm("open /dev/kvm"))?;
     if let Outcome::Stopped(how) = run(&kvm, &BARE)? {
-        return Ok((
-            KvmClass::None,
-            format!("even a port write does not run: {how}"),
-        ));
+        return Ok((KvmClass::None, format!("even a port write does not run: {how}")));
     }
     let mut failures = Vec::new();
     for probe in PROBES {
@@ -82,10 +69,7 @@ fn classify() -> Result<(KvmClass, String)> {
         }
     }
     Ok(match failures.is_empty() {
-        true => (
-            KvmClass::Hardware,
-            "kernel-mode instructions run: unmodified kernels boot".into(),
-        ),
+        true => (KvmClass::Hardware, "kernel-mode instructions run: unmodified kernels boot".into()),
         false => (
             KvmClass::Software,
             format!(
@@ -109,8 +93,7 @@ fn run(kvm: &Kvm, probe: &Probe) -> Result<Outcome> {
     attach(&vm, &memory)?;
     let mut vcpu = vm.create_vcpu(0).map_err(Error::kvm("KVM_CREATE_VCPU"))?;
     let cpuid = cpuid::Template::new(kvm, 1)?.for_vcpu(0, None)?;
-    vcpu.set_cpuid2(&cpuid)
-        .map_err(Error::kvm("KVM_SET_CPUID2"))?;
+    vcpu.set_cpuid2(&cpuid).map_err(Error::kvm("KVM_SET_CPUID2"))?;
     regs::set_up_boot_cpu(&vcpu, &memory, GuestAddress(CODE))?;
     Ok(watch(&mut vcpu))
 }
@@ -141,17 +124,13 @@ fn attach(vm: &VmFd, memory: &GuestMemory) -> Result<()> {
             flags: 0,
         };
         // SAFETY: the mapping outlives the VM, which `run` drops first.
-        unsafe { vm.set_user_memory_region(region) }
-            .map_err(Error::kvm("KVM_SET_USER_MEMORY_REGION"))?;
+        unsafe { vm.set_user_memory_region(region) }.map_err(Error::kvm("KVM_SET_USER_MEMORY_REGION"))?;
     }
     Ok(())
 }
 
 /// Code, and an interrupt table whose every gate leads to a handler that returns.
-fn write_code(
-    memory: &GuestMemory,
-    probe: &Probe,
-) -> std::result::Result<(), vm_memory::GuestMemoryError> {
+fn write_code(memory: &GuestMemory, probe: &Probe) -> std::result::Result<(), vm_memory::GuestMemoryError> {
     memory.write_slice(&[probe.code, DONE].concat(), GuestAddress(CODE))?;
     // iretq
     memory.write_slice(&[0x48, 0xcf], GuestAddress(HANDLER))?;

@@ -39,10 +39,7 @@ struct Arguments {
 /// The program's `main`.
 pub fn main() -> ExitCode {
     let arguments = Arguments::parse();
-    tracing_subscriber::fmt()
-        .with_max_level(arguments.log_level)
-        .with_writer(std::io::stderr)
-        .init();
+    tracing_subscriber::fmt().with_max_level(arguments.log_level).with_writer(std::io::stderr).init();
     if arguments.check_kvm {
         return print_check();
     }
@@ -58,10 +55,7 @@ pub fn main() -> ExitCode {
         }
     };
     let (reason, message) = run(arguments, &events).unwrap_or_else(|e| (e.reason(), e.to_string()));
-    if matches!(
-        reason,
-        ExitReason::BadConfiguration | ExitReason::HostFailure
-    ) {
+    if matches!(reason, ExitReason::BadConfiguration | ExitReason::HostFailure) {
         eprintln!("mallee-vmm: {message}");
     }
     let status = match (reason, message.as_str()) {
@@ -73,14 +67,8 @@ pub fn main() -> ExitCode {
 }
 
 fn run(arguments: Arguments, events: &Arc<Events>) -> Result<(ExitReason, String)> {
-    events.emit(EventKind::ProcessStarted {
-        pid: std::process::id(),
-    });
-    let config = arguments
-        .config_file
-        .as_deref()
-        .map(read_config)
-        .transpose()?;
+    events.emit(EventKind::ProcessStarted { pid: std::process::id() });
+    let config = arguments.config_file.as_deref().map(read_config).transpose()?;
     let mut monitor = Monitor::new(arguments.id, events.clone())?;
     if let Some(config) = config {
         monitor.start(config)?;
@@ -93,9 +81,8 @@ fn run(arguments: Arguments, events: &Arc<Events>) -> Result<(ExitReason, String
 
 fn read_config(path: &Path) -> Result<VmConfig> {
     let text = std::fs::read(path).map_err(Error::file("config file", path))?;
-    serde_json::from_slice(&text).map_err(|error| {
-        Error::BadConfiguration(format!("config file {}: {error}", path.display()))
-    })
+    serde_json::from_slice(&text)
+        .map_err(|error| Error::BadConfiguration(format!("config file {}: {error}", path.display())))
 }
 
 /// Exit statuses as [`ExitReason`] documents them.

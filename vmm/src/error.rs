@@ -17,23 +17,13 @@ pub enum Error {
     BadConfiguration(String),
     /// A file named in the configuration cannot be opened or read.
     #[error("{what} {}: {source}", path.display())]
-    File {
-        what: &'static str,
-        path: PathBuf,
-        source: io::Error,
-    },
+    File { what: &'static str, path: PathBuf, source: io::Error },
     /// A call to KVM failed.
     #[error("KVM: {call}: {source}")]
-    Kvm {
-        call: &'static str,
-        source: kvm_ioctls::Error,
-    },
+    Kvm { call: &'static str, source: kvm_ioctls::Error },
     /// Something else of the host failed.
     #[error("{what}: {source}")]
-    Host {
-        what: &'static str,
-        source: io::Error,
-    },
+    Host { what: &'static str, source: io::Error },
     /// Guest memory could not be allocated or written while the VM was being built.
     #[error("guest memory: {0}")]
     Memory(String),
@@ -63,10 +53,6 @@ impl Error {
     /// For `map_err` on the opening or reading of a file that the configuration names.
     pub fn file(what: &'static str, path: &Path) -> impl Fn(io::Error) -> Error {
         let path = path.to_owned();
-        move |source| Error::File {
-            what,
-            path: path.clone(),
-            source,
-        }
+        move |source| Error::File { what, path: path.clone(), source }
     }
 }

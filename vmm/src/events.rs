@@ -23,11 +23,7 @@ impl Events {
         let file = match path {
             None => None,
             Some(path) => Some(Mutex::new(
-                OpenOptions::new()
-                    .create(true)
-                    .append(true)
-                    .open(path)
-                    .map_err(Error::file("events file", path))?,
+                OpenOptions::new().create(true).append(true).open(path).map_err(Error::file("events file", path))?,
             )),
         };
         Ok(Events { file })
@@ -55,21 +51,12 @@ impl Events {
 
 /// An event of this moment.
 pub fn now(kind: EventKind) -> Event {
-    let realtime = SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .unwrap_or(Duration::ZERO);
-    Event {
-        unix_ns: realtime.as_nanos() as u64,
-        monotonic_ns: monotonic_ns(),
-        kind,
-    }
+    let realtime = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO);
+    Event { unix_ns: realtime.as_nanos() as u64, monotonic_ns: monotonic_ns(), kind }
 }
 
 fn monotonic_ns() -> u64 {
-    let mut time = libc::timespec {
-        tv_sec: 0,
-        tv_nsec: 0,
-    };
+    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
     // SAFETY: the kernel writes one timespec to the address of one.
     unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &mut time) };
     time.tv_sec as u64 * 1_000_000_000 + time.tv_nsec as u64
@@ -84,17 +71,10 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("events");
         Events::open(Some(&path)).unwrap().emit(EventKind::VmBuilt);
-        Events::open(Some(&path))
-            .unwrap()
-            .emit(EventKind::BootTimer { value: 7 });
+        Events::open(Some(&path)).unwrap().emit(EventKind::BootTimer { value: 7 });
         let text = std::fs::read_to_string(path).unwrap();
-        let kinds: Vec<EventKind> = text
-            .lines()
-            .map(|line| serde_json::from_str::<Event>(line).unwrap().kind)
-            .collect();
-        assert_eq!(
-            kinds,
-            [EventKind::VmBuilt, EventKind::BootTimer { value: 7 }]
-        );
+        let kinds: Vec<EventKind> =
+            text.lines().map(|line| serde_json::from_str::<Event>(line).unwrap().kind).collect();
+        assert_eq!(kinds, [EventKind::VmBuilt, EventKind::BootTimer { value: 7 }]);
     }
 }

@@ -32,13 +32,8 @@ enum Source {
     StandardInput,
 }
 
-const SOURCES: [Source; 5] = [
-    Source::Exit,
-    Source::Signal,
-    Source::Requests,
-    Source::SerialTimer,
-    Source::StandardInput,
-];
+const SOURCES: [Source; 5] =
+    [Source::Exit, Source::Signal, Source::Requests, Source::SerialTimer, Source::StandardInput];
 
 enum State {
     /// Collects its configuration.
@@ -118,10 +113,7 @@ impl Monitor {
                 Ok(count) => count,
                 Err(error) if error.raw_os_error() == Some(libc::EINTR) => continue,
                 Err(error) => {
-                    return Err(Error::Host {
-                        what: "epoll",
-                        source: error,
-                    });
+                    return Err(Error::Host { what: "epoll", source: error });
                 }
             };
             for event in &ready[..count] {
@@ -162,9 +154,9 @@ impl Monitor {
             Call::Configuration(read) => read(&self.config),
             Call::Configure(change) => match &self.state {
                 State::NotStarted => change(&mut self.config),
-                State::Running(_) => Reply::refused(
-                    "The requested operation is not supported after starting the microVM.",
-                ),
+                State::Running(_) => {
+                    Reply::refused("The requested operation is not supported after starting the microVM.")
+                }
             },
             Call::Act(action) => self.act(action),
         }
@@ -188,19 +180,13 @@ impl Monitor {
                 Ok(()) => Reply::done(),
                 Err(error) => Reply::refused(error.to_string()),
             },
-            (Action::InstanceStart, State::Running(_)) => {
-                Reply::refused("The microVM has already been started.")
-            }
-            (Action::FlushMetrics, _) => {
-                Reply::refused("Metrics are not served by this version; see the events file.")
-            }
+            (Action::InstanceStart, State::Running(_)) => Reply::refused("The microVM has already been started."),
+            (Action::FlushMetrics, _) => Reply::refused("Metrics are not served by this version; see the events file."),
             (_, State::NotStarted) => Reply::refused("The microVM has not been started."),
-            (Action::SendCtrlAltDel, State::Running(vm)) => {
-                match lock(&vm.bus.keyboard).ctrl_alt_del() {
-                    true => Reply::done(),
-                    false => Reply::refused("The guest does not read its keyboard."),
-                }
-            }
+            (Action::SendCtrlAltDel, State::Running(vm)) => match lock(&vm.bus.keyboard).ctrl_alt_del() {
+                true => Reply::done(),
+                false => Reply::refused("The guest does not read its keyboard."),
+            },
             (Action::PowerButton, State::Running(vm)) => match vm.power_button.0.write(1) {
                 Ok(()) => Reply::done(),
                 Err(error) => Reply::refused(format!("power button: {error}")),
@@ -210,11 +196,7 @@ impl Monitor {
 
     fn watch(&self, fd: RawFd, source: Source) -> Result<()> {
         self.epoll
-            .ctl(
-                ControlOperation::Add,
-                fd,
-                EpollEvent::new(EventSet::IN, source as u64),
-            )
+            .ctl(ControlOperation::Add, fd, EpollEvent::new(EventSet::IN, source as u64))
             .map_err(Error::host("epoll"))
     }
 
@@ -226,9 +208,7 @@ impl Monitor {
     }
 
     fn stop_watching(&self, fd: RawFd) {
-        let _ = self
-            .epoll
-            .ctl(ControlOperation::Delete, fd, EpollEvent::default());
+        let _ = self.epoll.ctl(ControlOperation::Delete, fd, EpollEvent::default());
     }
 
     /// Gives the guest as much input as its FIFO takes. With a full FIFO the rest waits where it is; the
@@ -256,21 +236,11 @@ impl Monitor {
         // SAFETY: all zeroes is a valid `signalfd_siginfo`, a structure of integers.
         let mut info: libc::signalfd_siginfo = unsafe { std::mem::zeroed() };
         // SAFETY: the kernel writes at most the given size to `info`.
-        let read = unsafe {
-            libc::read(
-                self.signals.as_raw_fd(),
-                (&raw mut info).cast(),
-                size_of_val(&info),
-            )
-        };
+        let read = unsafe { libc::read(self.signals.as_raw_fd(), (&raw mut info).cast(), size_of_val(&info)) };
         if read != size_of_val(&info) as isize {
             return None;
         }
-        let name = if info.ssi_signo == libc::SIGINT as u32 {
-            INTERRUPTED
-        } else {
-            TERMINATED
-        };
+        let name = if info.ssi_signo == libc::SIGINT as u32 { INTERRUPTED } else { TERMINATED };
         Some((ExitReason::Signal, name.into()))
     }
 }

@@ -27,10 +27,7 @@ pub struct ExitSignal {
 impl ExitSignal {
     pub fn new() -> Result<Self> {
         let event = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC).map_err(Error::host("eventfd"))?;
-        Ok(ExitSignal {
-            verdict: Mutex::new(None),
-            event,
-        })
+        Ok(ExitSignal { verdict: Mutex::new(None), event })
     }
 
     pub fn raise(&self, reason: ExitReason, message: impl Into<String>) {
@@ -83,9 +80,7 @@ impl RunningVcpu {
         self.stop.store(true, Ordering::Release);
         while !self.thread.is_finished() {
             // SAFETY: the thread has not been joined, so its id is valid; the signal has a handler.
-            unsafe {
-                libc::pthread_kill(self.thread.as_pthread_t() as libc::pthread_t, SIGRTMIN())
-            };
+            unsafe { libc::pthread_kill(self.thread.as_pthread_t() as libc::pthread_t, SIGRTMIN()) };
             std::thread::sleep(Duration::from_micros(200));
         }
         let _ = self.thread.join();
@@ -95,10 +90,8 @@ impl RunningVcpu {
 /// The signal that interrupts KVM_RUN needs a handler, or it would end the process.
 pub fn install_kick_handler() -> Result<()> {
     extern "C" fn nothing(_: libc::c_int, _: *mut libc::siginfo_t, _: *mut libc::c_void) {}
-    register_signal_handler(SIGRTMIN(), nothing).map_err(|error| Error::Host {
-        what: "signal handler",
-        source: error.into(),
-    })
+    register_signal_handler(SIGRTMIN(), nothing)
+        .map_err(|error| Error::Host { what: "signal handler", source: error.into() })
 }
 
 fn run(mut vcpu: Vcpu, bus: &Bus, exit: &ExitSignal, stop: &AtomicBool) {
@@ -129,19 +122,16 @@ fn run_once(vcpu: &mut Vcpu, bus: &Bus) -> Option<(ExitReason, String)> {
             None
         }
         Ok(VcpuExit::Hlt | VcpuExit::Intr | VcpuExit::IrqWindowOpen) => None,
-        Ok(VcpuExit::Shutdown) => Some((
-            ExitReason::Reset,
-            format!("vCPU {index}: triple fault or shutdown"),
-        )),
+        Ok(VcpuExit::Shutdown) => Some((ExitReason::Reset, format!("vCPU {index}: triple fault or shutdown"))),
         Ok(VcpuExit::SystemEvent(KVM_SYSTEM_EVENT_SHUTDOWN, _)) => {
             Some((ExitReason::PowerOff, "system event: shutdown".into()))
         }
         Ok(VcpuExit::SystemEvent(KVM_SYSTEM_EVENT_RESET | KVM_SYSTEM_EVENT_CRASH, _)) => {
             Some((ExitReason::Reset, "system event: reset".into()))
         }
-        Ok(VcpuExit::FailEntry(reason, _)) => failure(format!(
-            "the processor refused to enter the guest, reason {reason:#x}"
-        )),
+        Ok(VcpuExit::FailEntry(reason, _)) => {
+            failure(format!("the processor refused to enter the guest, reason {reason:#x}"))
+        }
         Ok(VcpuExit::InternalError) => {
             let at = vcpu.fd.get_regs().map_or(0, |regs| regs.rip);
             failure(format!(

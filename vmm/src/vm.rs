@@ -59,6 +59,9 @@ impl RunningVm {
         for vcpu in self.vcpus {
             vcpu.stop();
         }
+        for device in &self.bus.virtio {
+            lock(device).stop();
+        }
         lock(&self.bus.serial).flush();
     }
 }

@@ -27,13 +27,7 @@ impl Console {
     pub fn file(path: &Path, limit: u64) -> io::Result<Self> {
         let file = open(path)?;
         let size = file.metadata()?.len();
-        Ok(Console::File(RotatingFile {
-            file,
-            path: path.to_owned(),
-            size,
-            limit,
-            failed: false,
-        }))
+        Ok(Console::File(RotatingFile { file, path: path.to_owned(), size, limit, failed: false }))
     }
 
     /// Output that cannot be written is lost: a full disk must not stop the guest.
@@ -50,9 +44,7 @@ impl Console {
 
 impl RotatingFile {
     fn write(&mut self, bytes: &[u8]) {
-        let result = self
-            .rotate_if_full(bytes.len() as u64)
-            .and_then(|()| self.file.write_all(bytes));
+        let result = self.rotate_if_full(bytes.len() as u64).and_then(|()| self.file.write_all(bytes));
         match result {
             Ok(()) => self.size += bytes.len() as u64,
             Err(error) if !self.failed => {

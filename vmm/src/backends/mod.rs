@@ -2,3 +2,5 @@
 //! before the VM exists, so that a wrong path is an error and not half a machine.
 
 pub mod console;
+pub mod disk;
+pub mod tap;

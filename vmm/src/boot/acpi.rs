@@ -6,14 +6,12 @@
 //! window as `LNRO0005`, because distribution kernels take them from nowhere else.
 
 use acpi_tables::aml::{
-    Arg, Device, EISAName, Equal, IO, If, Interrupt, Memory32Fixed, Method, Name, Notify, Package,
-    Path, ResourceTemplate,
+    Arg, Device, EISAName, Equal, IO, If, Interrupt, Memory32Fixed, Method, Name, Notify, Package, Path,
+    ResourceTemplate,
 };
 use acpi_tables::fadt::{FADTBuilder, Flags, PmProfile};
 use acpi_tables::gas::{AccessSize, AddressSpace as GasSpace, GAS};
-use acpi_tables::madt::{
-    EnabledStatus, IoApic, LocalInterruptController, MADT, ProcessorLocalApic,
-};
+use acpi_tables::madt::{EnabledStatus, IoApic, LocalInterruptController, MADT, ProcessorLocalApic};
 use acpi_tables::rsdp::Rsdp;
 use acpi_tables::sdt::Sdt;
 use acpi_tables::xsdt::XSDT;
@@ -39,10 +37,7 @@ const BUTTON_PRESSED: u8 = 0x80;
 
 /// Writes all tables for `vcpus` processors and `virtio_devices` windows; returns the RSDP's address.
 pub fn write(memory: &GuestMemory, vcpus: u8, virtio_devices: usize) -> Result<u64> {
-    let mut tables = Tables {
-        memory,
-        next: layout::ACPI + Rsdp::len() as u64,
-    };
+    let mut tables = Tables { memory, next: layout::ACPI + Rsdp::len() as u64 };
     let dsdt = tables.place(dsdt(vcpus, virtio_devices).as_slice())?;
     let fadt = tables.place_aml(&fadt(dsdt).finalize())?;
     let madt = tables.place_aml(&madt(vcpus))?;
@@ -89,13 +84,7 @@ fn bytes(table: &dyn Aml) -> Vec<u8> {
 }
 
 fn io_register(port: u16) -> GAS {
-    GAS::new(
-        GasSpace::SystemIo,
-        8,
-        0,
-        AccessSize::ByteAccess,
-        port.into(),
-    )
+    GAS::new(GasSpace::SystemIo, 8, 0, AccessSize::ByteAccess, port.into())
 }
 
 fn fadt(dsdt: u64) -> FADTBuilder {
@@ -118,12 +107,7 @@ fn fadt(dsdt: u64) -> FADTBuilder {
 }
 
 fn madt(vcpus: u8) -> MADT {
-    let mut madt = MADT::new(
-        OEM,
-        TABLE,
-        REVISION,
-        LocalInterruptController::Address(layout::LOCAL_APIC),
-    );
+    let mut madt = MADT::new(OEM, TABLE, REVISION, LocalInterruptController::Address(layout::LOCAL_APIC));
     for id in 0..vcpus {
         madt.add_structure(ProcessorLocalApic::new(id, id, EnabledStatus::Enabled));
     }
@@ -132,15 +116,9 @@ fn madt(vcpus: u8) -> MADT {
 }
 
 fn dsdt(vcpus: u8, virtio_devices: usize) -> Sdt {
-    let body = [
-        processors(vcpus),
-        virtio_windows(virtio_devices),
-        serial_port(),
-        keyboard(),
-        power_button(),
-        power_off(),
-    ]
-    .concat();
+    let body =
+        [processors(vcpus), virtio_windows(virtio_devices), serial_port(), keyboard(), power_button(), power_off()]
+            .concat();
     let mut dsdt = Sdt::new(*b"DSDT", 36, 6, OEM, TABLE, REVISION);
     dsdt.append_slice(&body);
     dsdt
@@ -152,10 +130,7 @@ fn processors(vcpus: u8) -> Vec<u8> {
     for id in 0..vcpus {
         Device::new(
             format!("_SB_.C{id:03}").as_str().into(),
-            vec![
-                &Name::new("_HID".into(), &"ACPI0007"),
-                &Name::new("_UID".into(), &id),
-            ],
+            vec![&Name::new("_HID".into(), &"ACPI0007"), &Name::new("_UID".into(), &id)],
         )
         .to_aml_bytes(&mut aml);
     }
@@ -227,10 +202,7 @@ fn keyboard() -> Vec<u8> {
 fn power_button() -> Vec<u8> {
     let mut aml = bytes(&Device::new(
         "_SB_.PWRB".into(),
-        vec![
-            &Name::new("_HID".into(), &EISAName::new("PNP0C0C")),
-            &Name::new("_UID".into(), &aml::ZERO),
-        ],
+        vec![&Name::new("_HID".into(), &EISAName::new("PNP0C0C")), &Name::new("_UID".into(), &aml::ZERO)],
     ));
     let gsi = POWER_BUTTON_GSI;
     Device::new(
@@ -238,10 +210,7 @@ fn power_button() -> Vec<u8> {
         vec![
             &Name::new("_HID".into(), &"ACPI0013"),
             &Name::new("_UID".into(), &aml::ZERO),
-            &Name::new(
-                "_CRS".into(),
-                &ResourceTemplate::new(vec![&Interrupt::new(true, true, false, false, gsi)]),
-            ),
+            &Name::new("_CRS".into(), &ResourceTemplate::new(vec![&Interrupt::new(true, true, false, false, gsi)])),
             &Method::new(
                 "_EVT".into(),
                 1,
@@ -259,10 +228,7 @@ fn power_button() -> Vec<u8> {
 
 /// `\_S5`: the value that means power-off in the sleep control register.
 fn power_off() -> Vec<u8> {
-    bytes(&Name::new(
-        "_S5_".into(),
-        &Package::new(vec![&acpi_pm::SLEEP_TYPE_S5]),
-    ))
+    bytes(&Name::new("_S5_".into(), &Package::new(vec![&acpi_pm::SLEEP_TYPE_S5])))
 }
 
 #[cfg(test)]
@@ -271,20 +237,14 @@ mod tests {
 
     fn read(memory: &GuestMemory, address: u64, length: usize) -> Vec<u8> {
         let mut bytes = vec![0; length];
-        memory
-            .read_slice(&mut bytes, GuestAddress(address))
-            .unwrap();
+        memory.read_slice(&mut bytes, GuestAddress(address)).unwrap();
         bytes
     }
 
     fn table(memory: &GuestMemory, address: u64) -> Vec<u8> {
         let length: u32 = memory.read_obj(GuestAddress(address + 4)).unwrap();
         let table = read(memory, address, length as usize);
-        assert_eq!(
-            table.iter().fold(0u8, |sum, byte| sum.wrapping_add(*byte)),
-            0,
-            "checksum"
-        );
+        assert_eq!(table.iter().fold(0u8, |sum, byte| sum.wrapping_add(*byte)), 0, "checksum");
         table
     }
 
@@ -300,20 +260,9 @@ mod tests {
             .map(|address| table(&memory, address)[..4].to_vec())
             .collect();
         assert_eq!(signatures, [b"FACP".to_vec(), b"APIC".to_vec()]);
-        let fadt = table(
-            &memory,
-            u64::from_le_bytes(xsdt[36..44].try_into().unwrap()),
-        );
-        let dsdt = table(
-            &memory,
-            u64::from_le_bytes(fadt[140..148].try_into().unwrap()),
-        );
+        let fadt = table(&memory, u64::from_le_bytes(xsdt[36..44].try_into().unwrap()));
+        let dsdt = table(&memory, u64::from_le_bytes(fadt[140..148].try_into().unwrap()));
         assert_eq!(&dsdt[..4], b"DSDT");
-        assert_eq!(
-            dsdt.windows(8)
-                .filter(|window| window == b"LNRO0005")
-                .count(),
-            18
-        );
+        assert_eq!(dsdt.windows(8).filter(|window| window == b"LNRO0005").count(), 18);
     }
 }

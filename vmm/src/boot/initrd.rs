@@ -20,19 +20,11 @@ pub struct LoadedInitrd {
 
 /// Loads the initrd at `path` above `kernel_end`, ending no higher than `highest` (inclusive, the
 /// setup header's `initrd_addr_max`).
-pub fn load(
-    memory: &GuestMemory,
-    path: &Path,
-    kernel_end: u64,
-    highest: Option<u32>,
-) -> Result<LoadedInitrd> {
+pub fn load(memory: &GuestMemory, path: &Path, kernel_end: u64, highest: Option<u32>) -> Result<LoadedInitrd> {
     let mut file = File::open(path).map_err(Error::file("initrd", path))?;
     let size = file.metadata().map_err(Error::file("initrd", path))?.len();
     if size == 0 {
-        return Err(Error::BadConfiguration(format!(
-            "initrd {} is empty",
-            path.display()
-        )));
+        return Err(Error::BadConfiguration(format!("initrd {} is empty", path.display())));
     }
     let ceiling = highest.map_or(layout::DEVICE_HOLE, |highest| u64::from(highest) + 1);
     let top = low_ram_end(memory).min(ceiling);
@@ -41,12 +33,12 @@ pub fn load(
         .map(|address| address & !(PAGE - 1))
         .filter(|address| *address >= kernel_end)
         .ok_or_else(|| {
-            Error::BadConfiguration(format!(
-                "initrd {} ({size} bytes) does not fit between the kernel's end {kernel_end:#x} and {top:#x}: \
+        Error::BadConfiguration(format!(
+            "initrd {} ({size} bytes) does not fit between the kernel's end {kernel_end:#x} and {top:#x}: \
                  give the guest more memory",
-                path.display()
-            ))
-        })?;
+            path.display()
+        ))
+    })?;
     memory
         .read_exact_volatile_from(GuestAddress(address), &mut file, size as usize)
         .map_err(|error| Error::BadConfiguration(format!("initrd {}: {error}", path.display())))?;

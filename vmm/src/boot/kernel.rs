@@ -46,21 +46,12 @@ pub fn load(memory: &GuestMemory, path: &Path) -> Result<LoadedKernel> {
         Some(Kind::Elf) => load_elf(memory, &mut file, path)?,
         Some(Kind::BzImage) => load_bzimage(memory, &mut file, metadata.len(), path)?,
         None => {
-            return Err(unusable(
-                path,
-                "it is neither an ELF vmlinux nor a bzImage (is it complete?)",
-            ));
+            return Err(unusable(path, "it is neither an ELF vmlinux nor a bzImage (is it complete?)"));
         }
     };
     let ram_end = low_ram_end(memory);
     if loaded.end > ram_end {
-        return Err(unusable(
-            path,
-            &format!(
-                "it needs memory up to {:#x}, the guest has {ram_end:#x}",
-                loaded.end
-            ),
-        ));
+        return Err(unusable(path, &format!("it needs memory up to {:#x}, the guest has {ram_end:#x}", loaded.end)));
     }
     Ok(loaded)
 }
@@ -80,49 +71,26 @@ fn kind(file: &mut File) -> std::io::Result<Option<Kind>> {
 }
 
 fn load_elf(memory: &GuestMemory, file: &mut File, path: &Path) -> Result<LoadedKernel> {
-    let result = Elf::load(memory, None, file, Some(GuestAddress(layout::HIGH_RAM)))
-        .map_err(|error| broken(path, error))?;
+    let result =
+        Elf::load(memory, None, file, Some(GuestAddress(layout::HIGH_RAM))).map_err(|error| broken(path, error))?;
     if result.kernel_end == 0 {
         return Err(unusable(path, "it is an ELF file with nothing to load"));
     }
-    Ok(LoadedKernel {
-        entry: result.kernel_load,
-        end: result.kernel_end,
-        setup_header: None,
-    })
+    Ok(LoadedKernel { entry: result.kernel_load, end: result.kernel_end, setup_header: None })
 }
 
-fn load_bzimage(
-    memory: &GuestMemory,
-    file: &mut File,
-    file_size: u64,
-    path: &Path,
-) -> Result<LoadedKernel> {
+fn load_bzimage(memory: &GuestMemory, file: &mut File, file_size: u64, path: &Path) -> Result<LoadedKernel> {
     refuse_truncated_bzimage(file, file_size, path)?;
-    let result = BzImage::load(
-        memory,
-        Some(GuestAddress(layout::BZIMAGE)),
-        file,
-        Some(GuestAddress(layout::HIGH_RAM)),
-    )
-    .map_err(|error| broken(path, error))?;
-    let KernelLoaderResult {
-        setup_header: Some(header),
-        kernel_load,
-        kernel_end,
-        ..
-    } = result
-    else {
+    let result = BzImage::load(memory, Some(GuestAddress(layout::BZIMAGE)), file, Some(GuestAddress(layout::HIGH_RAM)))
+        .map_err(|error| broken(path, error))?;
+    let KernelLoaderResult { setup_header: Some(header), kernel_load, kernel_end, .. } = result else {
         return Err(unusable(path, "its setup header is missing"));
     };
     if header.xloadflags & XLF_KERNEL_64 == 0 {
         return Err(unusable(path, "it is a 32-bit kernel"));
     }
     // While it unpacks itself the kernel uses `init_size` bytes from its final place on.
-    let unpacked = header
-        .pref_address
-        .max(kernel_load.0)
-        .saturating_add(header.init_size.into());
+    let unpacked = header.pref_address.max(kernel_load.0).saturating_add(header.init_size.into());
     Ok(LoadedKernel {
         entry: GuestAddress(kernel_load.0 + ENTRY_64),
         end: kernel_end.max(unpacked),
@@ -144,26 +112,17 @@ fn refuse_truncated_bzimage(file: &mut File, file_size: u64, path: &Path) -> Res
     let syssize = u32::from_le_bytes([header[3], header[4], header[5], header[6]]);
     let expected = (setup_sectors + 1) * 512 + u64::from(syssize) * 16;
     if file_size + 15 < expected {
-        return Err(unusable(
-            path,
-            &format!("it is truncated: {file_size} bytes of {expected}"),
-        ));
+        return Err(unusable(path, &format!("it is truncated: {file_size} bytes of {expected}")));
     }
     Ok(())
 }
 
 fn unusable(path: &Path, why: &str) -> Error {
-    Error::BadConfiguration(format!(
-        "kernel image {} cannot be booted: {why}",
-        path.display()
-    ))
+    Error::BadConfiguration(format!("kernel image {} cannot be booted: {why}", path.display()))
 }
 
 fn broken(path: &Path, error: linux_loader::loader::Error) -> Error {
-    unusable(
-        path,
-        &format!("{error} (it is damaged or truncated, or does not fit into the guest's memory)"),
-    )
+    unusable(path, &format!("{error} (it is damaged or truncated, or does not fit into the guest's memory)"))
 }
 
 #[cfg(test)]
@@ -213,10 +172,7 @@ mod tests {
     #[test]
     fn what_is_not_a_kernel_is_refused() {
         for bytes in [&b""[..], b"hello", &[0; 4096], &ELF_MAGIC] {
-            assert_eq!(
-                load_bytes(bytes).unwrap_err().reason(),
-                ExitReason::BadConfiguration
-            );
+            assert_eq!(load_bytes(bytes).unwrap_err().reason(), ExitReason::BadConfiguration);
         }
     }
 

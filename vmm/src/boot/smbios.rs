@@ -26,9 +26,7 @@ pub fn write(memory: &GuestMemory, identity: Option<&Identity>) -> Result<()> {
     let tables = tables(identity)?;
     let address = layout::SMBIOS + 32;
     let put = |address: u64, bytes: &[u8]| {
-        memory
-            .write_slice(bytes, GuestAddress(address))
-            .map_err(|error| Error::Memory(format!("SMBIOS: {error}")))
+        memory.write_slice(bytes, GuestAddress(address)).map_err(|error| Error::Memory(format!("SMBIOS: {error}")))
     };
     put(address, &tables)?;
     put(layout::SMBIOS, &entry_point(address, tables.len() as u32))
@@ -52,12 +50,7 @@ fn tables(identity: Option<&Identity>) -> Result<Vec<u8>> {
     let mut bios = vec![1, 2, 0, 0, 3, 0];
     bios.extend(NO_CHARACTERISTICS.to_le_bytes());
     bios.extend([0, VIRTUAL_MACHINE, 0xff, 0xff, 0xff, 0xff]);
-    structure(
-        &mut tables,
-        BIOS_INFORMATION,
-        &bios,
-        &["Mallee", env!("CARGO_PKG_VERSION"), "01/01/2026"],
-    );
+    structure(&mut tables, BIOS_INFORMATION, &bios, &["Mallee", env!("CARGO_PKG_VERSION"), "01/01/2026"]);
     let (uuid, serial) = match identity {
         Some(identity) => (parse_uuid(identity)?, parse_serial(identity)?),
         None => (Uuid::nil(), ""),
@@ -66,12 +59,7 @@ fn tables(identity: Option<&Identity>) -> Result<Vec<u8>> {
     // Since SMBIOS 2.6 the first three fields of the UUID are little-endian.
     system.extend(uuid.to_bytes_le());
     system.extend([WAKE_UP_POWER_SWITCH, 0, 0]);
-    structure(
-        &mut tables,
-        SYSTEM_INFORMATION,
-        &system,
-        &["Mallee", "mallee-vmm", serial],
-    );
+    structure(&mut tables, SYSTEM_INFORMATION, &system, &["Mallee", "mallee-vmm", serial]);
     structure(&mut tables, END_OF_TABLE, &[], &[]);
     Ok(tables)
 }
@@ -93,9 +81,8 @@ fn structure(tables: &mut Vec<u8>, kind: u8, formatted: &[u8], strings: &[&str])
 }
 
 fn parse_uuid(identity: &Identity) -> Result<Uuid> {
-    Uuid::parse_str(&identity.uuid).map_err(|error| {
-        Error::BadConfiguration(format!("identity.uuid {:?}: {error}", identity.uuid))
-    })
+    Uuid::parse_str(&identity.uuid)
+        .map_err(|error| Error::BadConfiguration(format!("identity.uuid {:?}: {error}", identity.uuid)))
 }
 
 fn parse_serial(identity: &Identity) -> Result<&str> {
@@ -113,19 +100,12 @@ mod tests {
     use super::*;
 
     fn identity(uuid: &str, serial: &str) -> Identity {
-        Identity {
-            uuid: uuid.into(),
-            serial: serial.into(),
-        }
+        Identity { uuid: uuid.into(), serial: serial.into() }
     }
 
     #[test]
     fn the_uuid_is_stored_with_its_first_fields_little_endian() {
-        let tables = tables(Some(&identity(
-            "ec2e1916-9099-7caf-fd21-012345abcdef",
-            "ec2x",
-        )))
-        .unwrap();
+        let tables = tables(Some(&identity("ec2e1916-9099-7caf-fd21-012345abcdef", "ec2x"))).unwrap();
         let uuid = [0x16, 0x19, 0x2e, 0xec, 0x99, 0x90, 0xaf, 0x7c, 0xfd, 0x21];
         assert!(tables.windows(uuid.len()).any(|window| window == uuid));
         assert!(tables.windows(5).any(|window| window == b"ec2x\0"));
@@ -134,21 +114,13 @@ mod tests {
 
     #[test]
     fn the_entry_point_sums_to_zero() {
-        let sum = entry_point(0xf0020, 123)
-            .iter()
-            .fold(0u8, |sum, byte| sum.wrapping_add(*byte));
+        let sum = entry_point(0xf0020, 123).iter().fold(0u8, |sum, byte| sum.wrapping_add(*byte));
         assert_eq!(sum, 0);
     }
 
     #[test]
     fn a_malformed_identity_is_refused() {
         assert!(tables(Some(&identity("not-a-uuid", "x"))).is_err());
-        assert!(
-            tables(Some(&identity(
-                "ec2e1916-9099-7caf-fd21-012345abcdef",
-                "a\nb"
-            )))
-            .is_err()
-        );
+        assert!(tables(Some(&identity("ec2e1916-9099-7caf-fd21-012345abcdef", "a\nb"))).is_err());
     }
 }

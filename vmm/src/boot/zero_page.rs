@@ -30,17 +30,10 @@ pub fn write(
     rsdp: u64,
 ) -> Result<()> {
     write_cmdline(memory, cmdline)?;
-    let mut params = boot_params {
-        acpi_rsdp_addr: rsdp,
-        hdr: header(kernel, initrd, cmdline.len()),
-        ..Default::default()
-    };
+    let mut params =
+        boot_params { acpi_rsdp_addr: rsdp, hdr: header(kernel, initrd, cmdline.len()), ..Default::default() };
     for (entry, (addr, size, type_)) in params.e820_table.iter_mut().zip(e820(memory)) {
-        *entry = boot_e820_entry {
-            addr,
-            size,
-            r#type: type_,
-        };
+        *entry = boot_e820_entry { addr, size, r#type: type_ };
         params.e820_entries += 1;
     }
     memory
@@ -57,9 +50,7 @@ fn write_cmdline(memory: &GuestMemory, cmdline: &str) -> Result<()> {
         )));
     }
     if cmdline.contains('\0') {
-        return Err(Error::BadConfiguration(
-            "boot_args contains a NUL byte".into(),
-        ));
+        return Err(Error::BadConfiguration("boot_args contains a NUL byte".into()));
     }
     let mut bytes = cmdline.as_bytes().to_vec();
     bytes.push(0);
@@ -68,11 +59,7 @@ fn write_cmdline(memory: &GuestMemory, cmdline: &str) -> Result<()> {
         .map_err(|error| Error::Memory(format!("command line: {error}")))
 }
 
-fn header(
-    kernel: &LoadedKernel,
-    initrd: Option<LoadedInitrd>,
-    cmdline_length: usize,
-) -> setup_header {
+fn header(kernel: &LoadedKernel, initrd: Option<LoadedInitrd>, cmdline_length: usize) -> setup_header {
     let mut header = kernel.setup_header.unwrap_or(setup_header {
         boot_flag: BOOT_FLAG,
         header: HEADER_MAGIC,
@@ -95,11 +82,7 @@ fn header(
 fn e820(memory: &GuestMemory) -> Vec<(u64, u64, u32)> {
     let mut map = vec![
         (0, layout::LOW_RAM_END, E820_RAM),
-        (
-            layout::LOW_RAM_END,
-            layout::HIGH_RAM - layout::LOW_RAM_END,
-            E820_RESERVED,
-        ),
+        (layout::LOW_RAM_END, layout::HIGH_RAM - layout::LOW_RAM_END, E820_RESERVED),
     ];
     for region in memory.iter() {
         let start = region.start_addr().0.max(layout::HIGH_RAM);

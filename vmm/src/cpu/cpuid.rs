@@ -41,9 +41,7 @@ pub struct Template {
 impl Template {
     /// Reads what KVM supports.
     pub fn new(kvm: &Kvm, vcpus: u8) -> Result<Self> {
-        let mut cpuid = kvm
-            .get_supported_cpuid(MAX_ENTRIES)
-            .map_err(Error::kvm("KVM_GET_SUPPORTED_CPUID"))?;
+        let mut cpuid = kvm.get_supported_cpuid(MAX_ENTRIES).map_err(Error::kvm("KVM_GET_SUPPORTED_CPUID"))?;
         let tsc_deadline = kvm.check_extension(Cap::TscDeadlineTimer);
         for entry in cpuid.as_mut_slice() {
             patch_common(entry, vcpus, tsc_deadline);
@@ -63,19 +61,14 @@ impl Template {
         for entry in &mut entries {
             patch_identity(entry, index);
         }
-        let highest = entries
-            .iter()
-            .map(|e| e.function)
-            .filter(|f| *f < LEAF_HYPERVISOR)
-            .max();
+        let highest = entries.iter().map(|e| e.function).filter(|f| *f < LEAF_HYPERVISOR).max();
         if highest >= Some(LEAF_TOPOLOGY) {
             entries.extend(topology(LEAF_TOPOLOGY, index, self.vcpus));
         }
         if let Some(khz) = tsc_khz {
             announce_frequencies(&mut entries, khz);
         }
-        CpuId::from_entries(&entries)
-            .map_err(|_| Error::Memory("KVM reports more CPUID entries than it takes".into()))
+        CpuId::from_entries(&entries).map_err(|_| Error::Memory("KVM reports more CPUID entries than it takes".into()))
     }
 }
 
@@ -137,11 +130,7 @@ fn topology(function: u32, index: u8, vcpus: u8) -> [Entry; 3] {
         edx: u32::from(index),
         ..Default::default()
     };
-    [
-        level(0, 0, 1, 1),
-        level(1, apic_id_bits(vcpus), vcpus.into(), 2),
-        level(2, 0, 0, 0),
-    ]
+    [level(0, 0, 1, 1), level(1, apic_id_bits(vcpus), vcpus.into(), 2), level(2, 0, 0, 0)]
 }
 
 fn announce_frequencies(entries: &mut Vec<Entry>, tsc_khz: u32) {
@@ -150,12 +139,7 @@ fn announce_frequencies(entries: &mut Vec<Entry>, tsc_khz: u32) {
     };
     hypervisor.eax = hypervisor.eax.max(LEAF_FREQUENCIES);
     entries.retain(|entry| entry.function != LEAF_FREQUENCIES);
-    entries.push(Entry {
-        function: LEAF_FREQUENCIES,
-        eax: tsc_khz,
-        ebx: APIC_BUS_KHZ,
-        ..Default::default()
-    });
+    entries.push(Entry { function: LEAF_FREQUENCIES, eax: tsc_khz, ebx: APIC_BUS_KHZ, ..Default::default() });
 }
 
 /// Bits that hold the numbers of `vcpus` cores.
@@ -164,11 +148,7 @@ fn apic_id_bits(vcpus: u8) -> u32 {
 }
 
 fn set(register: &mut u32, bits: u32, on: bool) {
-    if on {
-        *register |= bits
-    } else {
-        *register &= !bits
-    }
+    if on { *register |= bits } else { *register &= !bits }
 }
 
 #[cfg(test)]
@@ -186,35 +166,20 @@ mod tests {
 
     #[test]
     fn each_vcpu_has_its_apic_id_in_both_leaves() {
-        let mut entry = Entry {
-            function: LEAF_FEATURES,
-            ebx: 0xffff_ffff,
-            ..Default::default()
-        };
+        let mut entry = Entry { function: LEAF_FEATURES, ebx: 0xffff_ffff, ..Default::default() };
         patch_common(&mut entry, 4, true);
         patch_identity(&mut entry, 3);
         assert_eq!(entry.ebx, 0x0304_ffff);
         assert_eq!(entry.ecx, ECX_HYPERVISOR | ECX_TSC_DEADLINE);
-        assert!(
-            topology(LEAF_TOPOLOGY, 3, 4)
-                .iter()
-                .all(|level| level.edx == 3)
-        );
+        assert!(topology(LEAF_TOPOLOGY, 3, 4).iter().all(|level| level.edx == 3));
     }
 
     #[test]
     fn frequencies_are_announced_only_where_the_hypervisor_leaf_is() {
-        let mut entries = vec![Entry {
-            function: 0,
-            ..Default::default()
-        }];
+        let mut entries = vec![Entry { function: 0, ..Default::default() }];
         announce_frequencies(&mut entries, 1000);
         assert_eq!(entries.len(), 1);
-        entries.push(Entry {
-            function: LEAF_HYPERVISOR,
-            eax: 0x4000_0001,
-            ..Default::default()
-        });
+        entries.push(Entry { function: LEAF_HYPERVISOR, eax: 0x4000_0001, ..Default::default() });
         announce_frequencies(&mut entries, 1000);
         assert_eq!(entries[1].eax, LEAF_FREQUENCIES);
         assert_eq!(entries[2].eax, 1000);

@@ -14,17 +14,9 @@ const MTRR_WRITE_BACK: u64 = 1 << 11 | 6;
 
 /// Sets them. A KVM that refuses one is tolerated: each only costs the guest a warning or speed.
 pub fn set(vcpu: &VcpuFd) -> Result<()> {
-    let entries = [
-        (IA32_MISC_ENABLE, FAST_STRINGS),
-        (MTRR_DEF_TYPE, MTRR_WRITE_BACK),
-    ]
-    .map(|(index, data)| kvm_msr_entry {
-        index,
-        data,
-        ..Default::default()
-    });
-    let msrs = Msrs::from_entries(&entries)
-        .map_err(|_| Error::Memory("the list of MSRs is too long".into()))?;
+    let entries = [(IA32_MISC_ENABLE, FAST_STRINGS), (MTRR_DEF_TYPE, MTRR_WRITE_BACK)]
+        .map(|(index, data)| kvm_msr_entry { index, data, ..Default::default() });
+    let msrs = Msrs::from_entries(&entries).map_err(|_| Error::Memory("the list of MSRs is too long".into()))?;
     let taken = vcpu.set_msrs(&msrs).map_err(Error::kvm("KVM_SET_MSRS"))?;
     if let Some(refused) = entries.get(taken) {
         tracing::warn!(msr = format!("{:#x}", refused.index), "KVM refused an MSR");

@@ -13,14 +13,7 @@ const BOOT_CS: u16 = 0x10;
 const BOOT_DS: u16 = 0x18;
 const BOOT_TSS: u16 = 0x20;
 /// Null, unused, 64-bit code, data, 64-bit TSS (its upper half is zero).
-const GDT: [u64; 6] = [
-    0,
-    0,
-    0x00af_9b00_0000_ffff,
-    0x00cf_9300_0000_ffff,
-    0x0000_8b00_0000_ffff,
-    0,
-];
+const GDT: [u64; 6] = [0, 0, 0x00af_9b00_0000_ffff, 0x00cf_9300_0000_ffff, 0x0000_8b00_0000_ffff, 0];
 
 const CR0_PE: u64 = 1;
 const CR0_PG: u64 = 1 << 31;
@@ -45,19 +38,12 @@ pub fn set_up_boot_cpu(vcpu: &VcpuFd, memory: &GuestMemory, entry: GuestAddress)
     let data = segment(BOOT_DS, 0x3, false);
     sregs.cs = code;
     (sregs.ds, sregs.es, sregs.fs, sregs.gs, sregs.ss) = (data, data, data, data, data);
-    sregs.tr = kvm_segment {
-        selector: BOOT_TSS,
-        type_: 0xb,
-        present: 1,
-        limit: 0xffff,
-        ..Default::default()
-    };
+    sregs.tr = kvm_segment { selector: BOOT_TSS, type_: 0xb, present: 1, limit: 0xffff, ..Default::default() };
     sregs.cr0 |= CR0_PE | CR0_PG;
     sregs.cr3 = layout::PML4;
     sregs.cr4 |= CR4_PAE;
     sregs.efer |= EFER_LME | EFER_LMA;
-    vcpu.set_sregs(&sregs)
-        .map_err(Error::kvm("KVM_SET_SREGS"))?;
+    vcpu.set_sregs(&sregs).map_err(Error::kvm("KVM_SET_SREGS"))?;
     vcpu.set_regs(&kvm_regs {
         rip: entry.0,
         rsi: layout::ZERO_PAGE,
@@ -93,10 +79,7 @@ fn write_tables(memory: &GuestMemory) -> std::result::Result<(), vm_memory::Gues
     memory.write_obj(layout::PDPT | PRESENT_WRITABLE, GuestAddress(layout::PML4))?;
     for gib in 0..4u64 {
         let directory = layout::PAGE_DIRECTORIES + gib * 4096;
-        memory.write_obj(
-            directory | PRESENT_WRITABLE,
-            GuestAddress(layout::PDPT + gib * 8),
-        )?;
+        memory.write_obj(directory | PRESENT_WRITABLE, GuestAddress(layout::PDPT + gib * 8))?;
         let mut entries = [0u8; 4096];
         for (index, entry) in entries.chunks_exact_mut(8).enumerate() {
             let page = gib << 30 | (index as u64) << 21;

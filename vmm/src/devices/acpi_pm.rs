@@ -28,9 +28,7 @@ mod tests {
 
     #[test]
     fn only_s5_with_the_enable_bit_powers_off() {
-        let off: Vec<u8> = (0..=255)
-            .filter(|v| write_sleep_control(*v).is_some())
-            .collect();
+        let off: Vec<u8> = (0..=255).filter(|v| write_sleep_control(*v).is_some()).collect();
         assert!(off.iter().all(|v| v & 0b0011_1100 == 0b0011_0100));
         assert!(off.contains(&0x34));
     }

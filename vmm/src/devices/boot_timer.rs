@@ -17,10 +17,7 @@ pub struct BootTimer {
 
 impl BootTimer {
     pub fn new(events: Arc<Events>) -> Self {
-        BootTimer {
-            events,
-            written: AtomicU32::new(0),
-        }
+        BootTimer { events, written: AtomicU32::new(0) }
     }
 
     pub fn write(&self, value: u8) {

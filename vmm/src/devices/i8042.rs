@@ -25,9 +25,7 @@ const MAX_QUEUED: usize = 32;
 /// Scan codes of Ctrl-Alt-Del pressed and released: set 1, which the controller's translation
 /// makes of set 2, and set 2 itself.
 const CTRL_ALT_DEL_SET_1: [u8; 8] = [0x1d, 0x38, 0xe0, 0x53, 0xe0, 0xd3, 0xb8, 0x9d];
-const CTRL_ALT_DEL_SET_2: [u8; 11] = [
-    0x14, 0x11, 0xe0, 0x71, 0xe0, 0xf0, 0x71, 0xf0, 0x11, 0xf0, 0x14,
-];
+const CTRL_ALT_DEL_SET_2: [u8; 11] = [0x14, 0x11, 0xe0, 0x71, 0xe0, 0xf0, 0x71, 0xf0, 0x11, 0xf0, 0x14];
 
 /// What the next byte written to the data port belongs to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -73,16 +71,8 @@ impl I8042 {
     }
 
     pub fn read_status(&self) -> u8 {
-        let full = if self.output.is_empty() {
-            0
-        } else {
-            STATUS_OUTPUT_FULL
-        };
-        let command = if self.last_was_command {
-            STATUS_COMMAND
-        } else {
-            0
-        };
+        let full = if self.output.is_empty() { 0 } else { STATUS_OUTPUT_FULL };
+        let command = if self.last_was_command { STATUS_COMMAND } else { 0 };
         STATUS_SYSTEM | STATUS_UNLOCKED | full | command
     }
 
@@ -186,10 +176,7 @@ mod tests {
 
     #[test]
     fn both_ways_of_pulling_the_reset_line_reset() {
-        assert_eq!(
-            controller().write_command(0xfe),
-            Some(MachineRequest::Reset)
-        );
+        assert_eq!(controller().write_command(0xfe), Some(MachineRequest::Reset));
         let mut controller = controller();
         controller.write_command(0xd1);
         assert_eq!(controller.write_data(0xfe), Some(MachineRequest::Reset));
@@ -216,10 +203,7 @@ mod tests {
         controller.write_data(CONTROL_KEYBOARD_INTERRUPT | CONTROL_TRANSLATE);
         assert!(controller.ctrl_alt_del());
         assert_eq!(drain(&mut controller), CTRL_ALT_DEL_SET_1);
-        assert_eq!(
-            controller.irq.0.read().unwrap(),
-            CTRL_ALT_DEL_SET_1.len() as u64
-        );
+        assert_eq!(controller.irq.0.read().unwrap(), CTRL_ALT_DEL_SET_1.len() as u64);
     }
 
     proptest! {

@@ -36,9 +36,7 @@ impl SerialPort {
             armed: false,
             events: Some(events),
         };
-        Ok(SerialPort {
-            uart: Serial::new(irq, output),
-        })
+        Ok(SerialPort { uart: Serial::new(irq, output) })
     }
 
     pub fn read(&mut self, offset: u8, data: &mut [u8]) {

@@ -34,18 +34,12 @@ pub struct Reply {
 impl Reply {
     /// 204, as Firecracker answers all that succeeds without a body.
     pub fn done() -> Self {
-        Reply {
-            status: 204,
-            body: None,
-        }
+        Reply { status: 204, body: None }
     }
 
     pub fn json<T: serde::Serialize>(value: &T) -> Self {
         match serde_json::to_string(value) {
-            Ok(body) => Reply {
-                status: 200,
-                body: Some(body),
-            },
+            Ok(body) => Reply { status: 200, body: Some(body) },
             Err(error) => Reply::refused(error.to_string()),
         }
     }
@@ -56,12 +50,7 @@ impl Reply {
     }
 
     pub fn fault(status: u16, message: impl Into<String>) -> Self {
-        let fault = Fault {
-            fault_message: message.into(),
-        };
-        Reply {
-            status,
-            body: serde_json::to_string(&fault).ok(),
-        }
+        let fault = Fault { fault_message: message.into() };
+        Reply { status, body: serde_json::to_string(&fault).ok() }
     }
 }

@@ -3,9 +3,7 @@
 use serde::de::DeserializeOwned;
 
 use super::{Call, Reply};
-use crate::api::{
-    Action, BootSource, Drive, Entropy, Identity, MachineConfig, NetworkInterface, Serial, VmConfig,
-};
+use crate::api::{Action, BootSource, Drive, Entropy, Identity, MachineConfig, NetworkInterface, Serial, VmConfig};
 use crate::builder::MAX_VCPUS;
 use crate::memory::{MAX_MIB, MIN_MIB};
 
@@ -13,15 +11,12 @@ type Parsed = Result<Call, Reply>;
 
 /// Understands a request, or says what is wrong with it.
 pub fn parse(method: &str, path: &str, body: &[u8]) -> Parsed {
-    let segments: Vec<&str> = path
-        .split('/')
-        .filter(|segment| !segment.is_empty())
-        .collect();
+    let segments: Vec<&str> = path.split('/').filter(|segment| !segment.is_empty()).collect();
     match (method, segments.as_slice()) {
         ("GET", []) => Ok(Call::DescribeInstance),
-        ("GET", ["version"]) => Ok(read(|_| {
-            Reply::json(&serde_json::json!({ "firecracker_version": env!("CARGO_PKG_VERSION") }))
-        })),
+        ("GET", ["version"]) => {
+            Ok(read(|_| Reply::json(&serde_json::json!({ "firecracker_version": env!("CARGO_PKG_VERSION") }))))
+        }
         ("GET", ["vm", "config"]) => Ok(read(|config| Reply::json(config))),
         ("GET", ["machine-config"]) => Ok(read(|config| Reply::json(&config.machine_config))),
         ("PUT", ["machine-config"]) => put_machine_config(body),
@@ -57,12 +52,10 @@ pub fn parse(method: &str, path: &str, body: &[u8]) -> Parsed {
             }))
         }
         ("PUT", ["actions"]) => json::<Action>(body).map(Call::Act),
-        ("GET" | "PUT" | "PATCH", _) => Err(Reply::refused(format!(
-            "Invalid request method and/or path: {method} {path}."
-        ))),
-        _ => Err(Reply::refused(format!(
-            "Unsupported HTTP method: {method}."
-        ))),
+        ("GET" | "PUT" | "PATCH", _) => {
+            Err(Reply::refused(format!("Invalid request method and/or path: {method} {path}.")))
+        }
+        _ => Err(Reply::refused(format!("Unsupported HTTP method: {method}."))),
     }
 }
 
@@ -76,9 +69,7 @@ fn configure(change: impl FnOnce(&mut VmConfig) -> Reply + Send + 'static) -> Ca
 
 fn json<T: DeserializeOwned>(body: &[u8]) -> Result<T, Reply> {
     serde_json::from_slice(body).map_err(|error| {
-        Reply::refused(format!(
-            "An error occurred when deserializing the json body of a request: {error}."
-        ))
+        Reply::refused(format!("An error occurred when deserializing the json body of a request: {error}."))
     })
 }
 
@@ -121,9 +112,7 @@ fn patch_machine_config(body: &[u8]) -> Parsed {
 
 fn check_machine_config(machine: &MachineConfig) -> Result<(), Reply> {
     if !(1..=MAX_VCPUS).contains(&machine.vcpu_count) {
-        return Err(Reply::refused(format!(
-            "The vCPU number is invalid! It must be between 1 and {MAX_VCPUS}."
-        )));
+        return Err(Reply::refused(format!("The vCPU number is invalid! It must be between 1 and {MAX_VCPUS}.")));
     }
     if !(MIN_MIB..=MAX_MIB).contains(&machine.mem_size_mib) {
         return Err(Reply::refused(format!(
@@ -131,9 +120,7 @@ fn check_machine_config(machine: &MachineConfig) -> Result<(), Reply> {
         )));
     }
     if machine.smt {
-        return Err(Reply::refused(
-            "Enabling simultaneous multithreading is not supported.",
-        ));
+        return Err(Reply::refused("Enabling simultaneous multithreading is not supported."));
     }
     Ok(())
 }
@@ -141,21 +128,14 @@ fn check_machine_config(machine: &MachineConfig) -> Result<(), Reply> {
 fn put_drive(id: &str, body: &[u8]) -> Parsed {
     let drive: Drive = json(body)?;
     if drive.drive_id != id {
-        return Err(Reply::refused(
-            "The id from the path does not match the id from the body!",
-        ));
+        return Err(Reply::refused("The id from the path does not match the id from the body!"));
     }
     Ok(configure(move |config| {
-        let another_root = config
-            .drives
-            .iter()
-            .any(|other| other.is_root_device && other.drive_id != drive.drive_id);
+        let another_root = config.drives.iter().any(|other| other.is_root_device && other.drive_id != drive.drive_id);
         if drive.is_root_device && another_root {
             return Reply::refused("A root block device already exists!");
         }
-        config
-            .drives
-            .retain(|other| other.drive_id != drive.drive_id);
+        config.drives.retain(|other| other.drive_id != drive.drive_id);
         config.drives.push(drive);
         Reply::done()
     }))
@@ -164,14 +144,10 @@ fn put_drive(id: &str, body: &[u8]) -> Parsed {
 fn put_interface(id: &str, body: &[u8]) -> Parsed {
     let interface: NetworkInterface = json(body)?;
     if interface.iface_id != id {
-        return Err(Reply::refused(
-            "The id from the path does not match the id from the body!",
-        ));
+        return Err(Reply::refused("The id from the path does not match the id from the body!"));
     }
     Ok(configure(move |config| {
-        config
-            .network_interfaces
-            .retain(|other| other.iface_id != interface.iface_id);
+        config.network_interfaces.retain(|other| other.iface_id != interface.iface_id);
         config.network_interfaces.push(interface);
         Reply::done()
     }))
@@ -193,70 +169,31 @@ mod tests {
     #[test]
     fn what_was_put_is_what_is_got() {
         let mut config = VmConfig::default();
-        let put = apply(
-            &mut config,
-            "PUT",
-            "/machine-config",
-            r#"{"vcpu_count":2,"mem_size_mib":256}"#,
-        );
+        let put = apply(&mut config, "PUT", "/machine-config", r#"{"vcpu_count":2,"mem_size_mib":256}"#);
         assert_eq!(put, Reply::done());
-        let patch = apply(
-            &mut config,
-            "PATCH",
-            "/machine-config",
-            r#"{"mem_size_mib":512}"#,
-        );
+        let patch = apply(&mut config, "PATCH", "/machine-config", r#"{"mem_size_mib":512}"#);
         assert_eq!(patch, Reply::done());
         let got = apply(&mut config, "GET", "/machine-config", "");
-        let expected = MachineConfig {
-            vcpu_count: 2,
-            mem_size_mib: 512,
-            ..Default::default()
-        };
-        assert_eq!(
-            serde_json::from_str::<MachineConfig>(&got.body.unwrap()).unwrap(),
-            expected
-        );
+        let expected = MachineConfig { vcpu_count: 2, mem_size_mib: 512, ..Default::default() };
+        assert_eq!(serde_json::from_str::<MachineConfig>(&got.body.unwrap()).unwrap(), expected);
     }
 
     #[test]
     fn a_second_root_device_and_false_ids_are_refused() {
         let mut config = VmConfig::default();
-        let drive = |id: &str| {
-            format!(r#"{{"drive_id":"{id}","path_on_host":"/x","is_root_device":true}}"#)
-        };
-        assert_eq!(
-            apply(&mut config, "PUT", "/drives/a", &drive("a")).status,
-            204
-        );
-        assert_eq!(
-            apply(&mut config, "PUT", "/drives/a", &drive("a")).status,
-            204
-        );
-        assert_eq!(
-            apply(&mut config, "PUT", "/drives/b", &drive("b")).status,
-            400
-        );
-        assert_eq!(
-            apply(&mut config, "PUT", "/drives/c", &drive("b")).status,
-            400
-        );
+        let drive = |id: &str| format!(r#"{{"drive_id":"{id}","path_on_host":"/x","is_root_device":true}}"#);
+        assert_eq!(apply(&mut config, "PUT", "/drives/a", &drive("a")).status, 204);
+        assert_eq!(apply(&mut config, "PUT", "/drives/a", &drive("a")).status, 204);
+        assert_eq!(apply(&mut config, "PUT", "/drives/b", &drive("b")).status, 400);
+        assert_eq!(apply(&mut config, "PUT", "/drives/c", &drive("b")).status, 400);
         assert_eq!(config.drives.len(), 1);
     }
 
     #[test]
     fn unknown_members_paths_and_methods_are_refused_with_a_fault() {
         for (method, path, body) in [
-            (
-                "PUT",
-                "/machine-config",
-                r#"{"vcpu_count":1,"mem_size_mib":64,"turbo":true}"#,
-            ),
-            (
-                "PUT",
-                "/machine-config",
-                r#"{"vcpu_count":33,"mem_size_mib":64}"#,
-            ),
+            ("PUT", "/machine-config", r#"{"vcpu_count":1,"mem_size_mib":64,"turbo":true}"#),
+            ("PUT", "/machine-config", r#"{"vcpu_count":33,"mem_size_mib":64}"#),
             ("PUT", "/actions", r#"{"action_type":"Explode"}"#),
             ("GET", "/nowhere", ""),
             ("DELETE", "/actions", ""),

@@ -48,15 +48,7 @@ impl Server {
         let (sender, calls) = channel();
         std::thread::Builder::new()
             .name("api".into())
-            .spawn(move || {
-                serve(
-                    &listener,
-                    &Monitor {
-                        calls: sender,
-                        wake,
-                    },
-                )
-            })
+            .spawn(move || serve(&listener, &Monitor { calls: sender, wake }))
             .map_err(Error::host("API thread"))?;
         Ok(Server { calls, event })
     }
@@ -144,9 +136,7 @@ fn read_request(stream: &mut UnixStream, buffer: &mut Vec<u8>) -> io::Result<Inc
         if let Some(head) = head {
             let length = head.head_length + head.body_length;
             if length > MAX_REQUEST {
-                return Ok(Incoming::Malformed(format!(
-                    "a request has at most {MAX_REQUEST} bytes"
-                )));
+                return Ok(Incoming::Malformed(format!("a request has at most {MAX_REQUEST} bytes")));
             }
             if buffer.len() >= length {
                 let body = buffer[head.head_length..length].to_vec();
@@ -164,9 +154,7 @@ fn read_request(stream: &mut UnixStream, buffer: &mut Vec<u8>) -> io::Result<Inc
             }
         }
         if buffer.len() >= MAX_REQUEST {
-            return Ok(Incoming::Malformed(format!(
-                "a request has at most {MAX_REQUEST} bytes"
-            )));
+            return Ok(Incoming::Malformed(format!("a request has at most {MAX_REQUEST} bytes")));
         }
         let mut chunk = [0u8; 4096];
         match stream.read(&mut chunk)? {
@@ -206,11 +194,9 @@ fn parse_head(buffer: &[u8]) -> std::result::Result<Option<Head>, String> {
     }
     let body_length = match header("content-length") {
         None => 0,
-        Some(length) => length
-            .trim()
-            .parse::<u32>()
-            .map_err(|_| format!("Content-Length {length:?} is not a length"))?
-            as usize,
+        Some(length) => {
+            length.trim().parse::<u32>().map_err(|_| format!("Content-Length {length:?} is not a length"))? as usize
+        }
     };
     Ok(Some(Head {
         method: request.method.unwrap_or_default().to_owned(),
@@ -231,15 +217,9 @@ fn write_reply(stream: &mut UnixStream, reply: &Reply) -> io::Result<()> {
         405 => "Method Not Allowed",
         _ => "Internal Server Error",
     };
-    let mut message = format!(
-        "HTTP/1.1 {} {reason}\r\nServer: mallee-vmm\r\n",
-        reply.status
-    );
+    let mut message = format!("HTTP/1.1 {} {reason}\r\nServer: mallee-vmm\r\n", reply.status);
     if let Some(body) = &reply.body {
-        message += &format!(
-            "Content-Type: application/json\r\nContent-Length: {}\r\n\r\n{body}",
-            body.len()
-        );
+        message += &format!("Content-Type: application/json\r\nContent-Length: {}\r\n\r\n{body}", body.len());
     } else {
         message += "\r\n";
     }
@@ -256,21 +236,14 @@ mod tests {
         let request = b"PUT /actions HTTP/1.1\r\nContent-Length: 5\r\nExpect: 100-continue\r\n\r\n";
         assert!(parse_head(&request[..request.len() - 1]).unwrap().is_none());
         let head = parse_head(request).unwrap().unwrap();
-        assert_eq!(
-            (head.method.as_str(), head.path.as_str()),
-            ("PUT", "/actions")
-        );
+        assert_eq!((head.method.as_str(), head.path.as_str()), ("PUT", "/actions"));
         assert_eq!((head.head_length, head.body_length), (request.len(), 5));
         assert!(head.expects_continue);
     }
 
     #[test]
     fn chunked_bodies_and_false_lengths_are_refused() {
-        for header in [
-            "Transfer-Encoding: chunked",
-            "Content-Length: -1",
-            "Content-Length: 99999999999",
-        ] {
+        for header in ["Transfer-Encoding: chunked", "Content-Length: -1", "Content-Length: 99999999999"] {
             let request = format!("PUT / HTTP/1.1\r\n{header}\r\n\r\n");
             assert!(parse_head(request.as_bytes()).is_err(), "{header}");
         }

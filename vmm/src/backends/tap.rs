@@ -1,0 +1,175 @@
+//! The tap behind a virtio-net device.
+//!
+//! Every frame is preceded by a virtio-net header (`IFF_VNET_HDR`), which is what lets segmentation and
+//! checksums pass through unfinished: the guest hands over 64 KiB at once, and the host's stack or the
+//! next guest finishes the work, or never has to.
+
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::os::fd::{AsRawFd, RawFd};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
+
+use vmm_sys_util::ioctl::{ioctl_with_ref, ioctl_with_val};
+use vmm_sys_util::ioctl_iow_nr;
+
+use crate::error::{Error, Result};
+
+// include/uapi/linux/if_tun.h
+ioctl_iow_nr!(TUNSETIFF, b'T' as u32, 202, libc::c_int);
+ioctl_iow_nr!(TUNSETOFFLOAD, b'T' as u32, 208, libc::c_uint);
+ioctl_iow_nr!(TUNSETVNETHDRSZ, b'T' as u32, 216, libc::c_int);
+
+const TUN_F_CSUM: u32 = 0x01;
+const TUN_F_TSO4: u32 = 0x02;
+const TUN_F_TSO6: u32 = 0x04;
+const TUN_F_TSO_ECN: u32 = 0x08;
+const TUN_F_USO4: u32 = 0x20;
+const TUN_F_USO6: u32 = 0x40;
+
+/// Bytes of the header before each frame: `struct virtio_net_hdr_v1`, which always has `num_buffers`.
+pub const HEADER: usize = 12;
+
+/// What the guest can take unfinished from us.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Offloads {
+    pub checksum: bool,
+    pub tso4: bool,
+    pub tso6: bool,
+    pub ecn: bool,
+    pub uso: bool,
+}
+
+impl Offloads {
+    const ALL: Offloads = Offloads { checksum: true, tso4: true, tso6: true, ecn: true, uso: true };
+
+    /// As `TUNSETOFFLOAD` wants it; it refuses segmentation without checksums.
+    fn flags(self) -> u32 {
+        if !self.checksum {
+            return 0;
+        }
+        let segmentation = self.tso4 || self.tso6;
+        [
+            (true, TUN_F_CSUM),
+            (self.tso4, TUN_F_TSO4),
+            (self.tso6, TUN_F_TSO6),
+            (self.ecn && segmentation, TUN_F_TSO_ECN),
+            (self.uso, TUN_F_USO4 | TUN_F_USO6),
+        ]
+        .into_iter()
+        .filter_map(|(on, flag)| on.then_some(flag))
+        .fold(0, |flags, flag| flags | flag)
+    }
+}
+
+pub struct Tap {
+    file: File,
+    /// Whether the host's kernel knows UDP segmentation on taps (since Linux 6.2).
+    has_uso: bool,
+}
+
+impl Tap {
+    /// Attaches to the tap `name`. One that does not exist is made, for the life of this process, if the caller
+    /// has the right to.
+    pub fn open(name: &str) -> Result<Self> {
+        let device = Path::new("/dev/net/tun");
+        let file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .custom_flags(libc::O_NONBLOCK | libc::O_CLOEXEC)
+            .open(device)
+            .map_err(|source| Error::Host { what: "open /dev/net/tun", source })?;
+        attach(&file, name)?;
+        // SAFETY: the kernel reads one int at the given address.
+        let sized = unsafe { ioctl_with_ref(&file, TUNSETVNETHDRSZ(), &(HEADER as libc::c_int)) };
+        check(sized).map_err(|source| Error::Host { what: "TUNSETVNETHDRSZ", source })?;
+        let mut tap = Tap { file, has_uso: true };
+        tap.has_uso = tap.set_offloads(Offloads::ALL).is_ok();
+        tap.set_offloads(Offloads::default()).map_err(|source| Error::Host { what: "TUNSETOFFLOAD", source })?;
+        Ok(tap)
+    }
+
+    pub fn has_uso(&self) -> bool {
+        self.has_uso
+    }
+
+    pub fn fd(&self) -> RawFd {
+        self.file.as_raw_fd()
+    }
+
+    /// Tells the host's stack what it may leave unfinished in frames for the guest.
+    pub fn set_offloads(&self, offloads: Offloads) -> io::Result<()> {
+        // SAFETY: the argument is a number, no memory is passed.
+        check(unsafe { ioctl_with_val(&self.file, TUNSETOFFLOAD(), offloads.flags().into()) })
+    }
+
+    /// For tests: any descriptor that reads and writes frames with their header.
+    #[cfg(test)]
+    pub fn from_file(file: File) -> Self {
+        Tap { file, has_uso: false }
+    }
+}
+
+fn attach(file: &File, name: &str) -> Result<()> {
+    let mut request = interface_request(name)?;
+    let single = (libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR) as libc::c_short;
+    let multi = single | libc::IFF_MULTI_QUEUE as libc::c_short;
+    // A tap that was made for several queues is refused without that flag, and the other way round.
+    let mut result = Ok(());
+    for flags in [single, multi] {
+        request.ifr_ifru.ifru_flags = flags;
+        // SAFETY: the kernel reads and writes one `ifreq` at the given address.
+        result = check(unsafe { ioctl_with_ref(file, TUNSETIFF(), &request) });
+        match &result {
+            Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {}
+            _ => break,
+        }
+    }
+    result.map_err(|error| match error.raw_os_error() {
+        Some(libc::EBUSY) => Error::BadConfiguration(format!("tap {name} is in use by another process")),
+        Some(libc::EPERM) => Error::BadConfiguration(format!(
+            "tap {name} does not exist or belongs to another user, and this process may not make one"
+        )),
+        _ => Error::BadConfiguration(format!("tap {name}: {error}")),
+    })
+}
+
+fn interface_request(name: &str) -> Result<libc::ifreq> {
+    // SAFETY: all zeroes is a valid `ifreq`, a structure of integers.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    // The last byte stays NUL.
+    if name.is_empty() || name.len() >= request.ifr_name.len() || name.contains(['\0', '%']) {
+        return Err(Error::BadConfiguration(format!(
+            "host_dev_name {name:?} is not a name of a network interface (1 to 15 bytes, no '%')"
+        )));
+    }
+    for (to, from) in request.ifr_name.iter_mut().zip(name.bytes()) {
+        *to = from as libc::c_char;
+    }
+    Ok(request)
+}
+
+fn check(result: libc::c_int) -> io::Result<()> {
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn segmentation_is_asked_for_only_with_checksums() {
+        assert_eq!(Offloads { checksum: false, ..Offloads::ALL }.flags(), 0);
+        assert_eq!(Offloads::ALL.flags(), 0x6f);
+        let only_uso = Offloads { checksum: true, uso: true, ecn: true, ..Default::default() };
+        assert_eq!(only_uso.flags(), TUN_F_CSUM | TUN_F_USO4 | TUN_F_USO6);
+    }
+
+    #[test]
+    fn names_that_the_kernel_would_take_for_something_else_are_refused() {
+        for name in ["", "sixteen-bytes-xx", "tap%d", "a\0b"] {
+            assert!(interface_request(name).is_err(), "{name:?}");
+        }
+        assert!(interface_request("fifteen-bytes-x").is_ok());
+    }
+}

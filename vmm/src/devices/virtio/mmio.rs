@@ -1,0 +1,476 @@
+//! The register window of a virtio device (virtio 1.2, 4.2.2), version 2.
+//!
+//! What a driver may write depends on how far it has come, and the order is enforced: features until
+//! FEATURES_OK, queues between FEATURES_OK and DRIVER_OK, nothing but notifications, acknowledgements and reset
+//! afterwards. A worker therefore never sees a queue change under its hands.
+
+use std::sync::Arc;
+
+use virtio_bindings::virtio_config::{
+    VIRTIO_CONFIG_S_ACKNOWLEDGE, VIRTIO_CONFIG_S_DRIVER, VIRTIO_CONFIG_S_DRIVER_OK, VIRTIO_CONFIG_S_FAILED,
+    VIRTIO_CONFIG_S_FEATURES_OK, VIRTIO_CONFIG_S_NEEDS_RESET, VIRTIO_F_VERSION_1,
+};
+use virtio_bindings::virtio_mmio::*;
+use virtio_bindings::virtio_ring::VIRTIO_RING_F_EVENT_IDX;
+use virtio_queue::{Queue, QueueT};
+use vm_memory::GuestAddress;
+use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
+
+use super::queue::VirtQueue;
+use super::{Activation, ActiveQueue, Interrupt, TRANSPORT_FEATURES, VirtioDevice};
+use crate::error::{Error, Result};
+use crate::memory::GuestMemory;
+
+/// "virt" in little-endian.
+const MAGIC: u32 = 0x7472_6976;
+const VERSION: u32 = 2;
+/// "MALL": ours.
+const VENDOR: u32 = 0x4c4c_414d;
+/// Length of a shared memory region that does not exist.
+const NO_SHARED_MEMORY: u32 = u32::MAX;
+
+/// Connects a window's notifications and interrupt to KVM.
+pub trait Wiring: Send {
+    /// Called once, when the device is first activated: what a guest never uses costs nothing.
+    fn connect(&self, kicks: &[EventFd], interrupt: &EventFd) -> Result<()>;
+}
+
+/// A queue as the driver describes it.
+#[derive(Debug, Clone, Copy)]
+struct QueueRegisters {
+    max_size: u16,
+    size: u16,
+    ready: bool,
+    descriptors: u64,
+    available: u64,
+    used: u64,
+}
+
+impl QueueRegisters {
+    fn new(max_size: u16) -> Self {
+        QueueRegisters { max_size, size: max_size, ready: false, descriptors: 0, available: 0, used: 0 }
+    }
+}
+
+pub struct MmioTransport {
+    device: Box<dyn VirtioDevice>,
+    memory: GuestMemory,
+    wiring: Box<dyn Wiring>,
+    wired: bool,
+    interrupt: Arc<Interrupt>,
+    kicks: Vec<EventFd>,
+    status: u32,
+    device_features_select: u32,
+    driver_features_select: u32,
+    driver_features: u64,
+    queue_select: u32,
+    queues: Vec<QueueRegisters>,
+}
+
+impl MmioTransport {
+    pub fn new(device: Box<dyn VirtioDevice>, memory: GuestMemory, wiring: Box<dyn Wiring>) -> Result<Self> {
+        let sizes = device.queue_sizes();
+        let kicks = sizes
+            .iter()
+            .map(|_| EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC))
+            .collect::<std::io::Result<_>>()
+            .map_err(Error::host("eventfd"))?;
+        Ok(MmioTransport {
+            queues: sizes.iter().map(|size| QueueRegisters::new(*size)).collect(),
+            device,
+            memory,
+            wiring,
+            wired: false,
+            interrupt: Arc::new(Interrupt::new().map_err(Error::host("eventfd"))?),
+            kicks,
+            status: 0,
+            device_features_select: 0,
+            driver_features_select: 0,
+            driver_features: 0,
+            queue_select: 0,
+        })
+    }
+
+    /// Registers are read as 32 bits; the configuration space in any width.
+    pub fn read(&self, offset: u64, data: &mut [u8]) {
+        if let Some(offset) = offset.checked_sub(u64::from(VIRTIO_MMIO_CONFIG)) {
+            let config = self.device.config().iter().skip(offset as usize).chain(std::iter::repeat(&0));
+            data.iter_mut().zip(config).for_each(|(byte, from)| *byte = *from);
+        } else if let Ok(data) = <&mut [u8; 4]>::try_from(&mut *data) {
+            *data = self.read_register(offset as u32).to_le_bytes();
+        } else {
+            data.fill(0);
+        }
+    }
+
+    fn read_register(&self, register: u32) -> u32 {
+        let queue = self.queues.get(self.queue_select as usize);
+        match register {
+            VIRTIO_MMIO_MAGIC_VALUE => MAGIC,
+            VIRTIO_MMIO_VERSION => VERSION,
+            VIRTIO_MMIO_DEVICE_ID => self.device.id(),
+            VIRTIO_MMIO_VENDOR_ID => VENDOR,
+            VIRTIO_MMIO_DEVICE_FEATURES => match self.device_features_select {
+                0 => self.offered() as u32,
+                1 => (self.offered() >> 32) as u32,
+                _ => 0,
+            },
+            VIRTIO_MMIO_QUEUE_NUM_MAX => queue.map_or(0, |queue| queue.max_size.into()),
+            VIRTIO_MMIO_QUEUE_READY => queue.map_or(0, |queue| queue.ready.into()),
+            VIRTIO_MMIO_INTERRUPT_STATUS => self.interrupt.status(),
+            VIRTIO_MMIO_STATUS if self.interrupt.is_reset_needed() => self.status | VIRTIO_CONFIG_S_NEEDS_RESET,
+            VIRTIO_MMIO_STATUS => self.status,
+            VIRTIO_MMIO_SHM_LEN_LOW
+            | VIRTIO_MMIO_SHM_LEN_HIGH
+            | VIRTIO_MMIO_SHM_BASE_LOW
+            | VIRTIO_MMIO_SHM_BASE_HIGH => NO_SHARED_MEMORY,
+            // The configuration generation among them: the space never changes.
+            _ => 0,
+        }
+    }
+
+    /// Registers are written as 32 bits; the configuration space not at all.
+    pub fn write(&mut self, offset: u64, data: &[u8]) {
+        let Ok(value) = <[u8; 4]>::try_from(data).map(u32::from_le_bytes) else { return };
+        if offset < u64::from(VIRTIO_MMIO_CONFIG) {
+            self.write_register(offset as u32, value);
+        }
+    }
+
+    fn write_register(&mut self, register: u32, value: u32) {
+        match register {
+            VIRTIO_MMIO_DEVICE_FEATURES_SEL => self.device_features_select = value,
+            VIRTIO_MMIO_DRIVER_FEATURES_SEL => self.driver_features_select = value,
+            VIRTIO_MMIO_DRIVER_FEATURES => self.accept_features(value),
+            VIRTIO_MMIO_QUEUE_SEL => self.queue_select = value,
+            // Reaches us only if KVM did not take it (a width of its own, or not yet active).
+            VIRTIO_MMIO_QUEUE_NOTIFY => self.kick(value),
+            VIRTIO_MMIO_INTERRUPT_ACK => self.interrupt.acknowledge(value),
+            VIRTIO_MMIO_STATUS => self.write_status(value),
+            _ => self.write_queue_register(register, value),
+        }
+    }
+
+    fn offered(&self) -> u64 {
+        self.device.features() | TRANSPORT_FEATURES
+    }
+
+    fn has(&self, status: u32) -> bool {
+        self.status & status == status
+    }
+
+    fn accept_features(&mut self, value: u32) {
+        if !self.has(VIRTIO_CONFIG_S_DRIVER) || self.has(VIRTIO_CONFIG_S_FEATURES_OK) {
+            return;
+        }
+        let shift = match self.driver_features_select {
+            0 => 0,
+            1 => 32,
+            _ => return,
+        };
+        self.driver_features &= !(u64::from(u32::MAX) << shift);
+        self.driver_features |= u64::from(value) << shift;
+    }
+
+    fn kick(&self, queue: u32) {
+        if self.has(VIRTIO_CONFIG_S_DRIVER_OK)
+            && let Some(kick) = self.kicks.get(queue as usize)
+        {
+            let _ = kick.write(1);
+        }
+    }
+
+    fn write_queue_register(&mut self, register: u32, value: u32) {
+        let configurable = self.has(VIRTIO_CONFIG_S_FEATURES_OK) && !self.has(VIRTIO_CONFIG_S_DRIVER_OK);
+        let Some(queue) = self.queues.get_mut(self.queue_select as usize) else { return };
+        if !configurable {
+            return;
+        }
+        if register == VIRTIO_MMIO_QUEUE_READY {
+            queue.ready = value == 1;
+            return;
+        }
+        if queue.ready {
+            return;
+        }
+        match register {
+            VIRTIO_MMIO_QUEUE_NUM => queue.size = u16::try_from(value).unwrap_or(0),
+            VIRTIO_MMIO_QUEUE_DESC_LOW => set_low(&mut queue.descriptors, value),
+            VIRTIO_MMIO_QUEUE_DESC_HIGH => set_high(&mut queue.descriptors, value),
+            VIRTIO_MMIO_QUEUE_AVAIL_LOW => set_low(&mut queue.available, value),
+            VIRTIO_MMIO_QUEUE_AVAIL_HIGH => set_high(&mut queue.available, value),
+            VIRTIO_MMIO_QUEUE_USED_LOW => set_low(&mut queue.used, value),
+            VIRTIO_MMIO_QUEUE_USED_HIGH => set_high(&mut queue.used, value),
+            _ => {}
+        }
+    }
+
+    /// A driver only ever adds bits, in their order, or writes zero to reset.
+    fn write_status(&mut self, value: u32) {
+        if value == 0 {
+            self.reset();
+            return;
+        }
+        for (bit, needed) in [
+            (VIRTIO_CONFIG_S_ACKNOWLEDGE, 0),
+            (VIRTIO_CONFIG_S_DRIVER, VIRTIO_CONFIG_S_ACKNOWLEDGE),
+            (VIRTIO_CONFIG_S_FEATURES_OK, VIRTIO_CONFIG_S_DRIVER),
+            (VIRTIO_CONFIG_S_DRIVER_OK, VIRTIO_CONFIG_S_FEATURES_OK),
+            (VIRTIO_CONFIG_S_FAILED, 0),
+        ] {
+            let reached = value & bit != 0 && !self.has(bit) && self.has(needed);
+            if reached && !self.has(VIRTIO_CONFIG_S_FAILED) && self.enter(bit) {
+                self.status |= bit;
+            }
+        }
+    }
+
+    /// Does what reaching a status means; false if it is refused.
+    fn enter(&mut self, status: u32) -> bool {
+        match status {
+            VIRTIO_CONFIG_S_FEATURES_OK => {
+                self.driver_features & !self.offered() == 0 && self.driver_features & 1 << VIRTIO_F_VERSION_1 != 0
+            }
+            VIRTIO_CONFIG_S_DRIVER_OK => {
+                if let Err(why) = self.activate() {
+                    tracing::warn!(device = self.device.id(), %why, "device not activated");
+                    self.interrupt.need_reset();
+                }
+                true
+            }
+            _ => true,
+        }
+    }
+
+    fn activate(&mut self) -> std::result::Result<(), String> {
+        let mut queues = Vec::with_capacity(self.queues.len());
+        for (registers, kick) in self.queues.iter().zip(&self.kicks) {
+            let queue = self.freeze(registers)?;
+            // A kick from before belongs to no queue.
+            let _ = kick.read();
+            let kick = kick.try_clone().map_err(|error| error.to_string())?;
+            queues.push(ActiveQueue { queue, kick });
+        }
+        if !self.wired {
+            self.wiring.connect(&self.kicks, self.interrupt.line()).map_err(|error| error.to_string())?;
+            self.wired = true;
+        }
+        // A driver may have made buffers available before DRIVER_OK and kick no more.
+        for queue in &queues {
+            let _ = queue.kick.write(1);
+        }
+        self.device
+            .activate(Activation {
+                features: self.driver_features,
+                queues,
+                interrupt: self.interrupt.clone(),
+                memory: self.memory.clone(),
+            })
+            .map_err(|error| error.to_string())
+    }
+
+    /// Checks a queue's whole extent and makes it what a worker uses.
+    fn freeze(&self, registers: &QueueRegisters) -> std::result::Result<VirtQueue, String> {
+        let mut queue = Queue::new(registers.max_size).map_err(|error| error.to_string())?;
+        queue
+            .try_set_size(registers.size)
+            .and_then(|()| queue.try_set_desc_table_address(GuestAddress(registers.descriptors)))
+            .and_then(|()| queue.try_set_avail_ring_address(GuestAddress(registers.available)))
+            .and_then(|()| queue.try_set_used_ring_address(GuestAddress(registers.used)))
+            .map_err(|error| error.to_string())?;
+        queue.set_ready(registers.ready);
+        queue.set_event_idx(self.driver_features & 1 << VIRTIO_RING_F_EVENT_IDX != 0);
+        if !queue.is_valid(&self.memory) {
+            return Err("a queue is not ready, or not wholly in guest memory".into());
+        }
+        Ok(VirtQueue::new(queue, self.memory.clone()))
+    }
+
+    fn reset(&mut self) {
+        self.device.reset();
+        self.status = 0;
+        self.device_features_select = 0;
+        self.driver_features_select = 0;
+        self.driver_features = 0;
+        self.queue_select = 0;
+        for queue in &mut self.queues {
+            *queue = QueueRegisters::new(queue.max_size);
+        }
+        self.interrupt.reset();
+    }
+
+    /// Ends the device's work for good.
+    pub fn stop(&mut self) {
+        self.device.reset();
+    }
+}
+
+fn set_low(address: &mut u64, value: u32) {
+    *address = *address & !u64::from(u32::MAX) | u64::from(value);
+}
+
+fn set_high(address: &mut u64, value: u32) {
+    *address = *address & u64::from(u32::MAX) | u64::from(value) << 32;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::devices::virtio::queue::testing::memory;
+    use proptest::prelude::*;
+    use std::sync::Mutex;
+
+    struct NoWiring;
+
+    impl Wiring for NoWiring {
+        fn connect(&self, _: &[EventFd], _: &EventFd) -> Result<()> {
+            Ok(())
+        }
+    }
+
+    /// Notes whether it is active, and with what.
+    #[derive(Clone, Default)]
+    struct Recorder(Arc<Mutex<Option<u64>>>);
+
+    impl VirtioDevice for Recorder {
+        fn id(&self) -> u32 {
+            4
+        }
+        fn features(&self) -> u64 {
+            0b101
+        }
+        fn queue_sizes(&self) -> &'static [u16] {
+            &[256, 64]
+        }
+        fn config(&self) -> &[u8] {
+            &[1, 2, 3, 4, 5]
+        }
+        fn activate(&mut self, activation: Activation) -> std::io::Result<()> {
+            let before = self.0.lock().unwrap().replace(activation.features);
+            assert_eq!(before, None, "activated twice");
+            Ok(())
+        }
+        fn reset(&mut self) {
+            self.0.lock().unwrap().take();
+        }
+    }
+
+    fn transport() -> (MmioTransport, Recorder) {
+        let device = Recorder::default();
+        let transport = MmioTransport::new(Box::new(device.clone()), memory(), Box::new(NoWiring)).unwrap();
+        (transport, device)
+    }
+
+    fn write(transport: &mut MmioTransport, register: u32, value: u32) {
+        transport.write(register.into(), &value.to_le_bytes());
+    }
+
+    fn read(transport: &MmioTransport, register: u32) -> u32 {
+        let mut bytes = [0; 4];
+        transport.read(register.into(), &mut bytes);
+        u32::from_le_bytes(bytes)
+    }
+
+    fn negotiate(transport: &mut MmioTransport) {
+        for status in [1, 3] {
+            write(transport, VIRTIO_MMIO_STATUS, status);
+        }
+        write(transport, VIRTIO_MMIO_DRIVER_FEATURES_SEL, 1);
+        write(transport, VIRTIO_MMIO_DRIVER_FEATURES, 1);
+        write(transport, VIRTIO_MMIO_STATUS, 11);
+    }
+
+    fn place_queues(transport: &mut MmioTransport) {
+        for queue in 0..2u32 {
+            write(transport, VIRTIO_MMIO_QUEUE_SEL, queue);
+            write(transport, VIRTIO_MMIO_QUEUE_NUM, 16);
+            let base = 0x1_0000 * (queue + 1);
+            write(transport, VIRTIO_MMIO_QUEUE_DESC_LOW, base);
+            write(transport, VIRTIO_MMIO_QUEUE_AVAIL_LOW, base + 0x1000);
+            write(transport, VIRTIO_MMIO_QUEUE_USED_LOW, base + 0x2000);
+            write(transport, VIRTIO_MMIO_QUEUE_READY, 1);
+        }
+    }
+
+    #[test]
+    fn a_driver_that_keeps_to_the_order_activates_the_device() {
+        let (mut transport, device) = transport();
+        assert_eq!(read(&transport, VIRTIO_MMIO_MAGIC_VALUE), MAGIC);
+        negotiate(&mut transport);
+        place_queues(&mut transport);
+        write(&mut transport, VIRTIO_MMIO_STATUS, 15);
+        assert_eq!(read(&transport, VIRTIO_MMIO_STATUS), 15);
+        assert_eq!(*device.0.lock().unwrap(), Some(1 << 32));
+        write(&mut transport, VIRTIO_MMIO_STATUS, 0);
+        assert_eq!(*device.0.lock().unwrap(), None);
+        assert_eq!(read(&transport, VIRTIO_MMIO_STATUS), 0);
+    }
+
+    #[test]
+    fn queues_are_frozen_once_the_driver_is_ready() {
+        let (mut transport, _) = transport();
+        negotiate(&mut transport);
+        place_queues(&mut transport);
+        write(&mut transport, VIRTIO_MMIO_STATUS, 15);
+        let frozen = format!("{:?}", transport.queues);
+        for register in [VIRTIO_MMIO_QUEUE_READY, VIRTIO_MMIO_QUEUE_NUM, VIRTIO_MMIO_QUEUE_DESC_LOW] {
+            write(&mut transport, register, 0);
+        }
+        assert_eq!(format!("{:?}", transport.queues), frozen);
+    }
+
+    #[test]
+    fn features_that_were_not_offered_are_not_accepted() {
+        let (mut transport, device) = transport();
+        write(&mut transport, VIRTIO_MMIO_STATUS, 3);
+        write(&mut transport, VIRTIO_MMIO_DRIVER_FEATURES, 0b10);
+        write(&mut transport, VIRTIO_MMIO_DRIVER_FEATURES_SEL, 1);
+        write(&mut transport, VIRTIO_MMIO_DRIVER_FEATURES, 1);
+        write(&mut transport, VIRTIO_MMIO_STATUS, 11);
+        assert_eq!(read(&transport, VIRTIO_MMIO_STATUS), 3);
+        write(&mut transport, VIRTIO_MMIO_STATUS, 15);
+        assert_eq!(*device.0.lock().unwrap(), None);
+    }
+
+    #[test]
+    fn a_queue_outside_of_memory_leaves_the_device_in_need_of_reset() {
+        let (mut transport, device) = transport();
+        negotiate(&mut transport);
+        place_queues(&mut transport);
+        write(&mut transport, VIRTIO_MMIO_QUEUE_READY, 0);
+        write(&mut transport, VIRTIO_MMIO_QUEUE_USED_HIGH, 1);
+        write(&mut transport, VIRTIO_MMIO_QUEUE_READY, 1);
+        write(&mut transport, VIRTIO_MMIO_STATUS, 15);
+        assert_ne!(read(&transport, VIRTIO_MMIO_STATUS) & VIRTIO_CONFIG_S_NEEDS_RESET, 0);
+        assert_eq!(read(&transport, VIRTIO_MMIO_INTERRUPT_STATUS), VIRTIO_MMIO_INT_CONFIG);
+        assert_eq!(*device.0.lock().unwrap(), None);
+    }
+
+    #[test]
+    fn the_configuration_space_is_read_in_any_width_and_ends_in_zeroes() {
+        let (transport, _) = transport();
+        let mut bytes = [9; 8];
+        transport.read(u64::from(VIRTIO_MMIO_CONFIG) + 3, &mut bytes);
+        assert_eq!(bytes, [4, 5, 0, 0, 0, 0, 0, 0]);
+        let mut byte = [9];
+        transport.read(u64::from(VIRTIO_MMIO_CONFIG), &mut byte);
+        assert_eq!(byte, [1]);
+    }
+
+    proptest! {
+        #[test]
+        fn no_sequence_of_accesses_panics_or_activates_twice(
+            accesses in proptest::collection::vec((0u32..0x110, any::<u32>(), 1usize..9, any::<bool>()), 0..200),
+        ) {
+            let (mut transport, _) = transport();
+            for (offset, value, width, status) in accesses {
+                // Status writes are what moves the state; make them frequent and plausible.
+                let (offset, value) = if status { (VIRTIO_MMIO_STATUS, value & 0xf) } else { (offset, value) };
+                let bytes = [value.to_le_bytes(), value.to_le_bytes()].concat();
+                transport.write(offset.into(), &bytes[..if status { 4 } else { width }]);
+                let mut data = [0; 8];
+                transport.read(offset.into(), &mut data[..width]);
+            }
+        }
+    }
+}

@@ -1,0 +1,261 @@
+//! virtio-net (virtio 1.2, 5.1) on a tap.
+//!
+//! One pair of queues on one thread. Frames go between tap and guest memory with one `readv` or `writev` each and no
+//! copy in between; the virtio-net header is the tap's own, so offloads pass through in both directions.
+//! `receive` and `transmit` are the two directions, this file is the device and the thread that drives them.
+//!
+//! # No lost wake-up
+//!
+//! Each direction can be stopped by either side: receiving by an empty ring, transmitting by a full tap. What
+//! is waited for is always derived from that state in one place (`NetWorker::update_interest`): the tap is readable-watched
+//! unless receiving waits for buffers, and then kicks are on and were checked once more after
+//! they were turned on; it is writable-watched exactly while transmitting waits for it. With ring and
+//! tap both full, either side's progress wakes the worker.
+
+mod receive;
+mod transmit;
+
+use std::io;
+use std::os::fd::AsRawFd;
+use std::sync::Arc;
+
+use virtio_bindings::virtio_ids::VIRTIO_ID_NET;
+use virtio_bindings::virtio_net::*;
+use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
+
+use super::queue::Broken;
+use super::worker::{Running, Worker, rewatch, watch};
+use super::{Activation, Interrupt, VirtioDevice};
+use crate::backends::tap::{Offloads, Tap};
+use crate::error::{Error, Result};
+use crate::memory::GuestMemory;
+use receive::Receiver;
+use transmit::Transmitter;
+
+const QUEUE_SIZES: &[u16] = &[256, 256];
+/// Frames handled in one go before the other direction and the stop event get their turn.
+const BATCH: usize = 256;
+
+/// Numbers in the worker's epoll set.
+const TAP: u64 = 0;
+const RECEIVE_KICK: u64 = 1;
+const TRANSMIT_KICK: u64 = 2;
+
+pub struct Net {
+    /// Here while no worker has it.
+    tap: Option<Tap>,
+    features: u64,
+    config: Vec<u8>,
+    running: Option<Running<NetWorker>>,
+}
+
+impl Net {
+    pub fn new(tap: Tap, mac: Option<MacAddress>) -> Self {
+        let mut features = 0;
+        for bit in [
+            VIRTIO_NET_F_CSUM,
+            VIRTIO_NET_F_GUEST_CSUM,
+            VIRTIO_NET_F_GUEST_TSO4,
+            VIRTIO_NET_F_GUEST_TSO6,
+            VIRTIO_NET_F_GUEST_ECN,
+            VIRTIO_NET_F_HOST_TSO4,
+            VIRTIO_NET_F_HOST_TSO6,
+            VIRTIO_NET_F_HOST_ECN,
+            VIRTIO_NET_F_MRG_RXBUF,
+        ] {
+            features |= 1 << bit;
+        }
+        if tap.has_uso() {
+            for bit in [VIRTIO_NET_F_HOST_USO, VIRTIO_NET_F_GUEST_USO4, VIRTIO_NET_F_GUEST_USO6] {
+                features |= 1 << bit;
+            }
+        }
+        let config = mac.map_or(Vec::new(), |mac| mac.0.to_vec());
+        if mac.is_some() {
+            features |= 1 << VIRTIO_NET_F_MAC;
+        }
+        Net { tap: Some(tap), features, config, running: None }
+    }
+}
+
+impl VirtioDevice for Net {
+    fn id(&self) -> u32 {
+        VIRTIO_ID_NET
+    }
+
+    fn features(&self) -> u64 {
+        self.features
+    }
+
+    fn queue_sizes(&self) -> &'static [u16] {
+        QUEUE_SIZES
+    }
+
+    fn config(&self) -> &[u8] {
+        &self.config
+    }
+
+    fn activate(&mut self, mut activation: Activation) -> io::Result<()> {
+        let transmit = activation.queues.pop().ok_or(io::ErrorKind::InvalidInput)?;
+        let receive = activation.queues.pop().ok_or(io::ErrorKind::InvalidInput)?;
+        let tap = self.tap.as_ref().ok_or(io::ErrorKind::ResourceBusy)?;
+        tap.set_offloads(offloads(&activation))?;
+        let Some(tap) = self.tap.take() else { return Err(io::ErrorKind::ResourceBusy.into()) };
+        let worker = NetWorker {
+            receiver: Receiver::new(receive, activation.has(VIRTIO_NET_F_MRG_RXBUF)),
+            transmitter: Transmitter::new(transmit),
+            tap,
+            interrupt: activation.interrupt,
+            watched: EventSet::empty(),
+            _memory: activation.memory,
+        };
+        match Running::start(worker) {
+            Ok(running) => self.running = Some(running),
+            Err((worker, error)) => {
+                self.tap = Some(worker.tap);
+                return Err(error);
+            }
+        }
+        Ok(())
+    }
+
+    fn reset(&mut self) {
+        if let Some(worker) = self.running.take().and_then(Running::stop) {
+            self.tap = Some(worker.tap);
+        }
+    }
+}
+
+/// What the driver can take from us unfinished.
+fn offloads(activation: &Activation) -> Offloads {
+    Offloads {
+        checksum: activation.has(VIRTIO_NET_F_GUEST_CSUM),
+        tso4: activation.has(VIRTIO_NET_F_GUEST_TSO4),
+        tso6: activation.has(VIRTIO_NET_F_GUEST_TSO6),
+        ecn: activation.has(VIRTIO_NET_F_GUEST_ECN),
+        uso: activation.has(VIRTIO_NET_F_GUEST_USO4) && activation.has(VIRTIO_NET_F_GUEST_USO6),
+    }
+}
+
+struct NetWorker {
+    receiver: Receiver,
+    transmitter: Transmitter,
+    tap: Tap,
+    interrupt: Arc<Interrupt>,
+    /// What of the tap is waited for now.
+    watched: EventSet,
+    /// What the buffers' pointers point into.
+    _memory: GuestMemory,
+}
+
+impl Worker for NetWorker {
+    const NAME: &'static str = "virtio-net";
+
+    fn register(&self, epoll: &Epoll) -> io::Result<()> {
+        watch(epoll, self.tap.fd(), self.watched, TAP)?;
+        watch(epoll, self.receiver.kick().as_raw_fd(), EventSet::IN, RECEIVE_KICK)?;
+        watch(epoll, self.transmitter.kick().as_raw_fd(), EventSet::IN, TRANSMIT_KICK)
+    }
+
+    fn handle(&mut self, number: u64, events: EventSet, epoll: &Epoll) -> std::result::Result<(), Broken> {
+        match number {
+            TAP => {
+                if events.intersects(EventSet::ERROR | EventSet::HANG_UP) {
+                    return self.lose_tap(epoll);
+                }
+                if events.contains(EventSet::OUT) {
+                    self.transmitter.run(&self.tap, &self.interrupt)?;
+                }
+                if events.contains(EventSet::IN) {
+                    self.receiver.run(&self.tap, &self.interrupt)?;
+                }
+            }
+            RECEIVE_KICK => {
+                let _ = self.receiver.kick().read();
+                self.receiver.run(&self.tap, &self.interrupt)?;
+            }
+            TRANSMIT_KICK => {
+                let _ = self.transmitter.kick().read();
+                self.transmitter.run(&self.tap, &self.interrupt)?;
+            }
+            _ => {}
+        }
+        self.update_interest(epoll)
+    }
+
+    fn broken(&mut self, why: Broken) {
+        tracing::warn!(%why, "virtio-net: the driver must reset the device");
+        self.interrupt.need_reset();
+    }
+}
+
+impl NetWorker {
+    fn update_interest(&mut self, epoll: &Epoll) -> std::result::Result<(), Broken> {
+        let mut wanted = EventSet::empty();
+        if !self.receiver.waits_for_buffers() {
+            wanted |= EventSet::IN;
+        }
+        if self.transmitter.waits_for_tap() {
+            wanted |= EventSet::OUT;
+        }
+        if wanted != self.watched {
+            rewatch(epoll, self.tap.fd(), wanted, TAP).map_err(|_| Broken("epoll"))?;
+            self.watched = wanted;
+        }
+        Ok(())
+    }
+
+    /// The interface was taken away on the host. There is nothing to be received any more, and what is
+    /// transmitted is lost, as on a cable that is cut.
+    fn lose_tap(&mut self, epoll: &Epoll) -> std::result::Result<(), Broken> {
+        tracing::warn!("virtio-net: the tap is gone");
+        epoll.ctl(ControlOperation::Delete, self.tap.fd(), EpollEvent::default()).map_err(|_| Broken("epoll"))?;
+        Err(Broken("the tap is gone"))
+    }
+}
+
+/// An Ethernet address.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct MacAddress([u8; 6]);
+
+impl MacAddress {
+    /// Six pairs of hexadecimal digits with colons; a station's, not a group's.
+    pub fn parse(text: &str) -> Result<Self> {
+        let refused = || {
+            Error::BadConfiguration(format!(
+                "guest_mac {text:?} is not the MAC address of a station, such as 06:00:ac:10:00:02"
+            ))
+        };
+        let mut mac = [0; 6];
+        let mut parts = text.split(':');
+        for byte in &mut mac {
+            let part = parts.next().filter(|part| part.len() == 2).ok_or_else(refused)?;
+            *byte = u8::from_str_radix(part, 16).map_err(|_| refused())?;
+        }
+        if parts.next().is_some() || mac[0] & 1 != 0 || mac == [0; 6] {
+            return Err(refused());
+        }
+        Ok(MacAddress(mac))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_addresses_of_stations_are_taken() {
+        assert_eq!(MacAddress::parse("06:00:AC:10:00:02").unwrap().0, [6, 0, 0xac, 0x10, 0, 2]);
+        for text in [
+            "",
+            "06:00:ac:10:00",
+            "06:00:ac:10:00:02:03",
+            "01:00:5e:00:00:01",
+            "0600:ac:10:00:02",
+            "00:00:00:00:00:00",
+            "+6:00:ac:10:00:02",
+        ] {
+            assert!(MacAddress::parse(text).is_err(), "{text}");
+        }
+    }
+}

@@ -1,0 +1,146 @@
+//! From the guest to the tap.
+
+use std::io;
+
+use vmm_sys_util::eventfd::EventFd;
+
+use super::super::queue::{Broken, Chain, Used};
+use super::super::{ActiveQueue, Interrupt};
+use super::BATCH;
+use crate::backends::tap::{HEADER, Tap};
+
+/// Header, Ethernet with a VLAN tag, and the largest IP packet. Longer ones are dropped.
+const MAX_FRAME: usize = HEADER + 18 + 65_535;
+
+pub struct Transmitter {
+    queue: ActiveQueue,
+    chain: Chain,
+    waits_for_tap: bool,
+}
+
+impl Transmitter {
+    pub fn new(queue: ActiveQueue) -> Self {
+        Transmitter { queue, chain: Chain::default(), waits_for_tap: false }
+    }
+
+    pub fn kick(&self) -> &EventFd {
+        &self.queue.kick
+    }
+
+    /// Whether the tap is full, and there is a frame for it.
+    pub fn waits_for_tap(&self) -> bool {
+        self.waits_for_tap
+    }
+
+    /// Transmits until the ring is empty or the tap is full, or a batch is done.
+    pub fn run(&mut self, tap: &Tap, interrupt: &Interrupt) -> Result<(), Broken> {
+        self.waits_for_tap = false;
+        self.queue.queue.disable_kicks()?;
+        self.send_batch(tap)?;
+        // A driver may well add to the ring before it is told; this is after the last look at it.
+        if !self.waits_for_tap && self.queue.queue.enable_kicks()? {
+            let _ = self.queue.kick.write(1);
+        }
+        if self.queue.queue.needs_interrupt()? {
+            interrupt.queue();
+        }
+        Ok(())
+    }
+
+    fn send_batch(&mut self, tap: &Tap) -> Result<(), Broken> {
+        for _ in 0..BATCH {
+            if !self.queue.queue.pop(&mut self.chain)? {
+                return Ok(());
+            }
+            if let Err(error) = self.send(tap) {
+                match error.kind() {
+                    io::ErrorKind::WouldBlock => {
+                        self.queue.queue.undo_pop();
+                        self.waits_for_tap = true;
+                        return Ok(());
+                    }
+                    // A header that makes no sense, a tap that is down: the frame is lost, as on a wire.
+                    _ => tracing::debug!(%error, "frame dropped"),
+                }
+            }
+            self.queue.queue.publish(&[Used { head: self.chain.head, length: 0 }])?;
+        }
+        Ok(())
+    }
+
+    fn send(&self, tap: &Tap) -> io::Result<()> {
+        let frame = &self.chain.readable;
+        if !(HEADER..=MAX_FRAME).contains(&frame.len()) {
+            return Err(io::ErrorKind::InvalidInput.into());
+        }
+        loop {
+            match frame.write_to(tap.fd()) {
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                result => return result.map(drop),
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::super::queue::VirtQueue;
+    use super::super::super::queue::testing::{memory, queue_with, used};
+    use super::*;
+    use std::fs::File;
+    use std::os::fd::OwnedFd;
+    use std::os::unix::net::UnixDatagram;
+    use vm_memory::{Bytes, GuestAddress};
+    use vmm_sys_util::eventfd::EFD_NONBLOCK;
+
+    fn transmitter(queue: VirtQueue) -> Transmitter {
+        let kick = EventFd::new(EFD_NONBLOCK).unwrap();
+        Transmitter::new(ActiveQueue { queue, kick })
+    }
+
+    fn tap() -> (Tap, UnixDatagram) {
+        let (host, device) = UnixDatagram::pair().unwrap();
+        device.set_nonblocking(true).unwrap();
+        (Tap::from_file(File::from(OwnedFd::from(device))), host)
+    }
+
+    #[test]
+    fn a_frame_in_pieces_leaves_in_one_and_a_senseless_one_is_given_back() {
+        let memory = memory();
+        memory.write_slice(b"hello, wire", GuestAddress(0x9000)).unwrap();
+        let chains: [&[_]; 2] =
+            [&[(0x8000, 12, false), (0x9000, 5, false), (0x9005, 6, false)], &[(0x8000, 11, false)]];
+        let (tap, host) = tap();
+        let mut transmitter = transmitter(queue_with(&memory, &chains));
+        transmitter.run(&tap, &Interrupt::new().unwrap()).unwrap();
+        let mut frame = [0; 64];
+        let length = host.recv(&mut frame).unwrap();
+        assert_eq!(&frame[HEADER..length], b"hello, wire");
+        assert_eq!(used(&memory, &transmitter.queue.queue).len(), 2);
+    }
+
+    #[test]
+    fn with_the_tap_full_the_frame_stays_and_leaves_later() {
+        let memory = memory();
+        let (tap, host) = tap();
+        let mut transmitter = transmitter(queue_with(&memory, &[&[(0x8000, 1000, false)]]));
+        let device: &dyn std::os::fd::AsFd = &device_of(&tap);
+        let filler = UnixDatagram::from(device.as_fd().try_clone_to_owned().unwrap());
+        while filler.send(&[0; 1000]).is_ok() {}
+        transmitter.run(&tap, &Interrupt::new().unwrap()).unwrap();
+        assert!(transmitter.waits_for_tap());
+        assert!(used(&memory, &transmitter.queue.queue).is_empty());
+        let mut frame = [0; 2000];
+        host.set_nonblocking(true).unwrap();
+        while host.recv(&mut frame).is_ok() {}
+        transmitter.run(&tap, &Interrupt::new().unwrap()).unwrap();
+        assert!(!transmitter.waits_for_tap());
+        assert_eq!(used(&memory, &transmitter.queue.queue).len(), 1);
+        assert_eq!(host.recv(&mut frame).unwrap(), 1000);
+    }
+
+    fn device_of(tap: &Tap) -> OwnedFd {
+        // SAFETY: the descriptor is open as long as the tap, which the caller holds.
+        unsafe { std::os::fd::BorrowedFd::borrow_raw(tap.fd()) }.try_clone_to_owned().unwrap()
+    }
+}
