@@ -7,10 +7,9 @@
 
 use core::arch::global_asm;
 
-/// Selectors of the descriptor table below. The first two are those of the boot protocol.
+/// Selectors of the descriptor table below; those of ring 0 are the boot protocol's.
 pub mod selector {
     pub const KERNEL_CODE: u16 = 0x10;
-    pub const KERNEL_DATA: u16 = 0x18;
     pub const USER_DATA: u16 = 0x20 | 3;
     pub const USER_CODE: u16 = 0x28 | 3;
     pub const TASK: u16 = 0x30;

@@ -4,3 +4,4 @@ pub mod entry;
 pub mod memory;
 pub mod paging;
 pub mod traps;
+pub mod zero_page;

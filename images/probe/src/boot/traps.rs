@@ -3,7 +3,7 @@
 //! The interrupt table is filled in from ring 3, where instructions are cheap. Three kinds of gate:
 //!
 //! * exceptions: ring 0 hands vector and addresses to ring 3, into [`report`], and the guest ends;
-//! * [`WAKE`], for every device and the timer: notes that it came and returns to where it came;
+//! * [`WAKE`] and [`TIMER`]: note that an interrupt came, and return to where it came;
 //! * the breakpoint exception, which is how ring 3 asks to sleep (`int3`): `sti; hlt`.
 //!
 //! **No wake-up is lost.** Real hardware keeps ring 3's interrupts off, so an interrupt waits until `hlt`;
@@ -19,8 +19,10 @@ use core::sync::atomic::{AtomicU8, Ordering};
 use super::entry::selector;
 use crate::machine;
 
-/// Vector of every device interrupt and of the timer.
+/// Vector of every device interrupt.
 pub const WAKE: u8 = 0x30;
+/// Vector of the local APIC's timer.
+pub const TIMER: u8 = 0x31;
 /// Vector of the local APIC's spurious interrupt; its low four bits are set, as old APICs want it.
 pub const SPURIOUS: u8 = 0x3f;
 /// The breakpoint exception.
@@ -39,6 +41,8 @@ const STUB_SIZE: u64 = 16;
 
 /// Not zero from an interrupt's arrival until [`take_wake`].
 static WOKEN: AtomicU8 = AtomicU8::new(0);
+/// Not zero from the timer's interrupt until [`take_timer`].
+static TIMER_FIRED: AtomicU8 = AtomicU8::new(0);
 
 global_asm!(
     r#"
@@ -77,6 +81,9 @@ probe_sleep:
 
 # The frame of ring 3 is the first on the trap stack, whether the interrupt came in ring 3 or to the
 # sleeper in ring 0: return straight to it, with every register as it was.
+    .global probe_timer
+probe_timer:
+    mov byte ptr [{timer}], 1
     .global probe_wake
 probe_wake:
     mov byte ptr [{woken}], 1
@@ -105,6 +112,7 @@ probe_report_stack_top:
     stub_size = const STUB_SIZE,
     error_codes = const ERROR_CODES,
     woken = sym WOKEN,
+    timer = sym TIMER_FIRED,
     report = sym report,
     user_code = const selector::USER_CODE,
     user_data = const selector::USER_DATA,
@@ -113,6 +121,7 @@ probe_report_stack_top:
 unsafe extern "C" {
     static mut probe_idt: [[u64; 2]; 256];
     static probe_exceptions: u8;
+    static probe_timer: u8;
     static probe_wake: u8;
     static probe_sleep: u8;
 }
@@ -125,6 +134,7 @@ pub fn install() {
     }
     set_gate(BREAKPOINT, &raw const probe_sleep as u64, USER_GATE);
     set_gate(WAKE, &raw const probe_wake as u64, GATE);
+    set_gate(TIMER, &raw const probe_timer as u64, GATE);
     set_gate(SPURIOUS, &raw const probe_wake as u64, GATE);
 }
 
@@ -137,12 +147,21 @@ pub fn sleep() {
 
 /// Whether an interrupt came since the last call.
 pub fn take_wake() -> bool {
-    // Not a read-modify-write: an interrupt between the two steps is the one that is being taken.
-    let woken = WOKEN.load(Ordering::Acquire) != 0;
-    if woken {
-        WOKEN.store(0, Ordering::Release);
+    take(&WOKEN)
+}
+
+/// Whether the timer's interrupt was among them.
+pub fn take_timer() -> bool {
+    take(&TIMER_FIRED)
+}
+
+/// Not a read-modify-write: no second interrupt comes before the first is ended.
+fn take(note: &AtomicU8) -> bool {
+    let came = note.load(Ordering::Acquire) != 0;
+    if came {
+        note.store(0, Ordering::Release);
     }
-    woken
+    came
 }
 
 /// Writes one 64-bit gate (Intel SDM volume 3, figure 6-8).

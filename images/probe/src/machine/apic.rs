@@ -3,7 +3,7 @@
 //! Both are reached through their memory windows, from ring 3. Registers: Intel SDM volume 3,
 //! table 11-1, and the 82093AA data sheet, section 3.
 
-use super::super::boot::traps::{SPURIOUS, WAKE};
+use crate::boot::traps::{SPURIOUS, TIMER, WAKE};
 
 const LOCAL: u64 = 0xfee0_0000;
 const LOCAL_ID: u64 = 0x20;
@@ -16,8 +16,10 @@ const TIMER_DIVIDE: u64 = 0x3e0;
 
 /// Spurious-interrupt register: the APIC is enabled.
 const ENABLE: u32 = 1 << 8;
-/// Divide configuration register: by one.
-const DIVIDE_BY_ONE: u32 = 0b1011;
+/// The timer's clock is divided by this, so that it can wait for a minute.
+pub const DIVISOR: u32 = 16;
+/// Divide configuration register: by 16.
+const DIVIDE_BY_16: u32 = 0b0011;
 
 const IO_SELECT: u64 = 0xfec0_0000;
 const IO_WINDOW: u64 = 0xfec0_0010;
@@ -26,8 +28,8 @@ const IO_REDIRECTION: u32 = 0x10;
 /// Enables the local APIC and its timer in one-shot mode.
 pub fn enable() {
     write(LOCAL + SPURIOUS_VECTOR, ENABLE | u32::from(SPURIOUS));
-    write(LOCAL + TIMER_DIVIDE, DIVIDE_BY_ONE);
-    write(LOCAL + TIMER_VECTOR, u32::from(WAKE));
+    write(LOCAL + TIMER_DIVIDE, DIVIDE_BY_16);
+    write(LOCAL + TIMER_VECTOR, u32::from(TIMER));
 }
 
 /// Routes a global system interrupt, edge triggered and active high, to this processor.

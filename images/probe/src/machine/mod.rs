@@ -1,6 +1,9 @@
 //! The machine apart from its virtio devices: ports, serial line, clock, interrupts, sleep, reset.
 
 pub mod apic;
+pub mod clock;
+pub mod console;
+pub mod idle;
 pub mod port;
 pub mod serial;
 
@@ -9,6 +12,11 @@ const BOOT_TIMER_PORT: u16 = 0x3f0;
 /// The keyboard controller's command port, and its command "pulse the reset line".
 const I8042_COMMAND: u16 = 0x64;
 const I8042_RESET: u8 = 0xfe;
+
+/// Hardware-reduced ACPI's sleep control register as the monitor's tables have it, and what is written there:
+/// sleep type 5, enable (ACPI 6.5, 4.8.3.7).
+const SLEEP_CONTROL: u16 = 0x600;
+const SLEEP_S5: u8 = 5 << 2 | 1 << 5;
 
 /// Phases of the boot that the monitor puts a time to: `mallee_vmm::api::guest::phase`.
 #[derive(Clone, Copy)]
@@ -26,6 +34,13 @@ pub enum Phase {
 pub fn phase(phase: Phase) {
     // SAFETY: the boot timer only takes a note of the byte; without one the write goes nowhere.
     unsafe { port::write8(BOOT_TIMER_PORT, phase as u8) };
+}
+
+/// Turns the machine off; resets it where that is not how.
+pub fn power_off() -> ! {
+    // SAFETY: as for the reset below.
+    unsafe { port::write8(SLEEP_CONTROL, SLEEP_S5) };
+    reset()
 }
 
 /// Resets the machine, which ends the monitor.

@@ -14,15 +14,19 @@ struct Serial;
 
 impl Write for Serial {
     fn write_str(&mut self, text: &str) -> fmt::Result {
-        for byte in text.bytes() {
-            // SAFETY: the port is the transmit register of a 16550, which touches no memory.
-            unsafe { port::write8(PORT, byte) };
-        }
+        bytes(text.as_bytes());
         Ok(())
     }
 }
 
-/// Writes a line and its end.
+pub fn bytes(bytes: &[u8]) {
+    for byte in bytes {
+        // SAFETY: the port is the transmit register of a 16550, which touches no memory.
+        unsafe { port::write8(PORT, *byte) };
+    }
+}
+
+/// Writes a line and its end, at once. Others should go through [`super::console`].
 pub fn line(text: fmt::Arguments<'_>) {
     // A serial line has no errors to tell of.
     let _ = Serial.write_fmt(text);

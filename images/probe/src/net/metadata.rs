@@ -3,6 +3,7 @@
 //! The first one, the instance's id, every instance has; it is asked for until it is there. The
 //! others may be absent.
 
+use core::fmt;
 use core::net::Ipv4Addr;
 use core::time::Duration;
 
@@ -29,6 +30,18 @@ pub enum Failure {
     /// What came was no HTTP, or only a part of it.
     Garbled,
     Status(u16),
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Failure::Connection(tcp::Failure::Refused) => f.write_str("connection refused"),
+            Failure::Connection(tcp::Failure::TimedOut) => f.write_str("no answer"),
+            Failure::Garbled => f.write_str("the answer is no HTTP, or was cut off"),
+            Failure::Status(401) => f.write_str("status 401: the service wants a token (IMDSv2)"),
+            Failure::Status(status) => write!(f, "status {status}"),
+        }
+    }
 }
 
 /// What came of it.
