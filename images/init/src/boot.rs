@@ -41,7 +41,7 @@ pub fn run() -> ExitCode {
     let for_boot = children.clone();
     thread::spawn(move || to_login(&for_boot));
     let target = supervisor::run(&children, &signals);
-    power::go_down(target)
+    power::go_down(&children, target)
 }
 
 /// Everything up to the login and after it, in a thread beside the supervisor.
@@ -122,12 +122,7 @@ fn mount_the_rest() {
     for (kind, target, flags, data) in [
         ("tmpfs", "/run", safe | MsFlags::MS_NOEXEC, "mode=0755"),
         ("tmpfs", "/tmp", safe, "mode=1777"),
-        (
-            "devpts",
-            "/dev/pts",
-            MsFlags::MS_NOSUID | MsFlags::MS_NOEXEC,
-            "gid=5,mode=620,ptmxmode=666",
-        ),
+        ("devpts", "/dev/pts", MsFlags::MS_NOSUID | MsFlags::MS_NOEXEC, "gid=5,mode=620,ptmxmode=666"),
     ] {
         let _ = fs::create_dir_all(target);
         if let Err(error) = mount(Some(kind), target, Some(kind), flags, Some(data)) {

@@ -18,11 +18,7 @@ pub fn open_all() -> Vec<OwnedFd> {
         .flatten()
         .filter(|entry| entry.file_name().as_encoded_bytes().starts_with(b"event"))
         .filter_map(|entry| {
-            OpenOptions::new()
-                .read(true)
-                .custom_flags(libc::O_NONBLOCK | libc::O_CLOEXEC)
-                .open(entry.path())
-                .ok()
+            OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK | libc::O_CLOEXEC).open(entry.path()).ok()
         })
         .map(OwnedFd::from)
         .filter(has_power_key)

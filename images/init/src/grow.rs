@@ -17,11 +17,7 @@ const EXT4_MAGIC: u16 = 0xef53;
 pub fn grow_root(device: &str) {
     match try_grow(device) {
         Ok(Some((from, to))) => {
-            report::line(format_args!(
-                "/ grew from {} MiB to {} MiB",
-                from >> 20,
-                to >> 20
-            ));
+            report::line(format_args!("/ grew from {} MiB to {} MiB", from >> 20, to >> 20));
         }
         Ok(None) => {}
         Err(error) => report::line(format_args!("/ keeps its size: {error}")),
@@ -42,10 +38,7 @@ fn try_grow(device: &str) -> io::Result<Option<(u64, u64)>> {
     unsafe { ext4_resize(root.as_raw_fd(), &growth.new_blocks) }?;
     // Lazy work of the kernel goes on in the background; nothing waits for it.
     fs::File::open("/")?.sync_all()?;
-    Ok(Some((
-        growth.old_bytes,
-        growth.new_blocks * growth.block_size,
-    )))
+    Ok(Some((growth.old_bytes, growth.new_blocks * growth.block_size)))
 }
 
 #[derive(Debug, PartialEq, Eq)]
@@ -59,12 +52,7 @@ impl Growth {
     /// `None` if it is no ext4 or the device has no room worth the work (less than 1 MiB).
     fn plan(superblock: &[u8; 1024], disk_bytes: u64) -> Option<Self> {
         let word = |at: usize| {
-            u32::from_le_bytes([
-                superblock[at],
-                superblock[at + 1],
-                superblock[at + 2],
-                superblock[at + 3],
-            ])
+            u32::from_le_bytes([superblock[at], superblock[at + 1], superblock[at + 2], superblock[at + 3]])
         };
         let magic = u16::from_le_bytes([superblock[0x38], superblock[0x39]]);
         let log_block_size = word(0x18);
@@ -78,11 +66,7 @@ impl Growth {
         let old_bytes = ((high << 32) | u64::from(word(0x04))).checked_mul(block_size)?;
         let new_blocks = disk_bytes / block_size;
         let gain = (new_blocks * block_size).checked_sub(old_bytes)?;
-        (gain >= 1 << 20).then_some(Growth {
-            old_bytes,
-            new_blocks,
-            block_size,
-        })
+        (gain >= 1 << 20).then_some(Growth { old_bytes, new_blocks, block_size })
     }
 }
 
@@ -101,14 +85,7 @@ mod tests {
     #[test]
     fn a_larger_disk_is_used_whole() {
         let growth = Growth::plan(&superblock(16384, 2), 8 << 30).unwrap();
-        assert_eq!(
-            growth,
-            Growth {
-                old_bytes: 64 << 20,
-                new_blocks: 2 << 20,
-                block_size: 4096
-            }
-        );
+        assert_eq!(growth, Growth { old_bytes: 64 << 20, new_blocks: 2 << 20, block_size: 4096 });
     }
 
     #[test]

@@ -28,11 +28,8 @@ pub fn make(children: &Children) -> io::Result<()> {
     let temporary = format!("{KEY}.new");
     let _ = fs::remove_file(&temporary);
     let mut command = Command::new(KEYGEN);
-    command
-        .args(["-t", "ed25519", "-f", &temporary])
-        .stdout(Stdio::null())
-        .stderr(Stdio::null());
-    match children.start(&mut command)?.wait() {
+    command.args(["-t", "ed25519", "-f", &temporary]).stdout(Stdio::null()).stderr(Stdio::null());
+    match children.run(command)? {
         Ended::Exited(0) => fs::rename(&temporary, KEY),
         ended => Err(io::Error::other(format!("{KEYGEN} {ended}"))),
     }
@@ -44,11 +41,8 @@ pub fn print(children: &Children) {
     let listing = "/run/host-key.txt";
     let shown = fs::File::create(listing).and_then(|file| {
         let mut command = Command::new(KEYGEN);
-        command
-            .args(["-y", "-f", KEY])
-            .stdout(file)
-            .stderr(Stdio::null());
-        children.start(&mut command)?.wait();
+        command.args(["-y", "-f", KEY]).stdout(file).stderr(Stdio::null());
+        children.run(command)?;
         fs::read_to_string(listing)
     });
     match shown.map(|text| HostKey::parse(&text)) {
@@ -70,16 +64,9 @@ impl HostKey {
     /// Reads what `dropbearkey -y` prints.
     fn parse(text: &str) -> Option<Self> {
         let public = text.lines().find(|line| line.starts_with("ssh-"))?.trim();
-        let fingerprint = text
-            .lines()
-            .find_map(|line| line.strip_prefix("Fingerprint:"))?;
-        let fingerprint = fingerprint
-            .split_whitespace()
-            .find(|word| word.contains(':'))?;
-        Some(HostKey {
-            public: public.into(),
-            fingerprint: fingerprint.into(),
-        })
+        let fingerprint = text.lines().find_map(|line| line.strip_prefix("Fingerprint:"))?;
+        let fingerprint = fingerprint.split_whitespace().find(|word| word.contains(':'))?;
+        Some(HostKey { public: public.into(), fingerprint: fingerprint.into() })
     }
 
     fn console_text(&self) -> String {
@@ -107,10 +94,7 @@ mod tests {
         let key = HostKey::parse(text).unwrap();
         assert_eq!(key.public, "ssh-ed25519 AAAAC3 root@tiny");
         let console = key.console_text();
-        assert!(
-            console.contains("\n256 SHA256:abc+def/0 root@tiny (ED25519)\n"),
-            "{console}"
-        );
+        assert!(console.contains("\n256 SHA256:abc+def/0 root@tiny (ED25519)\n"), "{console}");
     }
 
     #[test]

@@ -38,22 +38,13 @@ pub fn apply(metadata: &Metadata, first_boot: bool) {
 /// Notes that this instance's first boot is done with what happens once.
 pub fn remember_instance(id: &str) -> io::Result<()> {
     fs::create_dir_all(STATE)?;
-    replace_file(
-        &Path::new(STATE).join("instance-id"),
-        format!("{id}\n").as_bytes(),
-        0o644,
-    )
+    replace_file(&Path::new(STATE).join("instance-id"), format!("{id}\n").as_bytes(), 0o644)
 }
 
 /// Whole or not at all, also if the machine stops in between.
 pub fn replace_file(path: &Path, content: &[u8], mode: u32) -> io::Result<()> {
     let temporary = path.with_extension("new");
-    let mut file = OpenOptions::new()
-        .write(true)
-        .create(true)
-        .truncate(true)
-        .mode(mode)
-        .open(&temporary)?;
+    let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(mode).open(&temporary)?;
     file.write_all(content)?;
     file.sync_all()?;
     fs::rename(&temporary, path)
@@ -65,16 +56,9 @@ fn set_hostname(name: &str) {
         report::line(format_args!("host name {short:?}: {error}"));
         return;
     }
-    let names = if short == name {
-        short.to_owned()
-    } else {
-        format!("{name} {short}")
-    };
+    let names = if short == name { short.to_owned() } else { format!("{name} {short}") };
     let hosts = format!("127.0.0.1 localhost\n127.0.1.1 {names}\n::1 localhost ip6-localhost\n");
-    for (path, content) in [
-        ("/etc/hostname", format!("{short}\n")),
-        ("/etc/hosts", hosts),
-    ] {
+    for (path, content) in [("/etc/hostname", format!("{short}\n")), ("/etc/hosts", hosts)] {
         if let Err(error) = replace_file(Path::new(path), content.as_bytes(), 0o644) {
             report::line(format_args!("{path}: {error}"));
         }
@@ -83,21 +67,15 @@ fn set_hostname(name: &str) {
 
 /// Adds those keys that are not there yet, and returns how many were added.
 fn authorize(folder: &Path, keys: &[String]) -> io::Result<usize> {
-    DirBuilder::new()
-        .recursive(true)
-        .mode(0o700)
-        .create(folder)?;
+    DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
     let path = folder.join("authorized_keys");
     let present = match fs::read_to_string(&path) {
         Ok(present) => present,
         Err(error) if error.kind() == io::ErrorKind::NotFound => String::new(),
         Err(error) => return Err(error),
     };
-    let missing: Vec<&str> = keys
-        .iter()
-        .map(String::as_str)
-        .filter(|key| !present.lines().any(|line| line.trim() == *key))
-        .collect();
+    let missing: Vec<&str> =
+        keys.iter().map(String::as_str).filter(|key| !present.lines().any(|line| line.trim() == *key)).collect();
     if missing.is_empty() {
         return Ok(0);
     }

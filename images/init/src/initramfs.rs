@@ -29,9 +29,8 @@ const RAMFS_MAGIC: FsType = FsType(0x8584_58f6);
 
 /// Whether this process still runs from the initial RAM file system.
 pub fn is_here() -> bool {
-    statfs::statfs("/").is_ok_and(|root| {
-        root.filesystem_type() == RAMFS_MAGIC || root.filesystem_type() == statfs::TMPFS_MAGIC
-    })
+    statfs::statfs("/")
+        .is_ok_and(|root| root.filesystem_type() == RAMFS_MAGIC || root.filesystem_type() == statfs::TMPFS_MAGIC)
 }
 
 /// Mounts the root and becomes its init. Returns only by powering off.
@@ -44,9 +43,7 @@ pub fn run() -> ExitCode {
         report::line(error);
     }
     let Err(error) = enter_root();
-    report::line(format_args!(
-        "cannot start from the root file system: {error}"
-    ));
+    report::line(format_args!("cannot start from the root file system: {error}"));
     report::line("the machine is powered off; correct the image or root= and start it again");
     power::off_now()
 }
@@ -61,11 +58,7 @@ struct RootArguments {
 
 impl RootArguments {
     fn parse(command_line: &str) -> Self {
-        let mut arguments = RootArguments {
-            device: "/dev/vda".into(),
-            read_only: false,
-            init: "/sbin/init".into(),
-        };
+        let mut arguments = RootArguments { device: "/dev/vda".into(), read_only: false, init: "/sbin/init".into() };
         for word in command_line.split_whitespace() {
             match word.split_once('=') {
                 Some(("root", device)) if device.starts_with('/') => {
@@ -84,32 +77,22 @@ impl RootArguments {
 fn enter_root() -> Result<std::convert::Infallible, String> {
     let command_line = fs::read_to_string("/proc/cmdline").unwrap_or_default();
     let arguments = RootArguments::parse(&command_line);
+    modules::load_list("core");
     thread::scope(|scope| {
         scope.spawn(|| modules::load_list("rest"));
         modules::load_list("disk");
         wait_for_device(&arguments.device)?;
         mount_root(&arguments)
     })?;
-    report::reached(
-        Phase::Root,
-        format_args!("{} mounted", arguments.device.display()),
-    );
+    report::reached(Phase::Root, format_args!("{} mounted", arguments.device.display()));
     switch_root(&arguments.init)
 }
 
 fn mount_kernel_file_systems() -> Result<(), String> {
     for (kind, target, flags) in [
         ("devtmpfs", "/dev", MsFlags::MS_NOSUID),
-        (
-            "proc",
-            "/proc",
-            MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC,
-        ),
-        (
-            "sysfs",
-            "/sys",
-            MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC,
-        ),
+        ("proc", "/proc", MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC),
+        ("sysfs", "/sys", MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC),
     ] {
         mount(Some(kind), target, Some(kind), flags, None::<&str>)
             .map_err(|error| format!("cannot mount {kind} on {target}: {error}"))?;
@@ -119,11 +102,7 @@ fn mount_kernel_file_systems() -> Result<(), String> {
 
 /// The kernel starts the first process without open files if the RAM file system has no console device.
 fn open_console() {
-    if let Ok(console) = fs::OpenOptions::new()
-        .read(true)
-        .write(true)
-        .open("/dev/console")
-    {
+    if let Ok(console) = fs::OpenOptions::new().read(true).write(true).open("/dev/console") {
         for descriptor in 0..=2 {
             if console.as_raw_fd() != descriptor {
                 // SAFETY: 0, 1 and 2 belong to nobody but the standard streams.
@@ -165,33 +144,14 @@ fn block_devices() -> String {
         .flatten()
         .map(|entry| entry.file_name().to_string_lossy().into_owned())
         .collect();
-    if names.is_empty() {
-        "none".into()
-    } else {
-        names.join(" ")
-    }
+    if names.is_empty() { "none".into() } else { names.join(" ") }
 }
 
 fn mount_root(arguments: &RootArguments) -> Result<(), String> {
-    let flags = if arguments.read_only {
-        MsFlags::MS_RDONLY
-    } else {
-        MsFlags::empty()
-    };
+    let flags = if arguments.read_only { MsFlags::MS_RDONLY } else { MsFlags::empty() };
     fs::create_dir_all(NEW_ROOT).map_err(|error| format!("cannot make {NEW_ROOT}: {error}"))?;
-    mount(
-        Some(&arguments.device),
-        NEW_ROOT,
-        Some("ext4"),
-        flags | MsFlags::MS_NOATIME,
-        None::<&str>,
-    )
-    .map_err(|error| {
-        format!(
-            "cannot mount {} as ext4: {error}",
-            arguments.device.display()
-        )
-    })
+    mount(Some(&arguments.device), NEW_ROOT, Some("ext4"), flags | MsFlags::MS_NOATIME, None::<&str>)
+        .map_err(|error| format!("cannot mount {} as ext4: {error}", arguments.device.display()))
 }
 
 /// Frees the RAM file system, makes the mounted root the only one and starts its init.
@@ -199,14 +159,8 @@ fn switch_root(init: &Path) -> Result<std::convert::Infallible, String> {
     let failed = |what: &str, error: nix::Error| format!("cannot {what}: {error}");
     for folder in ["/dev", "/proc", "/sys"] {
         let target = format!("{NEW_ROOT}{folder}");
-        mount(
-            Some(folder),
-            target.as_str(),
-            None::<&str>,
-            MsFlags::MS_MOVE,
-            None::<&str>,
-        )
-        .map_err(|error| failed(&format!("move {folder} into the root"), error))?;
+        mount(Some(folder), target.as_str(), None::<&str>, MsFlags::MS_MOVE, None::<&str>)
+            .map_err(|error| failed(&format!("move {folder} into the root"), error))?;
     }
     // Best effort: what is left behind only costs memory.
     let _ = fs::remove_dir_all(modules::FOLDER);
@@ -216,10 +170,9 @@ fn switch_root(init: &Path) -> Result<std::convert::Infallible, String> {
         .map_err(|error| failed("move the root to /", error))?;
     chroot(".").map_err(|error| failed("make it the root", error))?;
     chdir("/").map_err(|error| failed("enter /", error))?;
-    let program = CString::new(init.as_os_str().as_encoded_bytes())
-        .map_err(|_| "init= holds a zero byte".to_owned())?;
-    execv(&program, &[&program])
-        .map_err(|error| failed(&format!("start {}", init.display()), error))
+    let program =
+        CString::new(init.as_os_str().as_encoded_bytes()).map_err(|_| "init= holds a zero byte".to_owned())?;
+    execv(&program, &[&program]).map_err(|error| failed(&format!("start {}", init.display()), error))
 }
 
 #[cfg(test)]

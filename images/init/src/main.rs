@@ -35,11 +35,7 @@ fn main() -> ExitCode {
     let name = std::env::args().next().unwrap_or_default();
     let name = name.rsplit('/').next().unwrap_or_default();
     if std::process::id() == 1 {
-        return if initramfs::is_here() {
-            initramfs::run()
-        } else {
-            boot::run()
-        };
+        return if initramfs::is_here() { initramfs::run() } else { boot::run() };
     }
     match power::Target::from_command(name) {
         Some(target) => power::ask_init(target),

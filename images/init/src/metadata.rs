@@ -74,10 +74,7 @@ impl<'a> Session<'a> {
             // service is switched off), and asking again tells.
             404 | 405 | 501 => None,
             status => {
-                return Err(Error::Refused {
-                    path: path.into(),
-                    status,
-                });
+                return Err(Error::Refused { path: path.into(), status });
             }
         };
         Ok(Session { service, token })
@@ -88,18 +85,14 @@ impl<'a> Session<'a> {
         let instance_id = self.get_text(id)?.filter(|id| !id.is_empty());
         Ok(Metadata {
             instance_id: instance_id.ok_or_else(|| Error::Missing { path: id.into() })?,
-            hostname: self
-                .get_text("/latest/meta-data/hostname")?
-                .filter(|name| is_hostname(name)),
+            hostname: self.get_text("/latest/meta-data/hostname")?.filter(|name| is_hostname(name)),
             public_keys: self.public_keys()?,
             user_data: self.get("/latest/user-data")?.map(Response::into_bytes),
         })
     }
 
     fn public_keys(&self) -> Result<Vec<String>, Error> {
-        let list = self
-            .get_text("/latest/meta-data/public-keys/")?
-            .unwrap_or_default();
+        let list = self.get_text("/latest/meta-data/public-keys/")?.unwrap_or_default();
         let mut keys = Vec::new();
         for index in key_indices(&list) {
             let path = format!("/latest/meta-data/public-keys/{index}/openssh-key");
@@ -109,9 +102,7 @@ impl<'a> Session<'a> {
     }
 
     fn get_text(&self, path: &str) -> Result<Option<String>, Error> {
-        self.get(path)?
-            .map(|response| text(&response, path))
-            .transpose()
+        self.get(path)?.map(|response| text(&response, path)).transpose()
     }
 
     /// `None` if the service says that there is no such thing.
@@ -124,10 +115,7 @@ impl<'a> Session<'a> {
         match response.status_code {
             200 => Ok(Some(response)),
             404 => Ok(None),
-            status => Err(Error::Refused {
-                path: path.into(),
-                status,
-            }),
+            status => Err(Error::Refused { path: path.into(), status }),
         }
     }
 }
@@ -138,24 +126,17 @@ fn send(request: Request, path: &str) -> Result<Response, Error> {
         .with_follow_redirects(false)
         .with_max_headers_size(16 << 10)
         .send()
-        .map_err(|source| Error::Unreachable {
-            path: path.into(),
-            source,
-        })
+        .map_err(|source| Error::Unreachable { path: path.into(), source })
 }
 
 fn text(response: &Response, path: &str) -> Result<String, Error> {
-    let text = response
-        .as_str()
-        .map_err(|_| Error::NotText { path: path.into() })?;
+    let text = response.as_str().map_err(|_| Error::NotText { path: path.into() })?;
     Ok(text.trim().to_owned())
 }
 
 /// The list's lines are `0=name-of-the-key`.
 fn key_indices(list: &str) -> Vec<u32> {
-    list.lines()
-        .filter_map(|line| line.split('=').next()?.trim().parse().ok())
-        .collect()
+    list.lines().filter_map(|line| line.split('=').next()?.trim().parse().ok()).collect()
 }
 
 /// Usable lines only: nothing may smuggle control characters into `authorized_keys`.
@@ -173,9 +154,7 @@ fn is_hostname(name: &str) -> bool {
     name.len() <= 253
         && name.split('.').all(|label| {
             (1..=63).contains(&label.len())
-                && label
-                    .bytes()
-                    .all(|byte| byte.is_ascii_alphanumeric() || byte == b'-')
+                && label.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-')
                 && !label.starts_with('-')
                 && !label.ends_with('-')
         })
@@ -193,10 +172,8 @@ mod tests {
 
     /// A service on loopback that answers from a table; returns its URL.
     fn serve(token: Option<&'static str>, table: &[(&str, &str)]) -> String {
-        let table: HashMap<String, String> = table
-            .iter()
-            .map(|(path, body)| ((*path).to_owned(), (*body).to_owned()))
-            .collect();
+        let table: HashMap<String, String> =
+            table.iter().map(|(path, body)| ((*path).to_owned(), (*body).to_owned())).collect();
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());
         thread::spawn(move || {
@@ -206,10 +183,8 @@ mod tests {
                 let mut reader = BufReader::new(stream.try_clone().unwrap());
                 while reader.read_line(&mut head).unwrap() > 2 {}
                 let words: Vec<&str> = head.split(' ').collect();
-                let has_token = token.is_none_or(|token| {
-                    head.to_lowercase()
-                        .contains(&format!("x-aws-ec2-metadata-token: {token}"))
-                });
+                let has_token = token
+                    .is_none_or(|token| head.to_lowercase().contains(&format!("x-aws-ec2-metadata-token: {token}")));
                 let (status, body) = match (words[0], words[1]) {
                     ("PUT", "/latest/api/token") => match token {
                         Some(token) => (200, token.to_owned()),
@@ -236,15 +211,9 @@ mod tests {
 
     const TABLE: [(&str, &str); 5] = [
         ("/latest/meta-data/instance-id", "i-0123"),
-        (
-            "/latest/meta-data/hostname",
-            "ip-172-31-0-4.mallee-1.internal",
-        ),
+        ("/latest/meta-data/hostname", "ip-172-31-0-4.mallee-1.internal"),
         ("/latest/meta-data/public-keys/", "0=me\n1=you\n"),
-        (
-            "/latest/meta-data/public-keys/0/openssh-key",
-            "ssh-ed25519 AAAA me\n",
-        ),
+        ("/latest/meta-data/public-keys/0/openssh-key", "ssh-ed25519 AAAA me\n"),
         ("/latest/user-data", "#!/bin/sh\necho\n"),
     ];
 
@@ -253,10 +222,7 @@ mod tests {
         let url = serve(Some("secret"), &TABLE);
         let metadata = Session::open(&url).unwrap().read_all().unwrap();
         assert_eq!(metadata.instance_id, "i-0123");
-        assert_eq!(
-            metadata.hostname.as_deref(),
-            Some("ip-172-31-0-4.mallee-1.internal")
-        );
+        assert_eq!(metadata.hostname.as_deref(), Some("ip-172-31-0-4.mallee-1.internal"));
         assert_eq!(metadata.public_keys, ["ssh-ed25519 AAAA me"]);
         assert_eq!(metadata.user_data.unwrap(), b"#!/bin/sh\necho\n");
     }

@@ -12,11 +12,14 @@ use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::{Pid, sync};
 
 use crate::report;
+use crate::supervisor::Children;
 
 /// How long processes may take to end after SIGTERM.
 const TERM_PATIENCE: Duration = Duration::from_secs(5);
 /// The same after SIGKILL: longer only if a process hangs in the kernel.
 const KILL_PATIENCE: Duration = Duration::from_secs(2);
+/// How long files may stay open for writing after the last process ended.
+const CLOSE_PATIENCE: Duration = Duration::from_secs(1);
 
 /// What the machine is to do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -65,14 +68,13 @@ pub fn ask_init(target: Target) -> ExitCode {
 /// From now on Ctrl-Alt-Del is a signal to process 1 and not an immediate reset.
 pub fn take_ctrl_alt_del() {
     if let Err(error) = nix::sys::reboot::set_cad_enabled(false) {
-        report::line(format_args!(
-            "Ctrl-Alt-Del stays an immediate reset: {error}"
-        ));
+        report::line(format_args!("Ctrl-Alt-Del stays an immediate reset: {error}"));
     }
 }
 
 /// Ends everything and powers off or reboots. Does not return if the kernel obeys.
-pub fn go_down(target: Target) -> ExitCode {
+pub fn go_down(children: &Children, target: Target) -> ExitCode {
+    children.close();
     report::line(match target {
         Target::PowerOff => "going down to power off",
         Target::Reboot => "going down to reboot",
@@ -126,9 +128,21 @@ fn release_file_systems() {
             report::line(format_args!("{target} cannot be unmounted: {error}"));
         }
     }
-    let read_only = MsFlags::MS_REMOUNT | MsFlags::MS_RDONLY;
-    if let Err(error) = mount(None::<&str>, "/", None::<&str>, read_only, None::<&str>) {
+    if let Err(error) = make_root_read_only() {
         report::line(format_args!("/ cannot be made read-only: {error}"));
+    }
+}
+
+/// The kernel refuses while a file is open for writing, and the last ones close a moment after the processes
+/// ended (a thread of ours that copied their output, for one).
+fn make_root_read_only() -> nix::Result<()> {
+    let read_only = MsFlags::MS_REMOUNT | MsFlags::MS_RDONLY;
+    let deadline = Instant::now() + CLOSE_PATIENCE;
+    loop {
+        match mount(None::<&str>, "/", None::<&str>, read_only, None::<&str>) {
+            Err(Errno::EBUSY) if Instant::now() < deadline => thread::sleep(Duration::from_millis(5)),
+            result => return result,
+        }
     }
 }
 

@@ -54,9 +54,7 @@ pub fn line(text: impl Display) {
 }
 
 fn uptime() -> Duration {
-    clock_gettime(ClockId::CLOCK_BOOTTIME)
-        .map(Duration::from)
-        .unwrap_or_default()
+    clock_gettime(ClockId::CLOCK_BOOTTIME).map(Duration::from).unwrap_or_default()
 }
 
 fn write_boot_timer(value: u8) {

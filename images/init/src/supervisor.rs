@@ -41,7 +41,14 @@ impl std::fmt::Display for Ended {
 /// The children that somebody waits for.
 #[derive(Clone, Default)]
 pub struct Children {
-    waiting: Arc<Mutex<HashMap<Pid, Sender<Ended>>>>,
+    table: Arc<Mutex<Table>>,
+}
+
+#[derive(Default)]
+struct Table {
+    waiting: HashMap<Pid, Sender<Ended>>,
+    /// The machine goes down: nothing is started any more.
+    closed: bool,
 }
 
 /// A started child; its end comes by the channel.
@@ -58,19 +65,33 @@ impl Started {
 }
 
 impl Children {
-    /// Starts `command`. The table is locked meanwhile, so that the reaper cannot see the end of a
-    /// child which is not in it yet.
-    pub fn start(&self, command: &mut Command) -> std::io::Result<Started> {
+    /// Starts `command`, or returns `None` when the machine is going down. The table is locked meanwhile, so
+    /// that the reaper cannot see the end of a child which is not in it yet. The command is consumed: what it holds
+    /// open (a log, a pipe's end) is the child's alone afterwards.
+    pub fn start(&self, mut command: Command) -> std::io::Result<Option<Started>> {
         let (sender, end) = channel();
-        let mut waiting = self.lock();
+        let mut table = self.lock();
+        if table.closed {
+            return Ok(None);
+        }
         let child = command.spawn()?;
-        waiting.insert(Pid::from_raw(child.id().cast_signed()), sender);
-        Ok(Started { end })
+        table.waiting.insert(Pid::from_raw(child.id().cast_signed()), sender);
+        Ok(Some(Started { end }))
+    }
+
+    /// Starts `command` and waits for its end. Going down counts as having been killed.
+    pub fn run(&self, command: Command) -> std::io::Result<Ended> {
+        Ok(self.start(command)?.map_or(Ended::Killed(Signal::SIGTERM), |started| started.wait()))
+    }
+
+    /// From now on nothing is started.
+    pub fn close(&self) {
+        self.lock().closed = true;
     }
 
     /// Reaps whatever has ended and tells those who wait for it.
     pub fn reap(&self) {
-        let mut waiting = self.lock();
+        let mut table = self.lock();
         loop {
             let (pid, ended) = match waitpid(Pid::from_raw(-1), Some(WaitPidFlag::WNOHANG)) {
                 Ok(WaitStatus::Exited(pid, code)) => (pid, Ended::Exited(code)),
@@ -79,15 +100,15 @@ impl Children {
                 Ok(_) | Err(Errno::EINTR) => continue,
                 Err(_) => return,
             };
-            if let Some(sender) = waiting.remove(&pid) {
+            if let Some(sender) = table.waiting.remove(&pid) {
                 // Nobody listens any more: fine.
                 let _ = sender.send(ended);
             }
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, HashMap<Pid, Sender<Ended>>> {
-        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, Table> {
+        self.table.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -98,13 +119,7 @@ pub struct Signals(SignalFd);
 impl Signals {
     pub fn take() -> nix::Result<Self> {
         let mut set = SigSet::empty();
-        for signal in [
-            Signal::SIGCHLD,
-            Signal::SIGINT,
-            Signal::SIGTERM,
-            Signal::SIGUSR1,
-            Signal::SIGUSR2,
-        ] {
+        for signal in [Signal::SIGCHLD, Signal::SIGINT, Signal::SIGTERM, Signal::SIGUSR1, Signal::SIGUSR2] {
             set.add(signal);
         }
         set.thread_block()?;
@@ -117,11 +132,7 @@ pub fn run(children: &Children, signals: &Signals) -> Target {
     let buttons = button::open_all();
     loop {
         let mut watched = vec![PollFd::new(signals.0.as_fd(), PollFlags::POLLIN)];
-        watched.extend(
-            buttons
-                .iter()
-                .map(|one: &OwnedFd| PollFd::new(one.as_fd(), PollFlags::POLLIN)),
-        );
+        watched.extend(buttons.iter().map(|one: &OwnedFd| PollFd::new(one.as_fd(), PollFlags::POLLIN)));
         match poll(&mut watched, PollTimeout::NONE) {
             Ok(_) | Err(Errno::EINTR) => {}
             Err(error) => report::line(format_args!("poll: {error}")),
@@ -138,11 +149,12 @@ pub fn run(children: &Children, signals: &Signals) -> Target {
     }
 }
 
-/// What a signal to process 1 asks for. SIGINT is the kernel's word for Ctrl-Alt-Del.
+/// What a signal to process 1 asks for. SIGINT is the kernel's word for Ctrl-Alt-Del; the others are those of busybox,
+/// whose shell prefers its own `reboot`, `poweroff` and `halt` to programs of these names.
 fn target_of(signal: i32) -> Option<Target> {
     match Signal::try_from(signal) {
-        Ok(Signal::SIGINT) => Some(Target::Reboot),
-        Ok(Signal::SIGTERM | Signal::SIGUSR1 | Signal::SIGUSR2) => Some(Target::PowerOff),
+        Ok(Signal::SIGINT | Signal::SIGTERM) => Some(Target::Reboot),
+        Ok(Signal::SIGUSR1 | Signal::SIGUSR2) => Some(Target::PowerOff),
         _ => None,
     }
 }
@@ -152,10 +164,19 @@ mod tests {
     use super::*;
 
     #[test]
-    fn ctrl_alt_del_reboots_and_the_others_power_off() {
+    fn signals_are_those_of_the_kernel_and_of_busybox() {
         assert_eq!(target_of(libc::SIGINT), Some(Target::Reboot));
-        assert_eq!(target_of(libc::SIGTERM), Some(Target::PowerOff));
+        assert_eq!(target_of(libc::SIGTERM), Some(Target::Reboot));
+        assert_eq!(target_of(libc::SIGUSR1), Some(Target::PowerOff));
         assert_eq!(target_of(libc::SIGUSR2), Some(Target::PowerOff));
         assert_eq!(target_of(libc::SIGCHLD), None);
+    }
+
+    #[test]
+    fn nothing_is_started_when_the_machine_goes_down() {
+        let children = Children::default();
+        children.close();
+        assert!(children.start(Command::new("true")).unwrap().is_none());
+        assert_eq!(children.run(Command::new("true")).unwrap(), Ended::Killed(Signal::SIGTERM));
     }
 }

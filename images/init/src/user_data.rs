@@ -75,11 +75,7 @@ fn plan(content: &[u8], done: bool) -> Plan<'_> {
     })
 }
 
-fn run_script(
-    children: &Children,
-    script: &[u8],
-    instance_id: &str,
-) -> io::Result<crate::supervisor::Ended> {
+fn run_script(children: &Children, script: &[u8], instance_id: &str) -> io::Result<crate::supervisor::Ended> {
     fs::create_dir_all(STATE)?;
     let path = Path::new(STATE).join("user-data");
     replace_file(&path, script, 0o700)?;
@@ -97,15 +93,9 @@ fn run_script(
         .stdin(Stdio::null())
         .stdout(writer.try_clone()?)
         .stderr(writer);
-    let started = children.start(&mut command).map_err(|error| {
-        io::Error::new(
-            error.kind(),
-            format!("{error} (is the program after #! in this image?)"),
-        )
-    })?;
-    // Drops this process's copies of the pipe's end.
-    drop(command);
-    Ok(started.wait())
+    children
+        .run(command)
+        .map_err(|error| io::Error::new(error.kind(), format!("{error} (is the program after #! in this image?)")))
 }
 
 /// To the console and, up to its bound, to the log.
@@ -144,18 +134,9 @@ mod tests {
 
     #[test]
     fn what_is_no_script_is_named() {
-        assert_eq!(
-            plan(b"#cloud-config\n", false),
-            Plan::Unsupported("a cloud-config")
-        );
-        assert_eq!(
-            plan(b"\x1f\x8b\x08", false),
-            Plan::Unsupported("compressed with gzip")
-        );
-        assert_eq!(
-            plan(b"MIME-Version: 1.0", false),
-            Plan::Unsupported("a MIME message")
-        );
+        assert_eq!(plan(b"#cloud-config\n", false), Plan::Unsupported("a cloud-config"));
+        assert_eq!(plan(b"\x1f\x8b\x08", false), Plan::Unsupported("compressed with gzip"));
+        assert_eq!(plan(b"MIME-Version: 1.0", false), Plan::Unsupported("a MIME message"));
         assert_eq!(plan(b"echo", true), Plan::Unsupported("no script"));
     }
 

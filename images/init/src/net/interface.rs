@@ -115,11 +115,7 @@ impl Interface {
         // SAFETY: ifreq is plain data, for which zeros are valid.
         let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
         // The kernel's names have at most 15 bytes; the last one stays zero.
-        for (to, from) in request
-            .ifr_name
-            .iter_mut()
-            .zip(self.name.bytes().take(libc::IFNAMSIZ - 1))
-        {
+        for (to, from) in request.ifr_name.iter_mut().zip(self.name.bytes().take(libc::IFNAMSIZ - 1)) {
             *to = from.cast_signed();
         }
         request
@@ -136,21 +132,11 @@ impl Interface {
 }
 
 fn control_socket() -> io::Result<OwnedFd> {
-    Ok(socket(
-        AddressFamily::Inet,
-        SockType::Datagram,
-        SockFlag::SOCK_CLOEXEC,
-        None,
-    )?)
+    Ok(socket(AddressFamily::Inet, SockType::Datagram, SockFlag::SOCK_CLOEXEC, None)?)
 }
 
 fn read(folder: &Path, file: &str) -> Option<String> {
-    Some(
-        fs::read_to_string(folder.join(file))
-            .ok()?
-            .trim()
-            .to_owned(),
-    )
+    Some(fs::read_to_string(folder.join(file)).ok()?.trim().to_owned())
 }
 
 /// A `sockaddr_in` in the clothes of a `sockaddr`, as these requests want it.
@@ -159,8 +145,5 @@ fn socket_address(address: Ipv4Addr) -> libc::sockaddr {
     for (to, from) in data[2..6].iter_mut().zip(address.octets()) {
         *to = from.cast_signed();
     }
-    libc::sockaddr {
-        sa_family: libc::AF_INET as libc::sa_family_t,
-        sa_data: data,
-    }
+    libc::sockaddr { sa_family: libc::AF_INET as libc::sa_family_t, sa_data: data }
 }

@@ -49,10 +49,7 @@ fn wait_for_interface() -> Interface {
     }
 }
 
-fn serve(
-    interface: &Interface,
-    configured: &Sender<()>,
-) -> std::io::Result<std::convert::Infallible> {
+fn serve(interface: &Interface, configured: &Sender<()>) -> std::io::Result<std::convert::Infallible> {
     interface.up()?;
     let mac = interface.mac()?;
     let mut client = Client::new(mac, Instant::now(), random_u32());

@@ -51,11 +51,7 @@ enum State {
     /// The lease holds.
     Bound { lease: Lease, since: Instant },
     /// The lease holds and is to be lengthened: asked of its server, or (`rebinding`) of any.
-    Extending {
-        lease: Lease,
-        since: Instant,
-        next: Instant,
-    },
+    Extending { lease: Lease, since: Instant, next: Instant },
 }
 
 #[derive(Debug)]
@@ -67,11 +63,7 @@ struct Retry {
 
 impl Retry {
     fn new(now: Instant) -> Self {
-        Retry {
-            attempts: 0,
-            pause: PAUSE.0,
-            next: now,
-        }
+        Retry { attempts: 0, pause: PAUSE.0, next: now }
     }
 
     /// True if it is time for another attempt, which is then counted.
@@ -100,16 +92,7 @@ pub struct Client {
 
 impl Client {
     pub fn new(mac: [u8; 6], now: Instant, xid: u32) -> Self {
-        Client {
-            mac,
-            xid,
-            began: now,
-            asked: now,
-            state: State::Selecting {
-                retry: Retry::new(now),
-            },
-            news: None,
-        }
+        Client { mac, xid, began: now, asked: now, state: State::Selecting { retry: Retry::new(now) }, news: None }
     }
 
     /// What is to be done at `now`. To be called again after each step was carried out.
@@ -132,10 +115,7 @@ impl Client {
                     self.start_over(now);
                     return self.step(now);
                 }
-                let select = Request::Select {
-                    address: offer.address,
-                    server: offer.server,
-                };
+                let select = Request::Select { address: offer.address, server: offer.server };
                 self.say(select, Destination::Everybody, now)
             }
             State::Bound { lease, since } => {
@@ -145,11 +125,7 @@ impl Client {
                 }
                 let (lease, since) = (lease.clone(), *since);
                 self.xid = self.xid.wrapping_add(1);
-                self.state = State::Extending {
-                    lease,
-                    since,
-                    next: now,
-                };
+                self.state = State::Extending { lease, since, next: now };
                 self.step(now)
             }
             State::Extending { .. } => self.extend(now),
@@ -168,18 +144,13 @@ impl Client {
         if now < *next {
             return Step::Wait { until: *next };
         }
-        let (to, end) = if now < rebind {
-            (Destination::Server(lease.server), rebind)
-        } else {
-            (Destination::Everybody, expire)
-        };
+        let (to, end) =
+            if now < rebind { (Destination::Server(lease.server), rebind) } else { (Destination::Everybody, expire) };
         // Half of the time that is left, and no oftener than once a minute, but at the end of the phase
         // in any case.
         let pause = ((end - now) / 2).max(LEAST_EXTENSION_PAUSE);
         *next = (now + pause).min(end);
-        let extend = Request::Extend {
-            address: lease.address,
-        };
+        let extend = Request::Extend { address: lease.address };
         self.say(extend, to, now)
     }
 
@@ -190,14 +161,9 @@ impl Client {
         };
         match (&self.state, reply) {
             (State::Selecting { .. }, Reply::Offer(offer)) => {
-                self.state = State::Requesting {
-                    offer,
-                    retry: Retry::new(now),
-                };
+                self.state = State::Requesting { offer, retry: Retry::new(now) };
             }
-            (State::Requesting { offer, .. }, Reply::Ack(lease))
-                if lease.address == offer.address =>
-            {
+            (State::Requesting { offer, .. }, Reply::Ack(lease)) if lease.address == offer.address => {
                 self.bind(lease, true);
             }
             (State::Extending { lease: old, .. }, Reply::Ack(lease)) => {
@@ -215,15 +181,8 @@ impl Client {
     }
 
     fn bind(&mut self, lease: Lease, configure: bool) {
-        self.news = Some(if configure {
-            Step::Configure(lease.clone())
-        } else {
-            Step::Renewed
-        });
-        self.state = State::Bound {
-            lease,
-            since: self.asked,
-        };
+        self.news = Some(if configure { Step::Configure(lease.clone()) } else { Step::Renewed });
+        self.state = State::Bound { lease, since: self.asked };
     }
 
     fn start_over(&mut self, now: Instant) {
@@ -238,10 +197,7 @@ impl Client {
     fn say(&mut self, request: Request, to: Destination, now: Instant) -> Step {
         self.asked = now;
         let secs = u16::try_from((now - self.began).as_secs()).unwrap_or(u16::MAX);
-        Step::Send {
-            message: wire::encode(request, self.mac, self.xid, secs),
-            to,
-        }
+        Step::Send { message: wire::encode(request, self.mac, self.xid, secs), to }
     }
 }
 
@@ -256,17 +212,10 @@ mod tests {
     const XID: u32 = 100;
 
     fn sent(step: &Step) -> (DhcpMessageType, Option<Ipv4Addr>, u32, Destination) {
-        let Step::Send { message, to } = step else {
-            panic!("{step:?}")
-        };
+        let Step::Send { message, to } = step else { panic!("{step:?}") };
         let packet = DhcpPacket::new_checked(&message[..]).unwrap();
         let repr = DhcpRepr::parse(&packet).unwrap();
-        (
-            repr.message_type,
-            repr.requested_ip,
-            repr.transaction_id,
-            *to,
-        )
+        (repr.message_type, repr.requested_ip, repr.transaction_id, *to)
     }
 
     /// A client with a lease of an hour that began at the returned instant.
@@ -276,10 +225,7 @@ mod tests {
         assert_eq!(sent(&client.step(now)).0, DhcpMessageType::Discover);
         client.receive(&reply(DhcpMessageType::Offer, XID, 3600, &[]), now);
         let (kind, address, xid, to) = sent(&client.step(now));
-        assert_eq!(
-            (kind, xid, to),
-            (DhcpMessageType::Request, XID, Destination::Everybody)
-        );
+        assert_eq!((kind, xid, to), (DhcpMessageType::Request, XID, Destination::Everybody));
         assert_eq!(address, Some(Ipv4Addr::new(172, 31, 0, 4)));
         client.receive(&reply(DhcpMessageType::Ack, XID, 3600, &[]), now);
         assert!(matches!(client.step(now), Step::Configure(_)));
@@ -305,24 +251,14 @@ mod tests {
     #[test]
     fn a_lease_is_renewed_by_its_server_and_nothing_is_reconfigured() {
         let (mut client, began) = bound();
-        assert_eq!(
-            client.step(began),
-            Step::Wait {
-                until: began + Duration::from_secs(1800)
-            }
-        );
+        assert_eq!(client.step(began), Step::Wait { until: began + Duration::from_secs(1800) });
         let now = began + Duration::from_secs(1800);
         let (kind, requested, xid, to) = sent(&client.step(now));
         assert_eq!((kind, requested), (DhcpMessageType::Request, None));
         assert_eq!(to, Destination::Server(Ipv4Addr::new(172, 31, 0, 1)));
         client.receive(&reply(DhcpMessageType::Ack, xid, 3600, &[]), now);
         assert_eq!(client.step(now), Step::Renewed);
-        assert_eq!(
-            client.step(now),
-            Step::Wait {
-                until: now + Duration::from_secs(1800)
-            }
-        );
+        assert_eq!(client.step(now), Step::Wait { until: now + Duration::from_secs(1800) });
     }
 
     #[test]
@@ -336,10 +272,7 @@ mod tests {
                     assert!(until > now);
                     now = until;
                 }
-                Step::Send {
-                    to: Destination::Everybody,
-                    ..
-                } => everybody += 1,
+                Step::Send { to: Destination::Everybody, .. } => everybody += 1,
                 Step::Send { .. } => {}
                 Step::Deconfigure => break now,
                 other => panic!("{other:?}"),
@@ -347,9 +280,7 @@ mod tests {
         };
         assert!(everybody > 0, "any server was asked before the end");
         assert_eq!(ended, began + Duration::from_secs(3600));
-        let Step::Wait { until } = client.step(now) else {
-            panic!()
-        };
+        let Step::Wait { until } = client.step(now) else { panic!() };
         assert_eq!(sent(&client.step(until)).0, DhcpMessageType::Discover);
     }
 

@@ -14,10 +14,7 @@ pub struct Network {
 impl Network {
     /// `None` if the prefix is longer than an address. Host bits are cleared.
     pub fn new(address: Ipv4Addr, prefix: u8) -> Option<Self> {
-        (prefix <= 32).then(|| Network {
-            address: address & mask(prefix),
-            prefix,
-        })
+        (prefix <= 32).then(|| Network { address: address & mask(prefix), prefix })
     }
 
     pub fn network(&self) -> Ipv4Addr {
@@ -44,14 +41,8 @@ pub struct Route {
 
 impl Route {
     pub fn default_by(gateway: Ipv4Addr) -> Self {
-        let everything = Network {
-            address: Ipv4Addr::UNSPECIFIED,
-            prefix: 0,
-        };
-        Route {
-            destination: everything,
-            gateway: Some(gateway),
-        }
+        let everything = Network { address: Ipv4Addr::UNSPECIFIED, prefix: 0 };
+        Route { destination: everything, gateway: Some(gateway) }
     }
 }
 
@@ -109,9 +100,7 @@ impl fmt::Display for Lease {
 }
 
 fn mask(prefix: u8) -> Ipv4Addr {
-    let bits = u32::MAX
-        .checked_shl(32 - u32::from(prefix.min(32)))
-        .unwrap_or(0);
+    let bits = u32::MAX.checked_shl(32 - u32::from(prefix.min(32))).unwrap_or(0);
     Ipv4Addr::from(bits)
 }
 

@@ -31,13 +31,8 @@ impl Exchange {
     pub fn open(interface: &Interface, mac: Mac) -> io::Result<Self> {
         let index = interface.index()?;
         // SAFETY: a plain system call; its result is checked.
-        let raw = unsafe {
-            libc::socket(
-                libc::AF_PACKET,
-                libc::SOCK_DGRAM | libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK,
-                0,
-            )
-        };
+        let raw =
+            unsafe { libc::socket(libc::AF_PACKET, libc::SOCK_DGRAM | libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK, 0) };
         if raw < 0 {
             return Err(io::Error::last_os_error());
         }
@@ -46,12 +41,7 @@ impl Exchange {
         // Filter before binding: protocol 0 receives nothing until then.
         attach_filter(&packet)?;
         bind(&packet, index)?;
-        Ok(Exchange {
-            packet,
-            name: interface.name().to_owned(),
-            index,
-            mac,
-        })
+        Ok(Exchange { packet, name: interface.name().to_owned(), index, mac })
     }
 
     pub fn send(&self, message: &[u8], to: Destination) -> io::Result<()> {
@@ -76,19 +66,13 @@ impl Exchange {
                 size_of::<libc::sockaddr_ll>() as libc::socklen_t,
             )
         };
-        if sent < 0 {
-            Err(io::Error::last_os_error())
-        } else {
-            Ok(())
-        }
+        if sent < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
     }
 
     fn send_to_server(&self, message: &[u8], server: Ipv4Addr) -> io::Result<()> {
         let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, wire::CLIENT_PORT))?;
         setsockopt(&socket, sockopt::BindToDevice, &self.name.as_str().into())?;
-        socket
-            .send_to(message, (server, wire::SERVER_PORT))
-            .map(|_| ())
+        socket.send_to(message, (server, wire::SERVER_PORT)).map(|_| ())
     }
 
     /// The payload of the next datagram to the client's port, or `None` when `until` has come.
@@ -141,55 +125,29 @@ fn bind(socket: &OwnedFd, index: i32) -> io::Result<()> {
     let address = link_address(index);
     // SAFETY: the address lives through the call and its length is its own.
     let bound = unsafe {
-        libc::bind(
-            socket.as_raw_fd(),
-            (&raw const address).cast(),
-            size_of::<libc::sockaddr_ll>() as libc::socklen_t,
-        )
+        libc::bind(socket.as_raw_fd(), (&raw const address).cast(), size_of::<libc::sockaddr_ll>() as libc::socklen_t)
     };
-    if bound == 0 {
-        Ok(())
-    } else {
-        Err(io::Error::last_os_error())
-    }
+    if bound == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
 /// Classic BPF: UDP, not a later fragment, destination port 68.
 fn attach_filter(socket: &OwnedFd) -> io::Result<()> {
-    let op = |code: u32, jt: u8, jf: u8, k: u32| libc::sock_filter {
-        code: code as u16,
-        jt,
-        jf,
-        k,
-    };
+    let op = |code: u32, jt: u8, jf: u8, k: u32| libc::sock_filter { code: code as u16, jt, jf, k };
     let program = [
         // The protocol in the IP header.
         op(libc::BPF_LD | libc::BPF_B | libc::BPF_ABS, 0, 0, 9),
-        op(
-            libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K,
-            0,
-            6,
-            libc::IPPROTO_UDP as u32,
-        ),
+        op(libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K, 0, 6, libc::IPPROTO_UDP as u32),
         // The fragment's offset.
         op(libc::BPF_LD | libc::BPF_H | libc::BPF_ABS, 0, 0, 6),
         op(libc::BPF_JMP | libc::BPF_JSET | libc::BPF_K, 4, 0, 0x1fff),
         // The destination port, behind a header of 4 * IHL bytes.
         op(libc::BPF_LDX | libc::BPF_B | libc::BPF_MSH, 0, 0, 0),
         op(libc::BPF_LD | libc::BPF_H | libc::BPF_IND, 0, 0, 2),
-        op(
-            libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K,
-            0,
-            1,
-            u32::from(wire::CLIENT_PORT),
-        ),
+        op(libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K, 0, 1, u32::from(wire::CLIENT_PORT)),
         op(libc::BPF_RET | libc::BPF_K, 0, 0, u32::MAX),
         op(libc::BPF_RET | libc::BPF_K, 0, 0, 0),
     ];
-    let filter = libc::sock_fprog {
-        len: program.len() as u16,
-        filter: program.as_ptr().cast_mut(),
-    };
+    let filter = libc::sock_fprog { len: program.len() as u16, filter: program.as_ptr().cast_mut() };
     // SAFETY: the kernel copies the program, whose length is stated, before the call returns.
     let attached = unsafe {
         libc::setsockopt(
@@ -200,9 +158,5 @@ fn attach_filter(socket: &OwnedFd) -> io::Result<()> {
             size_of::<libc::sock_fprog>() as libc::socklen_t,
         )
     };
-    if attached == 0 {
-        Ok(())
-    } else {
-        Err(io::Error::last_os_error())
-    }
+    if attached == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }

@@ -6,8 +6,7 @@ use std::time::Duration;
 
 use smoltcp::phy::ChecksumCapabilities;
 use smoltcp::wire::{
-    DhcpMessageType, DhcpPacket, DhcpRepr, EthernetAddress, IpProtocol, Ipv4Packet, Ipv4Repr,
-    UdpPacket, UdpRepr,
+    DhcpMessageType, DhcpPacket, DhcpRepr, EthernetAddress, IpProtocol, Ipv4Packet, Ipv4Repr, UdpPacket, UdpRepr,
 };
 
 use super::lease::{Lease, Network, Route};
@@ -26,14 +25,8 @@ mod option {
 }
 
 /// RFC 3442 wants its option before the router's.
-const REQUESTED: [u8; 6] = [
-    option::CLASSLESS_ROUTES,
-    option::SUBNET_MASK,
-    option::ROUTER,
-    option::DNS,
-    option::DOMAIN,
-    option::MTU,
-];
+const REQUESTED: [u8; 6] =
+    [option::CLASSLESS_ROUTES, option::SUBNET_MASK, option::ROUTER, option::DNS, option::DOMAIN, option::MTU];
 
 /// A lease without an end; seconds of some years, so that sums of instants stay in range.
 const FOREVER: Duration = Duration::from_secs(10 * 365 * 86_400);
@@ -68,12 +61,9 @@ pub fn encode(request: Request, mac: [u8; 6], xid: u32, secs: u16) -> Vec<u8> {
     let mac = EthernetAddress(mac);
     let (message_type, client_ip, requested_ip, server) = match request {
         Request::Discover => (DhcpMessageType::Discover, Ipv4Addr::UNSPECIFIED, None, None),
-        Request::Select { address, server } => (
-            DhcpMessageType::Request,
-            Ipv4Addr::UNSPECIFIED,
-            Some(address),
-            Some(server),
-        ),
+        Request::Select { address, server } => {
+            (DhcpMessageType::Request, Ipv4Addr::UNSPECIFIED, Some(address), Some(server))
+        }
         Request::Extend { address } => (DhcpMessageType::Request, address, None, None),
     };
     let repr = DhcpRepr {
@@ -124,12 +114,7 @@ pub fn decode(payload: &[u8], mac: [u8; 6], xid: u32) -> Option<Reply> {
 }
 
 fn lease(packet: &DhcpPacket<&[u8]>, repr: &DhcpRepr<'_>) -> Option<Lease> {
-    let find = |kind: u8| {
-        packet
-            .options()
-            .find(|option| option.kind == kind)
-            .map(|o| o.data)
-    };
+    let find = |kind: u8| packet.options().find(|option| option.kind == kind).map(|o| o.data);
     let address = repr.your_ip;
     if address.is_unspecified() || address.is_multicast() || address.is_broadcast() {
         return None;
@@ -157,19 +142,10 @@ fn times(repr: &DhcpRepr<'_>) -> (Duration, Duration, Duration) {
         u32::MAX => FOREVER,
         value => Duration::from_secs(value.into()).min(FOREVER),
     };
-    let expire = repr
-        .lease_duration
-        .map_or(FOREVER, seconds)
-        .max(Duration::from_secs(8));
-    let rebind = repr
-        .rebind_duration
-        .map(seconds)
-        .filter(|rebind| *rebind < expire);
+    let expire = repr.lease_duration.map_or(FOREVER, seconds).max(Duration::from_secs(8));
+    let rebind = repr.rebind_duration.map(seconds).filter(|rebind| *rebind < expire);
     let rebind = rebind.unwrap_or(expire * 7 / 8);
-    let renew = repr
-        .renew_duration
-        .map(seconds)
-        .filter(|renew| *renew < rebind);
+    let renew = repr.renew_duration.map(seconds).filter(|renew| *renew < rebind);
     (renew.unwrap_or(rebind * 4 / 7), rebind, expire)
 }
 
@@ -226,10 +202,7 @@ fn domain(data: &[u8]) -> Option<String> {
 /// `payload` as an IPv4 datagram from an interface without an address to everybody.
 pub fn broadcast_datagram(payload: &[u8]) -> Vec<u8> {
     let (from, to) = (Ipv4Addr::UNSPECIFIED, Ipv4Addr::BROADCAST);
-    let udp = UdpRepr {
-        src_port: CLIENT_PORT,
-        dst_port: SERVER_PORT,
-    };
+    let udp = UdpRepr { src_port: CLIENT_PORT, dst_port: SERVER_PORT };
     let ip = Ipv4Repr {
         src_addr: from,
         dst_addr: to,
@@ -274,12 +247,7 @@ pub mod tests {
     pub const MAC: [u8; 6] = [2, 0, 0, 0, 0, 1];
 
     /// A server's message, for the tests of the state machine too.
-    pub fn reply(
-        kind: DhcpMessageType,
-        xid: u32,
-        seconds: u32,
-        options: &[DhcpOption<'_>],
-    ) -> Vec<u8> {
+    pub fn reply(kind: DhcpMessageType, xid: u32, seconds: u32, options: &[DhcpOption<'_>]) -> Vec<u8> {
         let repr = DhcpRepr {
             message_type: kind,
             transaction_id: xid,
@@ -304,8 +272,7 @@ pub mod tests {
             additional_options: options,
         };
         let mut bytes = vec![0; repr.buffer_len()];
-        repr.emit(&mut DhcpPacket::new_unchecked(&mut bytes[..]))
-            .unwrap();
+        repr.emit(&mut DhcpPacket::new_unchecked(&mut bytes[..])).unwrap();
         bytes
     }
 
@@ -319,23 +286,11 @@ pub mod tests {
     #[test]
     fn a_lease_is_read() {
         let lease = acked(&[
-            DhcpOption {
-                kind: option::MTU,
-                data: &[0x05, 0x78],
-            },
-            DhcpOption {
-                kind: option::DNS,
-                data: &[172, 31, 0, 2],
-            },
-            DhcpOption {
-                kind: option::DOMAIN,
-                data: b"mallee-1.internal",
-            },
+            DhcpOption { kind: option::MTU, data: &[0x05, 0x78] },
+            DhcpOption { kind: option::DNS, data: &[172, 31, 0, 2] },
+            DhcpOption { kind: option::DOMAIN, data: b"mallee-1.internal" },
         ]);
-        assert_eq!(
-            lease.to_string(),
-            "172.31.0.4/20, 0.0.0.0/0 via 172.31.0.1, MTU 1400"
-        );
+        assert_eq!(lease.to_string(), "172.31.0.4/20, 0.0.0.0/0 via 172.31.0.1, MTU 1400");
         assert_eq!(lease.dns, [Ipv4Addr::new(172, 31, 0, 2)]);
         assert_eq!(lease.domain.as_deref(), Some("mallee-1.internal"));
         assert_eq!(lease.renew, Duration::from_secs(1800));
@@ -345,27 +300,15 @@ pub mod tests {
     #[test]
     fn classless_routes_take_the_routers_place() {
         let data = [0, 172, 31, 0, 9, 16, 10, 1, 0, 0, 0, 0];
-        let lease = acked(&[DhcpOption {
-            kind: option::CLASSLESS_ROUTES,
-            data: &data,
-        }]);
+        let lease = acked(&[DhcpOption { kind: option::CLASSLESS_ROUTES, data: &data }]);
         let routes: Vec<String> = lease.routes.iter().map(Route::to_string).collect();
-        assert_eq!(
-            routes,
-            ["0.0.0.0/0 via 172.31.0.9", "10.1.0.0/16 on the link"]
-        );
+        assert_eq!(routes, ["0.0.0.0/0 via 172.31.0.9", "10.1.0.0/16 on the link"]);
     }
 
     #[test]
     fn a_cut_off_route_list_is_not_used() {
-        let lease = acked(&[DhcpOption {
-            kind: option::CLASSLESS_ROUTES,
-            data: &[24, 10],
-        }]);
-        assert_eq!(
-            lease.routes,
-            [Route::default_by(Ipv4Addr::new(172, 31, 0, 1))]
-        );
+        let lease = acked(&[DhcpOption { kind: option::CLASSLESS_ROUTES, data: &[24, 10] }]);
+        assert_eq!(lease.routes, [Route::default_by(Ipv4Addr::new(172, 31, 0, 1))]);
     }
 
     #[test]
