@@ -10,12 +10,15 @@ const LOCAL_ID: u64 = 0x20;
 const END_OF_INTERRUPT: u64 = 0xb0;
 const SPURIOUS_VECTOR: u64 = 0xf0;
 const TIMER_VECTOR: u64 = 0x320;
+const LINT0: u64 = 0x350;
 const TIMER_INITIAL: u64 = 0x380;
 const TIMER_CURRENT: u64 = 0x390;
 const TIMER_DIVIDE: u64 = 0x3e0;
 
 /// Spurious-interrupt register: the APIC is enabled.
 const ENABLE: u32 = 1 << 8;
+/// A local vector table entry that lets nothing in.
+const MASKED: u32 = 1 << 16;
 /// The timer's clock is divided by this, so that it can wait for a minute.
 pub const DIVISOR: u32 = 16;
 /// Divide configuration register: by 16.
@@ -25,8 +28,10 @@ const IO_SELECT: u64 = 0xfec0_0000;
 const IO_WINDOW: u64 = 0xfec0_0010;
 const IO_REDIRECTION: u32 = 0x10;
 
-/// Enables the local APIC and its timer in one-shot mode.
+/// Enables the local APIC and its timer in one-shot mode, and shuts the way by which the old 8259 would
+/// interrupt with vectors that are the processor's own.
 pub fn enable() {
+    write(LOCAL + LINT0, MASKED);
     write(LOCAL + SPURIOUS_VECTOR, ENABLE | u32::from(SPURIOUS));
     write(LOCAL + TIMER_DIVIDE, DIVIDE_BY_16);
     write(LOCAL + TIMER_VECTOR, u32::from(TIMER));
