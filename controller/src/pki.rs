@@ -143,11 +143,6 @@ pub fn peer(der: &[u8]) -> Option<(String, String)> {
     Some((name, hex::encode(certificate.raw_serial())))
 }
 
-/// The name of the node that a client's certificate was made for.
-pub fn peer_name(der: &[u8]) -> Option<String> {
-    peer(der).map(|(name, _)| name)
-}
-
 fn new_authority() -> Result<Pair> {
     let mut params = CertificateParams::new(Vec::new())?;
     params.distinguished_name = common_name("Mallee cloud authority");

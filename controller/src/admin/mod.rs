@@ -15,7 +15,6 @@ use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use axum::routing::{delete, get, post};
 use axum::{Json, Router};
-use sqlx::Row as _;
 use tokio::net::UnixListener;
 
 use crate::Cloud;
@@ -194,15 +193,4 @@ async fn trace(State(cloud): State<Cloud>, UrlPath(id): UrlPath<String>) -> Repl
 
 async fn end_instances(State(cloud): State<Cloud>) -> Reply<EndedInstances> {
     Ok(Json(instances::end_all(&cloud).await?))
-}
-
-/// Whether a node that shows this certificate may attend: its name and serial are those of the last
-/// `mallee node add`.
-pub async fn node_is_known(db: &crate::state::Database, name: &str, serial: &str) -> Result<bool, sqlx::Error> {
-    let row = sqlx::query("SELECT count(*) AS n FROM node_credentials WHERE name = ? AND serial = ?")
-        .bind(name)
-        .bind(serial)
-        .fetch_one(db.pool())
-        .await?;
-    Ok(row.try_get::<i64, _>("n")? > 0)
 }

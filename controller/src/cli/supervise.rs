@@ -21,6 +21,10 @@ use tokio_util::sync::CancellationToken;
 use super::record::{self, Started};
 use super::{CliError, Result, namespace};
 
+/// What goes into the logs when the operator says nothing. The S3 library calls every refusal of a
+/// client's request an error; those are in our own log line of the request.
+const LOG_FILTER: &str = "info,s3s=off,sqlx=warn";
+
 const FIRST_PAUSE: Duration = Duration::from_millis(200);
 const LONGEST_PAUSE: Duration = Duration::from_secs(10);
 /// A process that ran for this long is taken to have been well.
@@ -54,7 +58,7 @@ impl Program {
             .stdin(Stdio::null())
             .stdout(log.try_clone().map_err(log_error)?)
             .stderr(log)
-            .env("RUST_LOG", std::env::var("RUST_LOG").unwrap_or_else(|_| "info".to_owned()))
+            .env("RUST_LOG", std::env::var("RUST_LOG").unwrap_or_else(|_| LOG_FILTER.to_owned()))
             .process_group(0);
         if let Some(path) = &self.namespace {
             namespace::enter(&mut command, path)?;

@@ -121,6 +121,18 @@ impl Files {
         Some(self.blobs.join(sha256)).filter(|path| well_formed && path.is_file())
     }
 
+    /// The state folder that these lie in, for tests that open it again.
+    #[cfg(test)]
+    pub fn state(&self) -> &Path {
+        self.blobs.parent().unwrap()
+    }
+
+    /// Data files that are there.
+    #[cfg(test)]
+    pub fn count(&self) -> usize {
+        fs::read_dir(&self.data).unwrap().map(|folder| fs::read_dir(folder.unwrap().path()).unwrap().count()).sum()
+    }
+
     /// Removes every temporary file and every data file that is not in `named`. Only at the start,
     /// before the first request: a file that is being written is in neither set.
     pub fn sweep(&self, named: &HashSet<DataId>) -> io::Result<usize> {
