@@ -66,9 +66,7 @@ fn reach(model: &Model, name: &str, seen: &mut BTreeSet<String>) -> Result<(), S
         return Ok(());
     }
     match model.shape(name)? {
-        Shape::Structure { members, .. } => {
-            members.values().try_for_each(|member| reach(model, &member.shape, seen))
-        }
+        Shape::Structure { members, .. } => members.values().try_for_each(|member| reach(model, &member.shape, seen)),
         Shape::List { member, .. } => reach(model, &member.shape, seen),
         _ => Ok(()),
     }

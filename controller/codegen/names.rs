@@ -9,8 +9,7 @@ pub fn snake(name: &str) -> String {
     for (at, &letter) in letters.iter().enumerate() {
         if letter.is_ascii_uppercase() && at > 0 {
             let before = letters[at - 1];
-            let ends_acronym =
-                before.is_ascii_uppercase() && letters.get(at + 1).is_some_and(char::is_ascii_lowercase);
+            let ends_acronym = before.is_ascii_uppercase() && letters.get(at + 1).is_some_and(char::is_ascii_lowercase);
             if before.is_ascii_lowercase() || before.is_ascii_digit() || ends_acronym {
                 out.push('_');
             }

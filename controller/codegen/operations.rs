@@ -30,7 +30,9 @@ pub fn write_all(out: &mut String, model: &Model) -> Result<(), String> {
 
 fn enumeration(out: &mut String, model: &Model) {
     let names: Vec<&str> = model.operations.keys().map(String::as_str).collect();
-    out.push_str("/// What can be asked for.\n#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]\npub enum Operation {\n");
+    out.push_str(
+        "/// What can be asked for.\n#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]\npub enum Operation {\n",
+    );
     for name in &names {
         out.push_str(&format!("    {name},\n"));
     }
@@ -38,7 +40,9 @@ fn enumeration(out: &mut String, model: &Model) {
     for name in &names {
         out.push_str(&format!("            {name:?} => Some(Operation::{name}),\n"));
     }
-    out.push_str("            _ => None,\n        }\n    }\n\n    pub fn name(self) -> &'static str {\n        match self {\n");
+    out.push_str(
+        "            _ => None,\n        }\n    }\n\n    pub fn name(self) -> &'static str {\n        match self {\n",
+    );
     for name in &names {
         out.push_str(&format!("            Operation::{name} => {name:?},\n"));
     }
@@ -48,16 +52,25 @@ fn enumeration(out: &mut String, model: &Model) {
 fn dispatch(out: &mut String, model: &Model) -> Result<(), String> {
     out.push_str(
         "/// Reads the request, has it carried out by its handler, writes the answer.\n\
-         pub async fn dispatch(operation: Operation, context: &super::Context, params: crate::query::Params) \
+         pub(crate) async fn dispatch(operation: Operation, context: &super::Context, params: crate::query::Params) \
          -> Result<crate::query::Writer, super::Refusal> {\n    match operation {\n",
     );
     for (name, operation) in &model.operations {
         let input = operation.input.as_ref().ok_or_else(|| format!("{name} has no input shape"))?;
         let handler = names::snake(name);
         let answer = match (&operation.output, model.metadata.protocol) {
-            (None, _) => format!("let () = super::handlers::{handler}(context, request).await?;\n            Ok(crate::query::acknowledge(\"{name}Response\", NAMESPACE, &context.caller.request_id))"),
-            (Some(output), Protocol::Ec2) => format!("let answer: {} = super::handlers::{handler}(context, request).await?;\n            Ok(crate::query::answer(\"{name}Response\", NAMESPACE, &context.caller.request_id, &answer))", output.shape),
-            (Some(output), Protocol::Query) => format!("let answer: {} = super::handlers::{handler}(context, request).await?;\n            Ok(crate::query::wrapped_answer(\"{name}Response\", {:?}, NAMESPACE, &context.caller.request_id, &answer))", output.shape, output.result_wrapper.as_deref().unwrap_or("Result")),
+            (None, _) => format!(
+                "let () = super::handlers::{handler}(context, request).await?;\n            Ok(crate::query::acknowledge(\"{name}Response\", NAMESPACE, &context.caller.request_id))"
+            ),
+            (Some(output), Protocol::Ec2) => format!(
+                "let answer: {} = super::handlers::{handler}(context, request).await?;\n            Ok(crate::query::answer(\"{name}Response\", NAMESPACE, &context.caller.request_id, &answer))",
+                output.shape
+            ),
+            (Some(output), Protocol::Query) => format!(
+                "let answer: {} = super::handlers::{handler}(context, request).await?;\n            Ok(crate::query::wrapped_answer(\"{name}Response\", {:?}, NAMESPACE, &context.caller.request_id, &answer))",
+                output.shape,
+                output.result_wrapper.as_deref().unwrap_or("Result")
+            ),
         };
         out.push_str(&format!(
             "        Operation::{name} => {{\n            let request: {} = super::parse(context, params)?;\n            {answer}\n        }}\n",

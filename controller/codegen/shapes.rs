@@ -19,8 +19,7 @@ pub fn write_all(out: &mut String, model: &Model, usage: &Usage) -> Result<(), S
         let (read, written) = (usage.inputs.contains(name), usage.outputs.contains(name));
         match shape {
             Shape::Structure { members, required } => {
-                let structure =
-                    Structure { model, name, members, required, request: usage.requests.contains(name) };
+                let structure = Structure { model, name, members, required, request: usage.requests.contains(name) };
                 structure.declare(out)?;
                 if read {
                     structure.read(out)?;
@@ -77,7 +76,8 @@ impl Structure<'_> {
         for (name, member) in self.members {
             let inner = rust_type(self.model, &member.shape)?;
             let list = matches!(self.model.shape(&member.shape)?, Shape::List { .. });
-            let field = if self.is_required(name) || (list && self.request) { inner } else { format!("Option<{inner}>") };
+            let field =
+                if self.is_required(name) || (list && self.request) { inner } else { format!("Option<{inner}>") };
             writeln!(out, "    pub {}: {},", names::snake(name), default_able(&field, self.is_required(name))?)
                 .map_err(text)?;
         }
@@ -138,7 +138,11 @@ impl Structure<'_> {
             match self.model.shape(&member.shape)? {
                 Shape::List { member: item, .. } => {
                     let item = item.location_name.as_deref().unwrap_or("member");
-                    let value = if required || self.request { format!("Some(&self.{field})") } else { format!("self.{field}.as_ref()") };
+                    let value = if required || self.request {
+                        format!("Some(&self.{field})")
+                    } else {
+                        format!("self.{field}.as_ref()")
+                    };
                     writeln!(out, "        xml.list({wire:?}, {item:?}, {value});").map_err(text)?;
                 }
                 _ if required => writeln!(out, "        xml.value({wire:?}, &self.{field});").map_err(text)?,
@@ -174,9 +178,8 @@ fn enumeration(out: &mut String, name: &str, values: &[String]) {
         while !seen.insert(constant.clone()) {
             constant.push('_');
         }
-        constants.push_str(&format!(
-            "    pub const {constant}: {name} = {name}(std::borrow::Cow::Borrowed({value:?}));\n"
-        ));
+        constants
+            .push_str(&format!("    pub const {constant}: {name} = {name}(std::borrow::Cow::Borrowed({value:?}));\n"));
     }
     out.push_str(&format!(
         "#[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]\npub struct {name}(std::borrow::Cow<'static, str>);\n\n\

@@ -6,9 +6,7 @@ use time::OffsetDateTime;
 
 /// Nanoseconds since 1970. A clock set before 1970 reads as 1970.
 pub fn unix_ns() -> u64 {
-    SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .map_or(0, |since| u64::try_from(since.as_nanos()).unwrap_or(u64::MAX))
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| u64::try_from(since.as_nanos()).unwrap_or(u64::MAX))
 }
 
 /// As the database keeps it: SQLite's integers are signed.

@@ -141,17 +141,31 @@ impl Door {
     }
 
     /// EC2 and STS: the Query protocol.
-    async fn query(&self, service: &Service, request: Request<Incoming>, peer: IpAddr, request_id: &str) -> Response<Bytes> {
+    async fn query(
+        &self,
+        service: &Service,
+        request: Request<Incoming>,
+        peer: IpAddr,
+        request_id: &str,
+    ) -> Response<Bytes> {
         let start_unix_ns = crate::clock::unix_ns();
         let refuse = |code: &str, message: &str, status: u16| error_reply(service, code, message, status, request_id);
         if let Service::Unknown(name) = service {
-            return refuse("UnsupportedProtocol", &format!("the service {name:?} is not here: this cloud has ec2, s3 and sts"), 400);
+            return refuse(
+                "UnsupportedProtocol",
+                &format!("the service {name:?} is not here: this cloud has ec2, s3 and sts"),
+                400,
+            );
         }
         let (head, body) = request.into_parts();
         let body = match read_body(body).await {
             Ok(body) => body,
             Err(TooMuch::Bytes) => {
-                return refuse("RequestEntityTooLarge", &format!("the body has more than {QUERY_BODY_LIMIT} bytes"), 413);
+                return refuse(
+                    "RequestEntityTooLarge",
+                    &format!("the body has more than {QUERY_BODY_LIMIT} bytes"),
+                    413,
+                );
             }
             Err(TooMuch::Time) => return refuse("RequestTimeout", "the body did not come within 30 seconds", 408),
             Err(TooMuch::Broken) => return refuse("IncompleteBody", "the body ended before it was whole", 400),
@@ -160,7 +174,11 @@ impl Door {
             Ok(Ok(caller)) => caller,
             Ok(Err(error)) => {
                 if !self.by_address.allow(&peer, Instant::now()) {
-                    return refuse("RequestLimitExceeded", "too many requests that were not signed well; wait a little", 503);
+                    return refuse(
+                        "RequestLimitExceeded",
+                        "too many requests that were not signed well; wait a little",
+                        503,
+                    );
                 }
                 let (code, status) = if *service == Service::Sts { error.sts() } else { error.ec2() };
                 return refuse(code, &error.to_string(), status);
@@ -280,7 +298,8 @@ mod tests {
 
     #[test]
     fn the_signatures_parameters_are_not_the_operations() {
-        let head = Request::builder().uri("/?Action=DescribeRegions&X-Amz-Signature=0").body(()).unwrap().into_parts().0;
+        let head =
+            Request::builder().uri("/?Action=DescribeRegions&X-Amz-Signature=0").body(()).unwrap().into_parts().0;
         assert_eq!(parameters(&head, b"").unwrap(), [("Action".to_owned(), "DescribeRegions".to_owned())]);
     }
 }

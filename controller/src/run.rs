@@ -39,7 +39,11 @@ pub async fn run(config: Config, shutdown: impl Future<Output = ()>) -> Result<(
     };
     let mut front = tokio::spawn(http::serve(cloud.clone(), front, until_stopped()));
     let mut back = tokio::spawn(nodes::serve(cloud.clone(), back, until_stopped()));
-    let mut admin = tokio::spawn(admin::serve(cloud.clone(), cloud.state_dir.join(ADMIN_SOCKET), until_stopped()));
+    let socket = cloud.state_dir.join(ADMIN_SOCKET);
+    let mut admin = tokio::spawn({
+        let (cloud, stopped) = (cloud.clone(), until_stopped());
+        async move { admin::serve(cloud, &socket, stopped).await }
+    });
     let tidy = tokio::spawn(keep_tidy(cloud, until_stopped()));
 
     let early = tokio::select! {
@@ -51,7 +55,11 @@ pub async fn run(config: Config, shutdown: impl Future<Output = ()>) -> Result<(
     tracing::info!("ending");
     // Nobody waits any more when all have ended already.
     let _ = stop.send(true);
-    let _ = tokio::join!(tidy, async { if !front.is_finished() { let _ = front.await; } });
+    let _ = tokio::join!(tidy, async {
+        if !front.is_finished() {
+            let _ = front.await;
+        }
+    });
     match early {
         None => Ok(()),
         Some(Ok(result)) => result,
@@ -60,9 +68,7 @@ pub async fn run(config: Config, shutdown: impl Future<Output = ()>) -> Result<(
 }
 
 async fn listen(what: &'static str, address: &str) -> Result<TcpListener> {
-    TcpListener::bind(address)
-        .await
-        .map_err(|source| Error::Listen { what, address: address.to_owned(), source })
+    TcpListener::bind(address).await.map_err(|source| Error::Listen { what, address: address.to_owned(), source })
 }
 
 async fn keep_tidy(cloud: Cloud, stopped: impl Future<Output = ()>) {

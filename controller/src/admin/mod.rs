@@ -19,7 +19,7 @@ use tokio::net::UnixListener;
 
 use crate::Cloud;
 use crate::auth::Accounts;
-use crate::auth::accounts::{ADMIN, AccountError, AccessKey};
+use crate::auth::accounts::{ADMIN, AccessKey, AccountError};
 use crate::pki::PkiError;
 use api::{AddAccount, AddKey, AddNode, AddedAccount, AddedNode, EndedInstances, Environment, Fault, Health, Status};
 
@@ -27,7 +27,11 @@ use api::{AddAccount, AddKey, AddNode, AddedAccount, AddedNode, EndedInstances, 
 pub const SOCKET: &str = "admin.sock";
 
 /// Makes the administrator's account if there is none, then serves until `shutdown` is done.
-pub async fn serve(cloud: Cloud, socket: &Path, shutdown: impl Future<Output = ()> + Send + 'static) -> std::io::Result<()> {
+pub async fn serve(
+    cloud: Cloud,
+    socket: &Path,
+    shutdown: impl Future<Output = ()> + Send + 'static,
+) -> std::io::Result<()> {
     if let Err(error) = Accounts::new(cloud.db.clone()).ensure_admin().await {
         return Err(std::io::Error::other(error));
     }

@@ -46,7 +46,9 @@ impl fmt::Debug for AccessKey {
 /// Why an account or a key could not be made, found or removed.
 #[derive(Debug, thiserror::Error)]
 pub enum AccountError {
-    #[error("an account's name is 1 to {NAME_LIMIT} letters, digits, '-', '_' or '.', and begins with a letter; got {0:?}")]
+    #[error(
+        "an account's name is 1 to {NAME_LIMIT} letters, digits, '-', '_' or '.', and begins with a letter; got {0:?}"
+    )]
     BadName(String),
     #[error("there is an account {0:?} already; `mallee key add {0}` makes another key for it")]
     NameTaken(String),
@@ -87,7 +89,8 @@ impl Accounts {
     pub async fn add(&self, name: &str) -> Result<(Account, AccessKey), AccountError> {
         check_name(name)?;
         let mut transaction = self.db.begin().await?;
-        let taken = sqlx::query("SELECT 1 FROM accounts WHERE name = ?").bind(name).fetch_optional(&mut *transaction).await?;
+        let taken =
+            sqlx::query("SELECT 1 FROM accounts WHERE name = ?").bind(name).fetch_optional(&mut *transaction).await?;
         if taken.is_some() {
             return Err(AccountError::NameTaken(name.to_owned()));
         }

@@ -68,7 +68,9 @@ enum Place {
 pub enum SignatureError {
     #[error("the request is not signed; sign it with Signature Version 4 and an access key (`mallee env` prints one)")]
     Missing,
-    #[error("the request is signed with Signature Version 2, which is not accepted; use a client that signs with Signature Version 4")]
+    #[error(
+        "the request is signed with Signature Version 2, which is not accepted; use a client that signs with Signature Version 4"
+    )]
     Version2,
     #[error("the signature is incomplete: {0}")]
     Incomplete(String),
@@ -173,7 +175,8 @@ impl Signature {
             return Err(incomplete(format!("X-Amz-Expires must be 1 to {LONGEST_LIFE_SECONDS}")));
         }
         let amz_date = required("X-Amz-Date")?.to_owned();
-        let date = parse_basic(&amz_date).ok_or_else(|| incomplete("X-Amz-Date is not of the form 20260131T235959Z"))?;
+        let date =
+            parse_basic(&amz_date).ok_or_else(|| incomplete("X-Amz-Date is not of the form 20260131T235959Z"))?;
         Self::new(
             required("X-Amz-Credential")?,
             required("X-Amz-SignedHeaders")?,
@@ -251,7 +254,8 @@ pub fn parse_credential(text: &str) -> Result<(String, Scope), SignatureError> {
     let malformed = || incomplete("the credential must be KEY/DATE/REGION/SERVICE/aws4_request");
     let fields: Vec<&str> = text.split('/').collect();
     let [key, date, region, service, TERMINATOR] = fields[..] else { return Err(malformed()) };
-    let well_formed = !key.is_empty() && date.len() == 8 && date.bytes().all(|b| b.is_ascii_digit()) && !service.is_empty();
+    let well_formed =
+        !key.is_empty() && date.len() == 8 && date.bytes().all(|b| b.is_ascii_digit()) && !service.is_empty();
     if !well_formed {
         return Err(malformed());
     }

@@ -45,7 +45,9 @@ impl Admin {
         }
         match serde_json::from_slice::<Fault>(&body) {
             Ok(fault) => Err(CliError::Said(fault.message)),
-            Err(_) => Err(CliError::Said(format!("the controller answered {status}: {}", String::from_utf8_lossy(&body)))),
+            Err(_) => {
+                Err(CliError::Said(format!("the controller answered {status}: {}", String::from_utf8_lossy(&body))))
+            }
         }
     }
 
@@ -54,7 +56,8 @@ impl Admin {
             .await
             .map_err(|source| CliError::NoCloud { socket: self.socket.clone(), source })?;
         let broken = |error: hyper::Error| CliError::Said(format!("the controller broke off: {error}"));
-        let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(broken)?;
+        let (mut sender, connection) =
+            hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(broken)?;
         let driver = tokio::spawn(connection);
         let request = Request::builder()
             .method(method)

@@ -117,8 +117,9 @@ fn end_machines(state: &Path, made: &Surroundings) {
         let in_state = [format!("/proc/{pid}/root"), format!("/proc/{pid}/cwd")]
             .iter()
             .any(|link| std::fs::read_link(link).is_ok_and(|path| path.starts_with(state)));
-        let named = std::fs::read(format!("/proc/{pid}/cmdline"))
-            .is_ok_and(|line| line.split(|b| *b == 0).any(|word| Path::new(&*String::from_utf8_lossy(word)).starts_with(state)));
+        let named = std::fs::read(format!("/proc/{pid}/cmdline")).is_ok_and(|line| {
+            line.split(|b| *b == 0).any(|word| Path::new(&*String::from_utf8_lossy(word)).starts_with(state))
+        });
         if in_namespace || in_state || named {
             tracing::warn!(pid, "a VMM outlived its agent and is killed");
             let _ = kill(Pid::from_raw(pid as i32), Signal::SIGKILL);
@@ -156,10 +157,17 @@ fn purge(state: &Path) -> Result<()> {
         return said(format!("{} does not look like a cloud's folder and is left alone", state.display()));
     }
     for mount in mounts_below(state) {
-        nix::mount::umount2(&mount, nix::mount::MntFlags::MNT_DETACH)
-            .map_err(|errno| CliError::File { what: "cannot unmount", path: mount, source: errno.into() })?;
+        nix::mount::umount2(&mount, nix::mount::MntFlags::MNT_DETACH).map_err(|errno| CliError::File {
+            what: "cannot unmount",
+            path: mount,
+            source: errno.into(),
+        })?;
     }
-    std::fs::remove_dir_all(state).map_err(|source| CliError::File { what: "cannot remove", path: state.to_owned(), source })
+    std::fs::remove_dir_all(state).map_err(|source| CliError::File {
+        what: "cannot remove",
+        path: state.to_owned(),
+        source,
+    })
 }
 
 /// Mount points below a folder, the innermost first.

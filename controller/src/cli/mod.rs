@@ -36,7 +36,11 @@ use clap::{Args, Parser, Subcommand};
 const DEFAULT_STATE: &str = "/var/lib/mallee";
 
 #[derive(Debug, Parser)]
-#[command(name = "mallee", version, about = "A small cloud for bare-metal labs that answers to EC2's and S3's own tools")]
+#[command(
+    name = "mallee",
+    version,
+    about = "A small cloud for bare-metal labs that answers to EC2's and S3's own tools"
+)]
 struct Cli {
     #[command(subcommand)]
     verb: Verb,
@@ -154,16 +158,23 @@ fn other_program(words: &[OsString]) -> Result<ExitCode> {
             let error = std::process::Command::new(&path).args(rest).exec();
             Err(CliError::File { what: "cannot execute", path, source: error })
         }
-        _ => said(format!("there is no subcommand {name:?}, nor a program mallee-{name} beside this one; see `mallee --help`")),
+        _ => said(format!(
+            "there is no subcommand {name:?}, nor a program mallee-{name} beside this one; see `mallee --help`"
+        )),
     }
 }
 
 /// A program of ours, found beside this one.
 fn program(name: &str) -> Result<PathBuf> {
-    let own = std::env::current_exe().map_err(|error| CliError::System("cannot find this program's own path", error))?;
+    let own =
+        std::env::current_exe().map_err(|error| CliError::System("cannot find this program's own path", error))?;
     // A program that was replaced while it ran reads as "… (deleted)"; its folder is still right.
     let path = own.parent().unwrap_or(Path::new("/")).join(name);
-    if path.is_file() { Ok(path) } else { said(format!("the program {name} is not beside mallee, in {}", path.display())) }
+    if path.is_file() {
+        Ok(path)
+    } else {
+        said(format!("the program {name} is not beside mallee, in {}", path.display()))
+    }
 }
 
 fn log_to_stderr() {

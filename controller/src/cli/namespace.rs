@@ -21,8 +21,11 @@ pub fn path(name: &str) -> PathBuf {
 /// Has the command's process enter the namespace before it executes its program. Only the network
 /// is changed: `/sys` still shows the host's, so nothing of ours reads it.
 pub fn enter(command: &mut Command, namespace: &Path) -> Result<()> {
-    let file = File::open(namespace)
-        .map_err(|source| CliError::File { what: "cannot enter the network namespace", path: namespace.to_owned(), source })?;
+    let file = File::open(namespace).map_err(|source| CliError::File {
+        what: "cannot enter the network namespace",
+        path: namespace.to_owned(),
+        source,
+    })?;
     // SAFETY: between fork and exec only `setns` is called, a bare system call on a descriptor that
     // the closure owns; it allocates nothing and takes no lock.
     unsafe {

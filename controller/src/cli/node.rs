@@ -42,7 +42,11 @@ impl Node {
     pub async fn run(self) -> Result<ExitCode> {
         match self {
             Node::Add { name, zone, controller, out, state } => {
-                let out = std::path::absolute(&out).map_err(|source| CliError::File { what: "cannot use", path: out, source })?;
+                let out = std::path::absolute(&out).map_err(|source| CliError::File {
+                    what: "cannot use",
+                    path: out,
+                    source,
+                })?;
                 let wanted = api::AddNode { name, zone, controller, out };
                 let added: api::AddedNode = state.admin().post(api::NODES, &wanted).await?;
                 println!("{}", added.out.display());

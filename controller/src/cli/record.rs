@@ -70,11 +70,11 @@ pub fn log_file(state: &Path, name: &str) -> PathBuf {
 /// Makes the state folder with the folders that `mallee up` needs.
 pub fn make_folders(state: &Path) -> Result<()> {
     for folder in [state.to_owned(), run_folder(state), state.join("log")] {
-        fs::DirBuilder::new()
-            .recursive(true)
-            .mode(0o700)
-            .create(&folder)
-            .map_err(|source| CliError::File { what: "cannot make the folder", path: folder, source })?;
+        fs::DirBuilder::new().recursive(true).mode(0o700).create(&folder).map_err(|source| CliError::File {
+            what: "cannot make the folder",
+            path: folder,
+            source,
+        })?;
     }
     Ok(())
 }
@@ -89,7 +89,8 @@ pub fn lock(state: &Path) -> Result<std::result::Result<Lock, u32>> {
     let file = open.map_err(|source| CliError::File { what: "cannot open", path: path.clone(), source })?;
     match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
         Ok(mut lock) => {
-            let write = lock.set_len(0).and_then(|()| lock.rewind()).and_then(|()| write!(*lock, "{}", std::process::id()));
+            let write =
+                lock.set_len(0).and_then(|()| lock.rewind()).and_then(|()| write!(*lock, "{}", std::process::id()));
             write.map_err(|source| CliError::File { what: "cannot write", path, source })?;
             Ok(Ok(Lock(lock)))
         }
@@ -124,9 +125,11 @@ pub fn write(state: &Path, name: &str, value: &impl Serialize) -> Result<()> {
     let path = run_folder(state).join(format!("{name}.json"));
     let temporary = path.with_extension("new");
     let text = serde_json::to_vec_pretty(value).map_err(|error| CliError::Said(error.to_string()))?;
-    fs::write(&temporary, text)
-        .and_then(|()| fs::rename(&temporary, &path))
-        .map_err(|source| CliError::File { what: "cannot write", path, source })
+    fs::write(&temporary, text).and_then(|()| fs::rename(&temporary, &path)).map_err(|source| CliError::File {
+        what: "cannot write",
+        path,
+        source,
+    })
 }
 
 pub fn forget(state: &Path, name: &str) {

@@ -44,7 +44,9 @@ impl Status {
                 instances: status.instances,
                 controller_error: String::new(),
             },
-            Err(error @ CliError::NoCloud { .. }) if processes.iter().all(|process| process.pid == 0) => return Err(error),
+            Err(error @ CliError::NoCloud { .. }) if processes.iter().all(|process| process.pid == 0) => {
+                return Err(error);
+            }
             Err(error) => Shown {
                 endpoint: String::new(),
                 region: String::new(),
@@ -83,7 +85,10 @@ fn print(shown: &Shown) {
 }
 
 pub(super) fn print_nodes(nodes: &[NodeSummary]) {
-    println!("{:<12}  {:<12}  {:<9}  {:<9}  {:>4}  {:>8}  {:>9}", "node", "zone", "agent", "KVM", "CPUs", "MiB", "instances");
+    println!(
+        "{:<12}  {:<12}  {:<9}  {:<9}  {:>4}  {:>8}  {:>9}",
+        "node", "zone", "agent", "KVM", "CPUs", "MiB", "instances"
+    );
     for node in nodes {
         let attends = if node.connected { "attends" } else { "away" };
         println!(

@@ -50,7 +50,8 @@ impl Program {
     }
 
     fn spawn(&self, state: &Path) -> Result<Child> {
-        let log_error = |source| CliError::File { what: "cannot write", path: record::log_file(state, self.name), source };
+        let log_error =
+            |source| CliError::File { what: "cannot write", path: record::log_file(state, self.name), source };
         let log = record::open_log(state, self.name).map_err(log_error)?;
         let mut command = Command::new(&self.path);
         command
@@ -233,7 +234,13 @@ fn open_pidfd(pid: u32) -> io::Result<OwnedFd> {
 fn send_signal(handle: &OwnedFd, signal: Signal) {
     // SAFETY: pidfd_send_signal with a null siginfo reads no memory of ours.
     let done = unsafe {
-        libc::syscall(libc::SYS_pidfd_send_signal, handle.as_raw_fd(), signal as i32, std::ptr::null::<libc::siginfo_t>(), 0)
+        libc::syscall(
+            libc::SYS_pidfd_send_signal,
+            handle.as_raw_fd(),
+            signal as i32,
+            std::ptr::null::<libc::siginfo_t>(),
+            0,
+        )
     };
     if done < 0 {
         tracing::debug!(%signal, error = %io::Error::last_os_error(), "signal");

@@ -21,7 +21,8 @@ pub struct Trace {
 
 impl Trace {
     pub async fn run(self) -> Result<ExitCode> {
-        let trace: crate::traces::Trace = self.state.admin().get(&format!("{}/{}", api::TRACES, segment(&self.id))).await?;
+        let trace: crate::traces::Trace =
+            self.state.admin().get(&format!("{}/{}", api::TRACES, segment(&self.id))).await?;
         if self.json {
             print_json(&trace)?;
         } else {

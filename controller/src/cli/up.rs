@@ -78,7 +78,11 @@ impl Up {
     pub async fn run(mut self) -> Result<ExitCode> {
         record::make_folders(&self.state.dir)?;
         let given = self.state.dir.clone();
-        self.state.dir = std::fs::canonicalize(&given).map_err(|source| CliError::File { what: "cannot open", path: given, source })?;
+        self.state.dir = std::fs::canonicalize(&given).map_err(|source| CliError::File {
+            what: "cannot open",
+            path: given,
+            source,
+        })?;
         let side = PublicSide::new(self.public_network).map_err(CliError::Said)?;
         if self.detach { self.detached().await } else { self.foreground(side).await }
     }
@@ -103,7 +107,8 @@ impl Up {
             return said(already_runs(self.dir(), pid));
         }
         record::forget(self.dir(), "up");
-        let own = std::env::current_exe().map_err(|error| CliError::System("cannot find this program's own path", error))?;
+        let own =
+            std::env::current_exe().map_err(|error| CliError::System("cannot find this program's own path", error))?;
         let log_path = record::log_file(self.dir(), "up");
         let log_error = |source| CliError::File { what: "cannot write", path: log_path.clone(), source };
         let log = record::open_log(self.dir(), "up").map_err(log_error)?;
@@ -114,7 +119,8 @@ impl Up {
         unsafe {
             command.pre_exec(|| nix::unistd::setsid().map(drop).map_err(std::io::Error::from));
         }
-        let mut child = command.spawn().map_err(|source| CliError::File { what: "cannot execute", path: own, source })?;
+        let mut child =
+            command.spawn().map_err(|source| CliError::File { what: "cannot execute", path: own, source })?;
         let mut step: Option<(String, Step)> = None;
         loop {
             let now: Surroundings = record::read(self.dir(), "up").unwrap_or_default();
@@ -142,8 +148,10 @@ impl Up {
             Ok(lock) => lock,
             Err(pid) => return said(already_runs(self.dir(), pid)),
         };
-        let mut terminate = signal(SignalKind::terminate()).map_err(|error| CliError::System("cannot wait for SIGTERM", error))?;
-        let mut interrupt = signal(SignalKind::interrupt()).map_err(|error| CliError::System("cannot wait for SIGINT", error))?;
+        let mut terminate =
+            signal(SignalKind::terminate()).map_err(|error| CliError::System("cannot wait for SIGTERM", error))?;
+        let mut interrupt =
+            signal(SignalKind::interrupt()).map_err(|error| CliError::System("cannot wait for SIGINT", error))?;
         let mut keepers = Vec::new();
         let outcome = tokio::select! {
             outcome = self.bring_up(side, &mut keepers) => outcome,
@@ -213,7 +221,8 @@ impl Up {
         words.extend(["--node-listen".into(), self.node_listen.to_string().into()]);
         words.extend(["--region".into(), self.region.clone().into()]);
         let default = [side.elastic()];
-        let pools = if self.public_pools.is_empty() && self.uplink.is_none() { &default[..] } else { &self.public_pools };
+        let pools =
+            if self.public_pools.is_empty() && self.uplink.is_none() { &default[..] } else { &self.public_pools };
         for pool in pools {
             words.extend(["--public-pool".into(), pool.to_string().into()]);
         }
@@ -313,7 +322,12 @@ impl Up {
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
         let log = record::log_file(self.dir(), name);
-        said(format!("{name} does not answer after {} s; the end of {}:\n{}", PATIENCE.as_secs(), log.display(), last_lines(&log, 12)))
+        said(format!(
+            "{name} does not answer after {} s; the end of {}:\n{}",
+            PATIENCE.as_secs(),
+            log.display(),
+            last_lines(&log, 12)
+        ))
     }
 }
 

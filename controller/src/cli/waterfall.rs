@@ -16,7 +16,8 @@ pub fn width_of_terminal() -> usize {
     let mut size = libc::winsize { ws_row: 0, ws_col: 0, ws_xpixel: 0, ws_ypixel: 0 };
     let stdout = std::io::stdout();
     // SAFETY: TIOCGWINSZ writes one `winsize` to the given address, which is that of a live one.
-    let done = unsafe { libc::ioctl(std::os::fd::AsRawFd::as_raw_fd(&stdout.as_fd()), libc::TIOCGWINSZ, &raw mut size) };
+    let done =
+        unsafe { libc::ioctl(std::os::fd::AsRawFd::as_raw_fd(&stdout.as_fd()), libc::TIOCGWINSZ, &raw mut size) };
     if done == 0 && size.ws_col > 0 { usize::from(size.ws_col) } else { DEFAULT_WIDTH }
 }
 
@@ -24,7 +25,8 @@ pub fn width_of_terminal() -> usize {
 pub fn draw(trace: &Trace, width: usize) -> String {
     let mut spans: Vec<&Span> = trace.spans.iter().collect();
     spans.sort_by_key(|span| (span.start_unix_ns, std::cmp::Reverse(span.end_unix_ns)));
-    let (Some(first), Some(end)) = (spans.first(), spans.iter().map(|span| span.end_unix_ns.max(span.start_unix_ns)).max())
+    let (Some(first), Some(end)) =
+        (spans.first(), spans.iter().map(|span| span.end_unix_ns.max(span.start_unix_ns)).max())
     else {
         return format!("trace {}: no spans\n", trace.id);
     };
@@ -91,11 +93,7 @@ mod tests {
     use proptest::prelude::*;
 
     fn span(part: &str, name: &str, start_ms: u64, end_ms: u64) -> Span {
-        Span {
-            part: part.into(),
-            ..Span::here("t", name, 0, "")
-        }
-        .at(start_ms, end_ms)
+        Span { part: part.into(), ..Span::here("t", name, 0, "") }.at(start_ms, end_ms)
     }
 
     trait At {

@@ -86,9 +86,8 @@ fn free_address(context: &Context, taken: &[Ipv4Addr]) -> Result<Ipv4Addr, Refus
 
 /// `Address`: a particular one is wanted (EC2: one that the account had before).
 fn wanted_address(context: &Context, wanted: &str, taken: &[Ipv4Addr]) -> Result<Ipv4Addr, Refusal> {
-    let address: Ipv4Addr = wanted
-        .parse()
-        .map_err(|_| Refusal::invalid_parameter(format!("Address '{wanted}' is not an IPv4 address")))?;
+    let address: Ipv4Addr =
+        wanted.parse().map_err(|_| Refusal::invalid_parameter(format!("Address '{wanted}' is not an IPv4 address")))?;
     let in_pool = context.cloud.config.public_pools.iter().any(|pool| pool.contains(&address));
     if !in_pool || taken.contains(&address) {
         return Err(Refusal::client(
@@ -156,14 +155,21 @@ async fn target(tx: &mut Tx, context: &Context, request: &AssociateAddressReques
     if instance.state.wanted() == Wanted::Gone {
         return Err(Refusal::client(
             "InvalidInstanceID",
-            format!("The instance '{}' is {}: only one that is not may have an address", instance.id, instance.state.word()),
+            format!(
+                "The instance '{}' is {}: only one that is not may have an address",
+                instance.id,
+                instance.state.word()
+            ),
         ));
     }
     Ok(instance)
 }
 
 /// `DisassociateAddress`.
-pub(crate) async fn disassociate_address(context: &Context, request: DisassociateAddressRequest) -> Result<(), Refusal> {
+pub(crate) async fn disassociate_address(
+    context: &Context,
+    request: DisassociateAddressRequest,
+) -> Result<(), Refusal> {
     let mut tx = context.cloud.db.begin().await?;
     let held = match (&request.association_id, &request.public_ip) {
         (Some(id), _) => by_association(&mut tx, context, id).await?,
@@ -178,8 +184,8 @@ pub(crate) async fn disassociate_address(context: &Context, request: Disassociat
 }
 
 async fn by_association(tx: &mut Tx, context: &Context, id: &str) -> Result<Held, Refusal> {
-    let wanted = AssociationId::parse(id)
-        .map_err(lookup::malformed("InvalidAssociationID.NotFound", "association id"))?;
+    let wanted =
+        AssociationId::parse(id).map_err(lookup::malformed("InvalidAssociationID.NotFound", "association id"))?;
     let own = addresses::of_account(tx, context.account()).await?;
     own.into_iter().find(|held| held.association_id.as_ref() == Some(&wanted)).ok_or_else(|| {
         Refusal::client("InvalidAssociationID.NotFound", format!("The association ID '{id}' does not exist"))
@@ -213,9 +219,10 @@ async fn named(
         (Some(id), _) => own.into_iter().find(|held| held.allocation_id.as_str() == id).ok_or_else(|| {
             Refusal::client("InvalidAllocationID.NotFound", format!("The allocation ID '{id}' does not exist"))
         }),
-        (None, Some(ip)) => own.into_iter().find(|held| held.public_ip == ip).ok_or_else(|| {
-            Refusal::client("InvalidAddress.NotFound", format!("Address '{ip}' not found."))
-        }),
+        (None, Some(ip)) => own
+            .into_iter()
+            .find(|held| held.public_ip == ip)
+            .ok_or_else(|| Refusal::client("InvalidAddress.NotFound", format!("Address '{ip}' not found."))),
         (None, None) => Err(Refusal::missing_parameter("AllocationId")),
     }
 }
@@ -244,8 +251,13 @@ pub(crate) async fn describe_addresses(
     let holders: HashMap<InstanceId, Instance> =
         instances::of_account(&mut tx, context.account()).await?.into_iter().map(|one| (one.id.clone(), one)).collect();
     let tags = tags::by_resource(&mut tx, context.account()).await?;
-    if let Some(id) = request.allocation_ids.iter().find(|id| !own.iter().any(|held| held.allocation_id.as_str() == **id)) {
-        return Err(Refusal::client("InvalidAllocationID.NotFound", format!("The allocation ID '{id}' does not exist")));
+    if let Some(id) =
+        request.allocation_ids.iter().find(|id| !own.iter().any(|held| held.allocation_id.as_str() == **id))
+    {
+        return Err(Refusal::client(
+            "InvalidAllocationID.NotFound",
+            format!("The allocation ID '{id}' does not exist"),
+        ));
     }
     if let Some(ip) = request.public_ips.iter().find(|ip| !own.iter().any(|held| held.public_ip == **ip)) {
         return Err(Refusal::client("InvalidAddress.NotFound", format!("Address '{ip}' not found.")));

@@ -21,14 +21,14 @@ pub struct Ec2Error {
 
 impl Ec2Error {
     /// `status` is an HTTP status code; one that does not exist becomes 500.
-    pub fn new(code: impl Into<Cow<'static, str>>, message: impl Into<String>, status: u16) -> Ec2Error {
+    pub fn new(code: &str, message: impl Into<String>, status: u16) -> Ec2Error {
         let status = StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
-        Ec2Error { code: code.into(), message: message.into(), status }
+        Ec2Error { code: code.to_owned().into(), message: message.into(), status }
     }
 
     /// The caller's doing: HTTP 400.
     pub fn client(code: &'static str, message: impl Into<String>) -> Ec2Error {
-        Ec2Error::new(code, message, 400)
+        Ec2Error { code: code.into(), message: message.into(), status: StatusCode::BAD_REQUEST }
     }
 
     /// Our doing: HTTP 500. What happened goes to the log, not to the caller.

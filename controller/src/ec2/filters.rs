@@ -42,11 +42,7 @@ tagged!(Instance, Image, KeyPairInfo, Address, Vpc, Subnet, SecurityGroup);
 untagged!(Region, AvailabilityZone, InstanceTypeInfo, InstanceStatus, TagDescription);
 
 /// The things that pass all filters.
-pub(crate) fn select<T: Tagged>(
-    items: Vec<T>,
-    filters: &[model::Filter],
-    table: Table<T>,
-) -> Result<Vec<T>, Refusal> {
+pub(crate) fn select<T: Tagged>(items: Vec<T>, filters: &[model::Filter], table: Table<T>) -> Result<Vec<T>, Refusal> {
     let filters: Vec<Judge<T>> = filters.iter().map(|filter| Judge::of(filter, table)).collect::<Result<_, _>>()?;
     Ok(items.into_iter().filter(|item| filters.iter().all(|filter| filter.passes(item))).collect())
 }

@@ -164,9 +164,7 @@ async fn keep(
     specifications: &[TagSpecification],
 ) -> Result<key_pairs::KeyPair, Refusal> {
     if name.is_empty() || name.len() > NAME_MOST || !name.bytes().all(|b| (0x20..0x7f).contains(&b)) {
-        return Err(Refusal::invalid_parameter(format!(
-            "KeyName must be 1 to {NAME_MOST} printable ASCII characters"
-        )));
+        return Err(Refusal::invalid_parameter(format!("KeyName must be 1 to {NAME_MOST} printable ASCII characters")));
     }
     let tags = tagging::requested(specifications, ResourceType::KEY_PAIR)?;
     let mut tx = context.cloud.db.begin().await?;

@@ -27,9 +27,12 @@ pub(crate) fn page<T>(
     }
     items.sort_by_cached_key(&key);
     if let Some(token) = next_token.filter(|token| !token.is_empty()) {
-        let last = URL_SAFE_NO_PAD.decode(token).ok().and_then(|bytes| String::from_utf8(bytes).ok()).ok_or_else(
-            || Refusal::invalid_parameter("NextToken is not one that this cloud gave out: ask for the first page again"),
-        )?;
+        let last =
+            URL_SAFE_NO_PAD.decode(token).ok().and_then(|bytes| String::from_utf8(bytes).ok()).ok_or_else(|| {
+                Refusal::invalid_parameter(
+                    "NextToken is not one that this cloud gave out: ask for the first page again",
+                )
+            })?;
         items.retain(|item| key(item) > last);
     }
     let limit = max_results.map_or(usize::MAX, |max| usize::try_from(max).unwrap_or(usize::MAX));

@@ -111,14 +111,14 @@ pub(crate) async fn describe_availability_zones(
         .collect();
     let names = zones.iter().filter_map(|zone| zone.zone_name.as_deref());
     let unknown = |zone: &str| {
-        Refusal::invalid_parameter(format!("Invalid availability zone: [{zone}]. Nodes are added with `mallee node add`."))
+        Refusal::invalid_parameter(format!(
+            "Invalid availability zone: [{zone}]. Nodes are added with `mallee node add`."
+        ))
     };
     all_there(&request.zone_names, names.clone(), unknown)?;
     all_there(&request.zone_ids, zones.iter().filter_map(|zone| zone.zone_id.as_deref()), unknown)?;
     zones.retain(|zone| is_wanted(&request.zone_names, &zone.zone_name) && is_wanted(&request.zone_ids, &zone.zone_id));
-    Ok(DescribeAvailabilityZonesResult {
-        availability_zones: Some(filters::select(zones, &request.filters, ZONES)?),
-    })
+    Ok(DescribeAvailabilityZonesResult { availability_zones: Some(filters::select(zones, &request.filters, ZONES)?) })
 }
 
 fn zone(region: &str, name: String, attended: bool) -> AvailabilityZone {
@@ -224,10 +224,7 @@ pub(crate) async fn describe_security_groups(
     tx.commit().await?;
     let mut groups: Vec<SecurityGroup> = rows
         .into_iter()
-        .map(|row| SecurityGroup {
-            tags: tagging::answer(tags.get(row.id.as_str())),
-            ..group(context.account(), row)
-        })
+        .map(|row| SecurityGroup { tags: tagging::answer(tags.get(row.id.as_str())), ..group(context.account(), row) })
         .collect();
     all_there(&request.group_ids, groups.iter().filter_map(|group| group.group_id.as_deref()), |id| {
         Refusal::client("InvalidGroup.NotFound", format!("The security group '{id}' does not exist"))

@@ -20,9 +20,10 @@ const TAGS_MOST: usize = 50;
 pub(crate) fn requested(specifications: &[TagSpecification], kind: ResourceType) -> Result<Vec<Tag>, Refusal> {
     let mut out = Vec::new();
     for specification in specifications {
-        let given = specification.resource_type.as_ref().ok_or_else(|| {
-            Refusal::missing_parameter("TagSpecification.ResourceType")
-        })?;
+        let given = specification
+            .resource_type
+            .as_ref()
+            .ok_or_else(|| Refusal::missing_parameter("TagSpecification.ResourceType"))?;
         if *given != kind {
             return Err(Refusal::invalid_parameter(format!(
                 "'{}' is not a valid resource type for the tags of this request: use '{}'",
@@ -42,7 +43,8 @@ fn check(tags: &[Tag]) -> Result<(), Refusal> {
         return Err(Refusal::client("TagLimitExceeded", format!("At most {TAGS_MOST} tags on one resource")));
     }
     for tag in tags {
-        let key = tag.key.as_deref().filter(|key| !key.is_empty()).ok_or_else(|| Refusal::missing_parameter("Tag.Key"))?;
+        let key =
+            tag.key.as_deref().filter(|key| !key.is_empty()).ok_or_else(|| Refusal::missing_parameter("Tag.Key"))?;
         if key.chars().count() > KEY_MOST || key.starts_with("aws:") {
             return Err(Refusal::invalid_parameter(format!(
                 "Tag key '{key}' is invalid: at most {KEY_MOST} characters, not beginning with 'aws:'"
@@ -111,11 +113,7 @@ pub(crate) async fn delete_tags(context: &Context, request: DeleteTagsRequest) -
 }
 
 /// What an id names, when it names something of the account. (The places' ids belong to the cloud.)
-async fn kind_of(
-    connection: &mut SqliteConnection,
-    account: &str,
-    resource: &str,
-) -> Result<&'static str, Refusal> {
+async fn kind_of(connection: &mut SqliteConnection, account: &str, resource: &str) -> Result<&'static str, Refusal> {
     // Table, column of the id, EC2's word for the kind, code of the refusal.
     const OWNED: [(&str, &str, &str, &str); 6] = [
         ("i-", "SELECT 1 FROM instances WHERE account_id = ? AND id = ?", "instance", "InvalidInstanceID.NotFound"),
@@ -133,18 +131,15 @@ async fn kind_of(
             "security-group",
             "InvalidGroup.NotFound",
         ),
-        (
-            "vol-",
-            "SELECT 1 FROM instances WHERE account_id = ? AND volume_id = ?",
-            "volume",
-            "InvalidVolume.NotFound",
-        ),
+        ("vol-", "SELECT 1 FROM instances WHERE account_id = ? AND volume_id = ?", "volume", "InvalidVolume.NotFound"),
     ];
     let Some((_, query, kind, code)) = OWNED.into_iter().find(|(prefix, ..)| resource.starts_with(prefix)) else {
-        return Err(Refusal::client("InvalidID", format!("The ID '{resource}' is not valid, or cannot carry tags here")));
+        return Err(Refusal::client(
+            "InvalidID",
+            format!("The ID '{resource}' is not valid, or cannot carry tags here"),
+        ));
     };
-    let found: Option<i64> =
-        sqlx::query_scalar(query).bind(account).bind(resource).fetch_optional(connection).await?;
+    let found: Option<i64> = sqlx::query_scalar(query).bind(account).bind(resource).fetch_optional(connection).await?;
     match found {
         Some(_) => Ok(kind),
         None => Err(Refusal::client(code, format!("The ID '{resource}' does not exist"))),

@@ -22,7 +22,9 @@ impl Service {
         let authorization = headers.get(http::header::AUTHORIZATION).and_then(|value| value.to_str().ok());
         let query = uri.query().unwrap_or("");
         let credential = match authorization {
-            Some(value) => value.split("Credential=").nth(1).and_then(|rest| rest.split([',', ' ']).next()).map(str::to_owned),
+            Some(value) => {
+                value.split("Credential=").nth(1).and_then(|rest| rest.split([',', ' ']).next()).map(str::to_owned)
+            }
             None => query_value(query, "X-Amz-Credential"),
         };
         if let Some(name) = credential.as_deref().and_then(|credential| credential.split('/').nth(3)) {
@@ -57,13 +59,11 @@ mod tests {
 
     #[test]
     fn the_scope_decides() {
-        for (name, service) in [
-            ("ec2", Service::Ec2),
-            ("sts", Service::Sts),
-            ("s3", Service::S3),
-            ("iam", Service::Unknown("iam".into())),
-        ] {
-            let value = format!("AWS4-HMAC-SHA256 Credential=K/20260101/mallee-1/{name}/aws4_request, SignedHeaders=host");
+        for (name, service) in
+            [("ec2", Service::Ec2), ("sts", Service::Sts), ("s3", Service::S3), ("iam", Service::Unknown("iam".into()))]
+        {
+            let value =
+                format!("AWS4-HMAC-SHA256 Credential=K/20260101/mallee-1/{name}/aws4_request, SignedHeaders=host");
             assert_eq!(of(Method::POST, "/", &[("authorization", &value)]), service);
             let query = format!("/b/k?X-Amz-Credential=K%2F20260101%2Fmallee-1%2F{name}%2Faws4_request");
             assert_eq!(of(Method::GET, &query, &[]), service);

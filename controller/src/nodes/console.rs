@@ -20,7 +20,12 @@ pub enum ConsoleError {
     TimedOut(String),
 }
 
-pub(super) async fn ask(cloud: &Cloud, node: &str, instance: &str, max_bytes: u32) -> Result<api::ConsoleReply, ConsoleError> {
+pub(super) async fn ask(
+    cloud: &Cloud,
+    node: &str,
+    instance: &str,
+    max_bytes: u32,
+) -> Result<api::ConsoleReply, ConsoleError> {
     static NEXT: AtomicU64 = AtomicU64::new(1);
     let id = NEXT.fetch_add(1, Ordering::Relaxed);
     let (answer, answered) = oneshot::channel();
@@ -31,10 +36,8 @@ pub(super) async fn ask(cloud: &Cloud, node: &str, instance: &str, max_bytes: u3
         link.out.clone()
     };
     let request = api::ConsoleRequest { id, instance: instance.to_owned(), max_bytes };
-    let message = api::ToAgent {
-        sent_unix_ns: crate::clock::unix_ns(),
-        message: Some(api::to_agent::Message::Console(request)),
-    };
+    let message =
+        api::ToAgent { sent_unix_ns: crate::clock::unix_ns(), message: Some(api::to_agent::Message::Console(request)) };
     let exchange = async {
         out.send(message).await.map_err(|_| ConsoleError::NotConnected(node.to_owned()))?;
         answered.await.map_err(|_| ConsoleError::NotConnected(node.to_owned()))

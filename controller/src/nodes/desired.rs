@@ -100,10 +100,10 @@ impl Surroundings<'_> {
     }
 
     fn metadata(&self, one: &Instance) -> Result<api::Metadata> {
-        let key = one.public_key.clone().map(|openssh| api::PublicKey {
-            name: one.key_name.clone().unwrap_or_default(),
-            openssh,
-        });
+        let key = one
+            .public_key
+            .clone()
+            .map(|openssh| api::PublicKey { name: one.key_name.clone().unwrap_or_default(), openssh });
         Ok(api::Metadata {
             ami_id: one.image_id.to_string(),
             instance_type: one.instance_type.clone(),

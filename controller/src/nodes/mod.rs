@@ -91,6 +91,11 @@ impl Nodes {
 }
 
 /// The newest bytes of an instance's console, asked of its node.
-pub async fn console(cloud: &Cloud, node: &str, instance: &str, max_bytes: u32) -> std::result::Result<api::ConsoleReply, ConsoleError> {
+pub async fn console(
+    cloud: &Cloud,
+    node: &str,
+    instance: &str,
+    max_bytes: u32,
+) -> std::result::Result<api::ConsoleReply, ConsoleError> {
     console::ask(cloud, node, instance, max_bytes).await
 }

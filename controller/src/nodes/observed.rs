@@ -18,7 +18,9 @@ pub(super) async fn note(cloud: &Cloud, node: &str, report: ObservedNode) -> Res
         tracing::error!(node, error = report.network_error, "the node's network could not be applied");
     }
     // Most reports change nothing: those are seen without taking the writer's place.
-    let here = instances::on_node(&mut cloud.db.snapshot().await?, node).await?;
+    let mut snapshot = cloud.db.snapshot().await?;
+    let here = instances::on_node(&mut snapshot, node).await?;
+    drop(snapshot);
     if here.iter().all(|one| news(one, &report).is_none()) {
         return Ok(());
     }

@@ -37,7 +37,9 @@ pub enum Refusal {
     NobodyThere(String),
     #[error("No node of {0} can run this image: its KVM runs only images made for software KVM. Ask for another zone.")]
     CannotRun(String),
-    #[error("There is not enough room in {0} for {1} of this type: terminate instances, or ask for fewer or smaller ones.")]
+    #[error(
+        "There is not enough room in {0} for {1} of this type: terminate instances, or ask for fewer or smaller ones."
+    )]
     NoRoom(String, usize),
 }
 
@@ -56,7 +58,11 @@ struct Room {
 /// The node of each of `count` instances, of fewer but at least `least` where there is no more room, or
 /// why there is none. Call it in the transaction that writes
 /// the instances: only then is the room still there.
-pub async fn place(tx: &mut Tx, cloud: &Cloud, wanted: &Wanted<'_>) -> Result<std::result::Result<Vec<String>, Refusal>> {
+pub async fn place(
+    tx: &mut Tx,
+    cloud: &Cloud,
+    wanted: &Wanted<'_>,
+) -> Result<std::result::Result<Vec<String>, Refusal>> {
     let zones: Vec<String> = sqlx::query_scalar("SELECT DISTINCT zone FROM nodes").fetch_all(&mut **tx).await?;
     if let Some(zone) = wanted.zone
         && !zones.iter().any(|known| known == zone)
@@ -124,9 +130,7 @@ fn fill(mut rooms: Vec<Room>, wanted: &Wanted<'_>) -> Option<Filled> {
     for _ in 0..wanted.count {
         let best = rooms
             .iter_mut()
-            .filter(|room| {
-                room.free_memory_mib >= wanted.memory_mib && room.free_vcpus >= f64::from(wanted.vcpus)
-            })
+            .filter(|room| room.free_memory_mib >= wanted.memory_mib && room.free_vcpus >= f64::from(wanted.vcpus))
             .max_by(|a, b| score(a).total_cmp(&score(b)));
         let Some(best) = best else { break };
         if filled.nodes.is_empty() {

@@ -43,7 +43,8 @@ struct NodeService {
 impl NodeService {
     /// The name of the node that is calling.
     async fn caller<T>(&self, request: &Request<T>) -> std::result::Result<String, Status> {
-        let certificates = request.peer_certs().ok_or_else(|| Status::unauthenticated("a node's certificate is needed"))?;
+        let certificates =
+            request.peer_certs().ok_or_else(|| Status::unauthenticated("a node's certificate is needed"))?;
         let (name, serial) = certificates
             .first()
             .and_then(|certificate| crate::pki::peer(certificate.as_ref()))

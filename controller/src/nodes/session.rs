@@ -33,13 +33,8 @@ pub(super) fn begin(cloud: Cloud, node: String, incoming: Streaming<api::FromAge
     let (out, outgoing) = mpsc::channel(QUEUE);
     let wake = Arc::new(Notify::new());
     wake.notify_one();
-    let link = Link {
-        session,
-        wake: wake.clone(),
-        out: out.clone(),
-        consoles: HashMap::new(),
-        heard_ns: crate::clock::now(),
-    };
+    let link =
+        Link { session, wake: wake.clone(), out: out.clone(), consoles: HashMap::new(), heard_ns: crate::clock::now() };
     cloud.nodes.links().insert(node.clone(), link);
     tracing::info!(node, "node attends");
     tokio::spawn(async move {

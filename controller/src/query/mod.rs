@@ -30,13 +30,7 @@ pub fn acknowledge(name: &str, namespace: &str, request_id: &str) -> Writer {
 }
 
 /// An answer of the "query" protocol: the result in a wrapper, the request's id beside it.
-pub fn wrapped_answer(
-    name: &str,
-    wrapper: &str,
-    namespace: &str,
-    request_id: &str,
-    content: &impl WriteXml,
-) -> Writer {
+pub fn wrapped_answer(name: &str, wrapper: &str, namespace: &str, request_id: &str, content: &impl WriteXml) -> Writer {
     let mut xml = Writer::new();
     xml.element_in(name, namespace, |xml| {
         xml.element(wrapper, |xml| content.write_content(xml));

@@ -119,7 +119,11 @@ impl Params {
                 continue;
             }
             if let Some(bad) = value.chars().find(|c| !allowed_in_xml(*c)) {
-                return Err(Refused::invalid(&name, "", format!("the character U+{:04X} cannot be used", u32::from(bad))));
+                return Err(Refused::invalid(
+                    &name,
+                    "",
+                    format!("the character U+{:04X} cannot be used", u32::from(bad)),
+                ));
             }
             let mut place = &mut root;
             for (depth, part) in name.split('.').enumerate() {

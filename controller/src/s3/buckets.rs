@@ -22,7 +22,8 @@ pub struct Bucket {
 
 /// The bucket, if `account` may use it.
 pub async fn open(connection: &mut SqliteConnection, account: &str, name: &str) -> Result<Bucket> {
-    let bucket = find(connection, name).await?.ok_or_else(|| s3_error!(NoSuchBucket, "The bucket {name:?} does not exist."))?;
+    let bucket =
+        find(connection, name).await?.ok_or_else(|| s3_error!(NoSuchBucket, "The bucket {name:?} does not exist."))?;
     if bucket.owner != account {
         return Err(s3_error!(AccessDenied, "The bucket {name:?} belongs to another account.").into());
     }
@@ -53,7 +54,11 @@ impl Store {
             return Err(if bucket.owner == account {
                 s3_error!(BucketAlreadyOwnedByYou, "You have the bucket {name:?} already.").into()
             } else {
-                s3_error!(BucketAlreadyExists, "The bucket name {name:?} is taken by another account; choose another name.").into()
+                s3_error!(
+                    BucketAlreadyExists,
+                    "The bucket name {name:?} is taken by another account; choose another name."
+                )
+                .into()
             });
         }
         let row = sqlx::query("SELECT count(*) AS n FROM s3_buckets WHERE owner = ?")
@@ -77,7 +82,9 @@ impl Store {
     pub async fn delete_bucket(&self, account: &str, name: &str) -> Result<()> {
         let mut transaction = self.db.begin().await?;
         open(&mut transaction, account, name).await?;
-        for (table, what) in [("s3_objects", "objects"), ("s3_uploads", "multipart uploads that are neither completed nor aborted")] {
+        for (table, what) in
+            [("s3_objects", "objects"), ("s3_uploads", "multipart uploads that are neither completed nor aborted")]
+        {
             let query = format!("SELECT 1 FROM {table} WHERE bucket = ? LIMIT 1");
             if sqlx::query(sqlx::AssertSqlSafe(query)).bind(name).fetch_optional(&mut *transaction).await?.is_some() {
                 return Err(s3_error!(BucketNotEmpty, "The bucket {name:?} still has {what}.").into());

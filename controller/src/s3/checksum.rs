@@ -39,7 +39,10 @@ impl Algorithm {
 
     pub fn parse(name: &str) -> S3Result<Algorithm> {
         Algorithm::ALL.into_iter().find(|a| a.name().eq_ignore_ascii_case(name)).ok_or_else(|| {
-            s3_error!(InvalidRequest, "checksum algorithm {name:?} is unknown: CRC32, CRC32C, CRC64NVME, SHA1 or SHA256")
+            s3_error!(
+                InvalidRequest,
+                "checksum algorithm {name:?} is unknown: CRC32, CRC32C, CRC64NVME, SHA1 or SHA256"
+            )
         })
     }
 
@@ -134,15 +137,18 @@ impl Stated {
         let mut values = Algorithm::ALL.into_iter().filter_map(|a| text(a.header()).map(|value| (a, value)));
         if let Some((algorithm, value)) = values.next() {
             if values.next().is_some() {
-                return Err(s3_error!(InvalidRequest, "Expecting a single x-amz-checksum- header. Multiple checksum types are not allowed."));
+                return Err(s3_error!(
+                    InvalidRequest,
+                    "Expecting a single x-amz-checksum- header. Multiple checksum types are not allowed."
+                ));
             }
             decode(algorithm, value)?;
             return Ok(Stated { md5, checksum: Some((algorithm, Some(value.to_owned()))) });
         }
         let trailer = text("x-amz-trailer").unwrap_or("");
-        let announced = trailer.split(',').find_map(|name| {
-            Algorithm::ALL.into_iter().find(|a| a.header().eq_ignore_ascii_case(name.trim()))
-        });
+        let announced = trailer
+            .split(',')
+            .find_map(|name| Algorithm::ALL.into_iter().find(|a| a.header().eq_ignore_ascii_case(name.trim())));
         let named = match text("x-amz-sdk-checksum-algorithm").or(text("x-amz-checksum-algorithm")) {
             Some(name) => Some(Algorithm::parse(name)?),
             None => None,
@@ -194,7 +200,11 @@ pub fn body_mismatch() -> S3Error {
 fn decode(algorithm: Algorithm, value: &str) -> S3Result<Vec<u8>> {
     BASE64_STANDARD.decode(value).ok().filter(|bytes| bytes.len() == algorithm.width()).ok_or_else(|| {
         let header = algorithm.header();
-        s3_error!(InvalidRequest, "Value for {header} header is invalid: it must be {} bytes in base 64.", algorithm.width())
+        s3_error!(
+            InvalidRequest,
+            "Value for {header} header is invalid: it must be {} bytes in base 64.",
+            algorithm.width()
+        )
     })
 }
 

@@ -33,7 +33,9 @@ impl Conditions {
         }
         match &self.if_none_match {
             Some(condition) if matches(condition, version) => Err(not_modified(version)),
-            None if modified_after(self.if_modified_since.as_ref(), version) == Some(false) => Err(not_modified(version)),
+            None if modified_after(self.if_modified_since.as_ref(), version) == Some(false) => {
+                Err(not_modified(version))
+            }
             _ => Ok(()),
         }
     }

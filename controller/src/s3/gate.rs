@@ -141,14 +141,21 @@ fn check_signed_headers(parts: &http::request::Parts) -> S3Result<()> {
         return Err(s3_error!(SignatureDoesNotMatch, "The signed headers must include host."));
     }
     if let Some(absent) = names.iter().find(|name| !parts.headers.contains_key(name.as_str())) {
-        return Err(s3_error!(SignatureDoesNotMatch, "The header {absent:?} is named as signed but is not in the request."));
+        return Err(s3_error!(
+            SignatureDoesNotMatch,
+            "The header {absent:?} is named as signed but is not in the request."
+        ));
     }
     let exempt = |name: &str| in_query && name == "x-amz-content-sha256";
-    let unsigned = parts.headers.keys().map(http::HeaderName::as_str).find(|name| {
-        name.starts_with("x-amz-") && !exempt(name) && !names.iter().any(|signed| signed == name)
-    });
+    let unsigned = parts
+        .headers
+        .keys()
+        .map(http::HeaderName::as_str)
+        .find(|name| name.starts_with("x-amz-") && !exempt(name) && !names.iter().any(|signed| signed == name));
     match unsigned {
-        Some(name) => Err(s3_error!(AccessDenied, "There were headers present in the request which were not signed: {name}")),
+        Some(name) => {
+            Err(s3_error!(AccessDenied, "There were headers present in the request which were not signed: {name}"))
+        }
         None => Ok(()),
     }
 }

@@ -23,7 +23,11 @@ pub mod uploads;
 pub use crate::clock::now as now_ns;
 
 /// An error with a code of S3's that the protocol library does not list.
-pub(crate) fn error_with_code(code: &'static str, status: http::StatusCode, message: impl Into<String>) -> s3s::S3Error {
+pub(crate) fn error_with_code(
+    code: &'static str,
+    status: http::StatusCode,
+    message: impl Into<String>,
+) -> s3s::S3Error {
     let mut error = s3s::S3Error::with_message(s3s::S3ErrorCode::Custom(code.into()), message.into());
     error.set_status_code(status);
     error

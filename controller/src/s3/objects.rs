@@ -273,7 +273,8 @@ pub struct Blob {
 pub async fn find(store: &Store, bucket: &str, key: &str) -> Result<Option<StoredObject>> {
     let mut snapshot = store.db.snapshot().await?;
     let Some(object) = row(&mut snapshot, bucket, key).await? else { return Ok(None) };
-    let owner = sqlx::query("SELECT owner FROM s3_buckets WHERE name = ?").bind(bucket).fetch_one(&mut *snapshot).await?;
+    let owner =
+        sqlx::query("SELECT owner FROM s3_buckets WHERE name = ?").bind(bucket).fetch_one(&mut *snapshot).await?;
     Ok(Some(StoredObject {
         owner: owner.try_get("owner")?,
         path: store.files.path(&object.data),

@@ -120,7 +120,10 @@ where
     E: std::fmt::Display,
 {
     if expected.length.is_some_and(|length| length > LARGEST_PUT) {
-        return Err(s3_error!(EntityTooLarge, "Your proposed upload exceeds the maximum allowed size of 5 GiB; use a multipart upload."));
+        return Err(s3_error!(
+            EntityTooLarge,
+            "Your proposed upload exceeds the maximum allowed size of 5 GiB; use a multipart upload."
+        ));
     }
     let (sender, receiver) = mpsc::channel(QUEUE);
     let writing = {
@@ -163,9 +166,10 @@ where
         }
     }
     match length {
-        Some(length) if received < length && !sender.is_closed() => {
-            Err(s3_error!(IncompleteBody, "You did not provide the number of bytes specified by the Content-Length: {received} of {length} came."))
-        }
+        Some(length) if received < length && !sender.is_closed() => Err(s3_error!(
+            IncompleteBody,
+            "You did not provide the number of bytes specified by the Content-Length: {received} of {length} came."
+        )),
         _ => Ok(()),
     }
 }
@@ -206,7 +210,8 @@ fn body_error(error: &dyn std::fmt::Display) -> S3Error {
 pub fn disk_error(error: std::io::Error) -> S3Error {
     tracing::error!(%error, "object store");
     if error.kind() == std::io::ErrorKind::StorageFull || error.kind() == std::io::ErrorKind::QuotaExceeded {
-        let mut full = s3_error!(ServiceUnavailable, "The object store's disk is full; delete objects or give it more room.");
+        let mut full =
+            s3_error!(ServiceUnavailable, "The object store's disk is full; delete objects or give it more room.");
         full.set_status_code(http::StatusCode::INSUFFICIENT_STORAGE);
         return full;
     }

@@ -71,7 +71,9 @@ impl Store {
     pub async fn open(state: &Path, db: Database) -> Result<Store> {
         let files = Files::open(state)?;
         let mut named = HashSet::new();
-        for row in sqlx::query("SELECT data FROM s3_objects UNION ALL SELECT data FROM s3_parts").fetch_all(db.pool()).await? {
+        for row in
+            sqlx::query("SELECT data FROM s3_objects UNION ALL SELECT data FROM s3_parts").fetch_all(db.pool()).await?
+        {
             named.insert(DataId(row.try_get("data")?));
         }
         let removed = files.sweep(&named)?;
@@ -141,8 +143,7 @@ mod tests {
     async fn a_refused_put_leaves_the_old_object_and_no_file() {
         let store = store_with("bucket", &[]).await;
         put(&store, "k", b"old", Conditions::default()).await.unwrap();
-        let create_only =
-            Conditions { if_none_match: Some(s3s::dto::ETagCondition::Any), ..Conditions::default() };
+        let create_only = Conditions { if_none_match: Some(s3s::dto::ETagCondition::Any), ..Conditions::default() };
         assert!(put(&store, "k", b"new", create_only).await.is_err());
         let object = Object::of("no-bucket", "k", &received(&store, b"x"), Description::default());
         assert!(store.put_object(ACCOUNT, object, Conditions::default()).await.is_err());

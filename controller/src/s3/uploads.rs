@@ -9,7 +9,7 @@ use std::fs::File;
 use std::io::Read as _;
 
 use md5::{Digest as _, Md5};
-use s3s::{S3ErrorCode, S3Error, S3Result, s3_error};
+use s3s::{S3Error, S3ErrorCode, S3Result, s3_error};
 use sqlx::sqlite::SqliteRow;
 use sqlx::{Row as _, SqliteConnection};
 
@@ -110,7 +110,10 @@ async fn open(connection: &mut SqliteConnection, account: &str, bucket: &str, ke
 }
 
 async fn parts_of(connection: &mut SqliteConnection, id: &str) -> Result<Vec<Part>> {
-    let rows = sqlx::query("SELECT * FROM s3_parts WHERE upload_id = ? ORDER BY number").bind(id).fetch_all(connection).await?;
+    let rows = sqlx::query("SELECT * FROM s3_parts WHERE upload_id = ? ORDER BY number")
+        .bind(id)
+        .fetch_all(connection)
+        .await?;
     rows.iter().map(read_part).collect()
 }
 
@@ -253,12 +256,23 @@ impl Store {
     }
 
     /// Joins the claimed parts into the object.
-    pub async fn complete_upload(&self, account: &str, bucket: &str, key: &str, id: &str, claim: Claim) -> Result<Object> {
+    pub async fn complete_upload(
+        &self,
+        account: &str,
+        bucket: &str,
+        key: &str,
+        id: &str,
+        claim: Claim,
+    ) -> Result<Object> {
         let (upload, parts) = self.upload(account, bucket, key, id).await?;
         let chosen = choose(&parts, &claim.parts)?;
         let size: u64 = chosen.iter().map(|part| part.size).sum();
         if claim.size.is_some_and(|stated| stated != size) {
-            return Err(s3_error!(InvalidRequest, "The stated object size is not the sum of the parts' sizes, {size}.").into());
+            return Err(s3_error!(
+                InvalidRequest,
+                "The stated object size is not the sum of the parts' sizes, {size}."
+            )
+            .into());
         }
         if size > LARGEST_OBJECT {
             return Err(s3_error!(EntityTooLarge, "The object would be larger than 5 TiB.").into());
@@ -347,10 +361,15 @@ fn choose(stored: &[Part], claimed: &[ClaimedPart]) -> S3Result<Vec<Part>> {
     }
     let mut chosen = Vec::with_capacity(claimed.len());
     for claim in claimed {
-        let part = stored
-            .iter()
-            .find(|part| part.number == claim.number && part.etag == claim.etag)
-            .ok_or_else(|| s3_error!(InvalidPart, "Part {} was not uploaded, or its entity tag is not {:?}.", claim.number, claim.etag))?;
+        let part =
+            stored.iter().find(|part| part.number == claim.number && part.etag == claim.etag).ok_or_else(|| {
+                s3_error!(
+                    InvalidPart,
+                    "Part {} was not uploaded, or its entity tag is not {:?}.",
+                    claim.number,
+                    claim.etag
+                )
+            })?;
         if let Some((algorithm, value)) = &claim.checksum
             && Checksum::of(part.checksum.as_ref(), *algorithm).is_some_and(|stored| stored != *value)
         {
@@ -360,7 +379,12 @@ fn choose(stored: &[Part], claimed: &[ClaimedPart]) -> S3Result<Vec<Part>> {
     }
     let all_but_last = &chosen[..chosen.len() - 1];
     if let Some(part) = all_but_last.iter().find(|part| part.size < SMALLEST_PART) {
-        return Err(s3_error!(EntityTooSmall, "Part {} has {} bytes; every part but the last needs {SMALLEST_PART}.", part.number, part.size));
+        return Err(s3_error!(
+            EntityTooSmall,
+            "Part {} has {} bytes; every part but the last needs {SMALLEST_PART}.",
+            part.number,
+            part.size
+        ));
     }
     Ok(chosen)
 }
@@ -374,7 +398,11 @@ fn whole_checksum(upload: &Upload, parts: &[Part], written: &Written) -> S3Resul
                 .map(|part| part.checksum.clone().filter(|checksum| checksum.algorithm == algorithm))
                 .collect();
             let sums = sums.ok_or_else(|| {
-                s3_error!(InvalidRequest, "The upload was created with {}; a part has no such checksum.", algorithm.name())
+                s3_error!(
+                    InvalidRequest,
+                    "The upload was created with {}; a part has no such checksum.",
+                    algorithm.name()
+                )
             })?;
             Ok(Some(Checksum::composite(algorithm, &sums)?))
         }

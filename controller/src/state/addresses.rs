@@ -31,9 +31,7 @@ pub async fn of_account(connection: &mut SqliteConnection, account: &str) -> Res
 /// Every address that somebody holds.
 pub async fn held(connection: &mut SqliteConnection) -> Result<Vec<Ipv4Addr>> {
     let rows: Vec<(String,)> = sqlx::query_as("SELECT public_ip FROM addresses").fetch_all(connection).await?;
-    rows.into_iter()
-        .map(|(ip,)| ip.parse().map_err(|_| Error::Corrupt(format!("the public address '{ip}'"))))
-        .collect()
+    rows.into_iter().map(|(ip,)| ip.parse().map_err(|_| Error::Corrupt(format!("the public address '{ip}'")))).collect()
 }
 
 /// The public addresses of a node's instances, by instance.

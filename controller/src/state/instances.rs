@@ -7,9 +7,7 @@ use sqlx::SqliteConnection;
 use super::lifecycle::{Change, InstanceState, Life, ShutdownBehavior};
 use crate::clock;
 use crate::error::{Error, Result};
-use crate::ids::{
-    AttachmentId, ImageId, InstanceId, InterfaceId, ReservationId, SecurityGroupId, SubnetId, VolumeId,
-};
+use crate::ids::{AttachmentId, ImageId, InstanceId, InterfaceId, ReservationId, SecurityGroupId, SubnetId, VolumeId};
 
 /// One row of `instances`; the columns are explained in the migration.
 #[derive(Debug, Clone, sqlx::FromRow)]
@@ -166,12 +164,7 @@ pub async fn on_node(connection: &mut SqliteConnection, node: &str) -> Result<Ve
 
 /// Writes a step of an instance's life. `generation` is the node's that first carries what the new
 /// state wants.
-pub async fn apply(
-    connection: &mut SqliteConnection,
-    id: &InstanceId,
-    change: &Change,
-    generation: i64,
-) -> Result<()> {
+pub async fn apply(connection: &mut SqliteConnection, id: &InstanceId, change: &Change, generation: i64) -> Result<()> {
     let now = clock::now();
     let (code, message) = match &change.reason {
         Some(reason) => (Some(reason.code), Some(reason.message.as_str())),

@@ -123,11 +123,9 @@ fn user_initiated(to: InstanceState, code: &'static str, what: &str) -> Option<C
 /// `StopInstances`. `Ok(None)`: it is so already.
 pub fn stop(from: InstanceState) -> Asked {
     match from {
-        InstanceState::Running => Ok(user_initiated(
-            InstanceState::Stopping,
-            "Client.UserInitiatedShutdown",
-            "User initiated shutdown",
-        )),
+        InstanceState::Running => {
+            Ok(user_initiated(InstanceState::Stopping, "Client.UserInitiatedShutdown", "User initiated shutdown"))
+        }
         InstanceState::Stopping | InstanceState::Stopped => Ok(None),
         _ => Err(NotFrom(from)),
     }

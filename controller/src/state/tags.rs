@@ -58,13 +58,15 @@ pub async fn remove(
     key: &str,
     value: Option<&str>,
 ) -> Result<()> {
-    sqlx::query("DELETE FROM tags WHERE account_id = ?1 AND resource_id = ?2 AND key = ?3 AND value = ifnull(?4, value)")
-        .bind(account)
-        .bind(resource)
-        .bind(key)
-        .bind(value)
-        .execute(connection)
-        .await?;
+    sqlx::query(
+        "DELETE FROM tags WHERE account_id = ?1 AND resource_id = ?2 AND key = ?3 AND value = ifnull(?4, value)",
+    )
+    .bind(account)
+    .bind(resource)
+    .bind(key)
+    .bind(value)
+    .execute(connection)
+    .await?;
     Ok(())
 }
 

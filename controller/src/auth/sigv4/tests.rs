@@ -136,7 +136,8 @@ fn a_presigned_request_lives_as_long_as_it_says() {
 #[test]
 fn a_header_listed_as_signed_must_be_there() {
     let mut request = post();
-    let value = request.headers["authorization"].to_str().unwrap().replace("SignedHeaders=", "SignedHeaders=a-missing;");
+    let value =
+        request.headers["authorization"].to_str().unwrap().replace("SignedHeaders=", "SignedHeaders=a-missing;");
     request.headers.insert("authorization", value.parse().unwrap());
     let Err(SignatureError::Mismatch(message)) = request.check() else { panic!() };
     assert!(message.contains("a-missing"));

@@ -27,9 +27,19 @@ fn in_namespace() -> Vec<Finding> {
         return vec![Finding::bad("namespaces", format!("a network namespace cannot be made: {errno}"), advice)];
     }
     let mut findings = vec![Finding::good("namespaces", "a network namespace can be made")];
-    findings.push(judge("taps", "a tap can be made", try_tap(), "modprobe tun; see that /dev/net/tun is there and may be opened"));
+    findings.push(judge(
+        "taps",
+        "a tap can be made",
+        try_tap(),
+        "modprobe tun; see that /dev/net/tun is there and may be opened",
+    ));
     findings.push(judge("bridges", "a bridge can be made", try_bridge(), "modprobe bridge"));
-    findings.push(judge("nftables", "nftables answers", try_nftables(), "modprobe nf_tables; a kernel with CONFIG_NF_TABLES"));
+    findings.push(judge(
+        "nftables",
+        "nftables answers",
+        try_nftables(),
+        "modprobe nf_tables; a kernel with CONFIG_NF_TABLES",
+    ));
     findings
 }
 

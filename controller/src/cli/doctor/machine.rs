@@ -91,14 +91,22 @@ fn available_kib(meminfo: &str) -> Option<u64> {
 pub fn disk(state: &Path) -> Finding {
     let existing = state.ancestors().find(|folder| folder.is_dir()).unwrap_or(Path::new("/"));
     let Ok(fs) = statvfs(existing) else {
-        return Finding::less("disk", format!("{} does not tell", existing.display()), "choose another folder with --state");
+        return Finding::less(
+            "disk",
+            format!("{} does not tell", existing.display()),
+            "choose another folder with --state",
+        );
     };
     let free = fs.blocks_available() as u64 * fs.fragment_size() as u64;
     let what = format!("{} MiB free for {}", free >> 20, state.display());
     if free >= 8 * GIB {
         Finding::good("disk", what)
     } else if free >= GIB {
-        Finding::less("disk", what, "images, objects and root disks lie there; give it more room or choose another --state")
+        Finding::less(
+            "disk",
+            what,
+            "images, objects and root disks lie there; give it more room or choose another --state",
+        )
     } else {
         Finding::bad("disk", what, "free at least 1 GiB or choose another folder with --state")
     }
@@ -113,7 +121,11 @@ pub fn ports(state: &Path) -> Vec<Finding> {
         .into_iter()
         .map(|(address, port, option)| {
             if in_use((address, port)) {
-                Finding::bad("ports", format!("{address}:{port} is in use"), format!("end what uses it, or choose another with {option}"))
+                Finding::bad(
+                    "ports",
+                    format!("{address}:{port} is in use"),
+                    format!("end what uses it, or choose another with {option}"),
+                )
             } else {
                 Finding::good("ports", format!("{address}:{port} is free"))
             }

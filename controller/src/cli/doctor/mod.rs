@@ -99,5 +99,8 @@ fn print(findings: &[Finding], works: bool) {
         }
     }
     println!();
-    println!("{}", if works { "`mallee up` will work here." } else { "`mallee up` will not work here: see what is marked ✗." });
+    println!(
+        "{}",
+        if works { "`mallee up` will work here." } else { "`mallee up` will not work here: see what is marked ✗." }
+    );
 }

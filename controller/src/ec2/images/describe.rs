@@ -58,12 +58,12 @@ pub(crate) async fn describe_images(
 }
 
 fn answer(image: &Image, tags: &HashMap<String, Vec<tags::Tag>>) -> model::Image {
-    const GIB: i64 = 1 << 30;
+    const GIB: u64 = 1 << 30;
     let root = image.root().map(|root| BlockDeviceMapping {
         device_name: Some(ROOT_DEVICE.to_owned()),
         ebs: Some(EbsBlockDevice {
             delete_on_termination: Some(true),
-            volume_size: i32::try_from(root.size.div_ceil(GIB)).ok(),
+            volume_size: i32::try_from(root.size.cast_unsigned().div_ceil(GIB)).ok(),
             encrypted: Some(false),
             ..Default::default()
         }),

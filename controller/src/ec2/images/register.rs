@@ -27,9 +27,12 @@ pub(crate) async fn register_image(
 ) -> Result<RegisterImageResult, Refusal> {
     refuse_unserved(&request)?;
     let location = request.image_location.as_deref().ok_or_else(|| Refusal::missing_parameter("ImageLocation"))?;
-    let (bucket, key) = location.trim_start_matches('/').split_once('/').filter(|(_, key)| !key.is_empty()).ok_or_else(|| {
-        Refusal::invalid_parameter(format!("Invalid value '{location}' for ImageLocation: write bucket/…/manifest.json"))
-    })?;
+    let (bucket, key) =
+        location.trim_start_matches('/').split_once('/').filter(|(_, key)| !key.is_empty()).ok_or_else(|| {
+            Refusal::invalid_parameter(format!(
+                "Invalid value '{location}' for ImageLocation: write bucket/…/manifest.json"
+            ))
+        })?;
     let tags = tagging::requested(&request.tag_specifications, ResourceType::IMAGE)?;
     let manifest = read_manifest(context, location, bucket, key).await?;
     let folder = key.rsplit_once('/').map_or("", |(folder, _)| folder);
@@ -73,10 +76,8 @@ fn refuse_unserved(request: &RegisterImageRequest) -> Result<(), Refusal> {
 
 async fn read_manifest(context: &Context, location: &str, bucket: &str, key: &str) -> Result<Manifest, Refusal> {
     let store = &context.cloud.s3;
-    let (object, file) = store
-        .open_object(context.account(), bucket, key)
-        .await
-        .map_err(|error| store_error(error, location))?;
+    let (object, file) =
+        store.open_object(context.account(), bucket, key).await.map_err(|error| store_error(error, location))?;
     if object.size > SIZE_MOST {
         return Err(invalid_manifest(format!(
             "The object {location} has {} bytes: an image's manifest has at most {SIZE_MOST}",
@@ -159,7 +160,10 @@ async fn write(
     if let Some(other) = images::by_name(&mut tx, context.account(), &image.name).await? {
         return Err(Refusal::client(
             "InvalidAMIName.Duplicate",
-            format!("AMI name {} is already in use by AMI {}: choose another, or deregister that one", other.name, other.id),
+            format!(
+                "AMI name {} is already in use by AMI {}: choose another, or deregister that one",
+                other.name, other.id
+            ),
         ));
     }
     images::insert(&mut tx, &image).await?;

@@ -71,7 +71,9 @@ pub(crate) async fn describe_instances(
         instances::of_account(&mut snapshot, context.account()).await?
     } else {
         let mut found = lookup::instances(&mut snapshot, context.account(), &request.instance_ids).await?;
-        found.sort_by(|a, b| (a.launched_ns, &a.reservation_id, a.launch_index).cmp(&(b.launched_ns, &b.reservation_id, b.launch_index)));
+        found.sort_by(|a, b| {
+            (a.launched_ns, &a.reservation_id, a.launch_index).cmp(&(b.launched_ns, &b.reservation_id, b.launch_index))
+        });
         found
     };
     let domain = context.cloud.config.private_domain();

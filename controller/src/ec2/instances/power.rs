@@ -22,10 +22,7 @@ fn wrong_state(instance: &Instance, participle: &str) -> impl FnOnce(NotFrom) ->
     move |NotFrom(state)| {
         Refusal::client(
             "IncorrectInstanceState",
-            format!(
-                "The instance '{id}' is not in a state from which it can be {participle}: it is {}",
-                state.word()
-            ),
+            format!("The instance '{id}' is not in a state from which it can be {participle}: it is {}", state.word()),
         )
     }
 }
@@ -83,7 +80,10 @@ pub(crate) async fn stop_instances(
     request: StopInstancesRequest,
 ) -> Result<StopInstancesResult, Refusal> {
     if request.hibernate == Some(true) {
-        return Err(Refusal::client("UnsupportedOperation", "Hibernation is not served by this cloud: leave Hibernate out"));
+        return Err(Refusal::client(
+            "UnsupportedOperation",
+            "Hibernation is not served by this cloud: leave Hibernate out",
+        ));
     }
     let mut tx = context.cloud.db.begin().await?;
     let mut touched = Touched::new(context);

@@ -21,8 +21,6 @@ use crate::state::lifecycle::ShutdownBehavior;
 const USER_DATA_MOST: usize = 16 * 1024;
 /// Instances of one call.
 const COUNT_MOST: i32 = 1000;
-/// When no type is given. (EC2's own default, m1.small, is larger than many a lab node's free memory.)
-const DEFAULT_TYPE: &str = "mallee.tiny";
 const GIB: i64 = 1 << 30;
 /// EC2's largest volume, in GiB.
 const VOLUME_MOST: i32 = 16_384;
@@ -97,7 +95,7 @@ impl Launch {
                 "InvalidBlockDeviceMapping",
                 format!(
                     "Volume of size {gib}GB is smaller than the image's root disk, expect size >= {}GB",
-                    least.div_ceil(GIB)
+                    least.cast_unsigned().div_ceil(GIB.cast_unsigned())
                 ),
             )),
             Some(gib) => Ok(i64::from(gib) * GIB),
@@ -116,16 +114,16 @@ fn counts(min: i32, max: i32) -> Result<(usize, usize), Refusal> {
 }
 
 fn instance_type(name: Option<&str>) -> Result<&'static InstanceType, Refusal> {
-    let name = name.unwrap_or(DEFAULT_TYPE);
+    let name = name.unwrap_or(instance_types::DEFAULT);
     instance_types::find(name).ok_or_else(|| {
         Refusal::invalid_parameter(format!("Invalid value '{name}' for InstanceType: see DescribeInstanceTypes"))
     })
 }
 
 fn user_data(encoded: &str) -> Result<Vec<u8>, Refusal> {
-    let bytes = STANDARD.decode(encoded.trim()).map_err(|_| {
-        Refusal::invalid_parameter("Invalid BASE64 encoding of user data: UserData must be base64")
-    })?;
+    let bytes = STANDARD
+        .decode(encoded.trim())
+        .map_err(|_| Refusal::invalid_parameter("Invalid BASE64 encoding of user data: UserData must be base64"))?;
     if bytes.len() > USER_DATA_MOST {
         return Err(Refusal::invalid_parameter(format!(
             "User data is limited to {USER_DATA_MOST} bytes; these are {}",
@@ -164,7 +162,9 @@ impl Network {
         };
         let private_ip = private_ip.as_deref().map(|text| {
             text.parse().map_err(|_| {
-                Refusal::invalid_parameter(format!("Invalid value '{text}' for PrivateIpAddress: write an IPv4 address"))
+                Refusal::invalid_parameter(format!(
+                    "Invalid value '{text}' for PrivateIpAddress: write an IPv4 address"
+                ))
             })
         });
         Ok(Network {
@@ -230,7 +230,10 @@ fn root_gib(mappings: &[BlockDeviceMapping]) -> Result<Option<i32>, Refusal> {
         if device != ROOT_DEVICE {
             return Err(Refusal::client(
                 "InvalidBlockDeviceMapping",
-                format!("BlockDeviceMapping.{}: the only disk here is the root disk, {ROOT_DEVICE}; '{device}' is not served yet", index + 1),
+                format!(
+                    "BlockDeviceMapping.{}: the only disk here is the root disk, {ROOT_DEVICE}; '{device}' is not served yet",
+                    index + 1
+                ),
             ));
         }
         let Some(ebs) = &mapping.ebs else { continue };
@@ -254,9 +257,8 @@ fn root_gib(mappings: &[BlockDeviceMapping]) -> Result<Option<i32>, Refusal> {
 
 /// Tags for the instances and for their root disks.
 fn tags(specifications: Vec<model::TagSpecification>) -> Result<(Vec<Tag>, Vec<Tag>), Refusal> {
-    let of_volume = |specification: &model::TagSpecification| {
-        specification.resource_type.as_ref() == Some(&ResourceType::VOLUME)
-    };
+    let of_volume =
+        |specification: &model::TagSpecification| specification.resource_type.as_ref() == Some(&ResourceType::VOLUME);
     let (volumes, instances): (Vec<_>, Vec<_>) = specifications.into_iter().partition(of_volume);
     Ok((tagging::requested(&instances, ResourceType::INSTANCE)?, tagging::requested(&volumes, ResourceType::VOLUME)?))
 }

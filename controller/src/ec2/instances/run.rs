@@ -119,12 +119,7 @@ async fn earlier(context: &Context, tx: &mut Tx, launch: &Launch) -> Result<Opti
     Ok(Some(id))
 }
 
-async fn remember(
-    context: &Context,
-    tx: &mut Tx,
-    launch: &Launch,
-    reservation: &ReservationId,
-) -> Result<(), Refusal> {
+async fn remember(context: &Context, tx: &mut Tx, launch: &Launch, reservation: &ReservationId) -> Result<(), Refusal> {
     let Some(token) = &launch.client_token else { return Ok(()) };
     let call = Earlier { fingerprint: context.fingerprint.clone(), resource: reservation.to_string() };
     Ok(tokens::insert(tx, context.account(), context.operation.name(), token, &call).await?)
@@ -136,10 +131,12 @@ async fn reservation(context: &Context, tx: &mut Tx, id: &ReservationId) -> Resu
     let surroundings = Surroundings::read(tx, context.account(), domain).await?;
     let all = instances::of_account(tx, context.account()).await?;
     let own = all.into_iter().filter(|instance| instance.reservation_id == *id).collect();
-    surroundings
-        .reservations(own)
-        .pop()
-        .ok_or_else(|| Refusal::client("InvalidReservationID.NotFound", format!("The instances of {id} are long gone: use another client token")))
+    surroundings.reservations(own).pop().ok_or_else(|| {
+        Refusal::client(
+            "InvalidReservationID.NotFound",
+            format!("The instances of {id} are long gone: use another client token"),
+        )
+    })
 }
 
 async fn public_key(context: &Context, tx: &mut Tx, launch: &Launch) -> Result<Option<String>, Refusal> {
@@ -151,11 +148,7 @@ async fn public_key(context: &Context, tx: &mut Tx, launch: &Launch) -> Result<O
 }
 
 /// The groups named by id or by name; without any, the account's default one.
-async fn groups(
-    context: &Context,
-    tx: &mut Tx,
-    launch: &Launch,
-) -> Result<Vec<crate::ids::SecurityGroupId>, Refusal> {
+async fn groups(context: &Context, tx: &mut Tx, launch: &Launch) -> Result<Vec<crate::ids::SecurityGroupId>, Refusal> {
     let default = security_groups::ensure_default(tx, context.account()).await?;
     let all = security_groups::of_account(tx, context.account()).await?;
     let mut chosen = Vec::new();
@@ -167,7 +160,10 @@ async fn groups(
     }
     for name in &launch.security_group_names {
         let group = all.iter().find(|group| group.name == *name).ok_or_else(|| {
-            Refusal::client("InvalidGroup.NotFound", format!("The security group '{name}' does not exist in the default VPC"))
+            Refusal::client(
+                "InvalidGroup.NotFound",
+                format!("The security group '{name}' does not exist in the default VPC"),
+            )
         })?;
         chosen.push(group.id.clone());
     }
@@ -257,7 +253,10 @@ async fn addresses(tx: &mut Tx, launch: &Launch, subnet: &Subnet, count: usize) 
     if chosen.len() < count {
         return Err(Refusal::client(
             "InsufficientFreeAddressesInSubnet",
-            format!("The subnet {} has fewer than {count} free addresses: terminate instances or use another zone", subnet.id),
+            format!(
+                "The subnet {} has fewer than {count} free addresses: terminate instances or use another zone",
+                subnet.id
+            ),
         ));
     }
     Ok(chosen)

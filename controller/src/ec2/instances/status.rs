@@ -98,7 +98,11 @@ impl Check {
             Check::NotApplicable => (SummaryStatus::NOT_APPLICABLE, None),
         };
         let details = detail.map(|status| {
-            vec![InstanceStatusDetails { name: Some(StatusName::REACHABILITY), status: Some(status), impaired_since: None }]
+            vec![InstanceStatusDetails {
+                name: Some(StatusName::REACHABILITY),
+                status: Some(status),
+                impaired_since: None,
+            }]
         });
         InstanceStatusSummary { status: Some(status), details }
     }

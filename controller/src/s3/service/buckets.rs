@@ -91,7 +91,10 @@ impl Service {
     pub(super) async fn get_bucket_acl_(&self, request: S3Request<GetBucketAclInput>) -> Reply<GetBucketAclOutput> {
         let account = account(&request)?;
         self.store.bucket(account, &request.input.bucket).await?;
-        Ok(S3Response::new(GetBucketAclOutput { grants: Some(vec![full_control(account)]), owner: Some(owner(account)) }))
+        Ok(S3Response::new(GetBucketAclOutput {
+            grants: Some(vec![full_control(account)]),
+            owner: Some(owner(account)),
+        }))
     }
 }
 

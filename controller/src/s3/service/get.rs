@@ -173,7 +173,10 @@ impl Service {
     }
 
     /// No object has tags: they are refused where they would be set.
-    pub(super) async fn get_object_tagging_(&self, request: S3Request<GetObjectTaggingInput>) -> Reply<GetObjectTaggingOutput> {
+    pub(super) async fn get_object_tagging_(
+        &self,
+        request: S3Request<GetObjectTaggingInput>,
+    ) -> Reply<GetObjectTaggingOutput> {
         self.store.object(account(&request)?, &request.input.bucket, &request.input.key).await?;
         Ok(S3Response::new(GetObjectTaggingOutput { tag_set: Vec::new(), version_id: None }))
     }
@@ -184,7 +187,8 @@ impl Service {
     ) -> Reply<GetObjectAttributesOutput> {
         let object = self.store.object(account(&request)?, &request.input.bucket, &request.input.key).await?;
         // One header with a list, or one header for each: clients do both.
-        let wanted: Vec<&str> = request.input.object_attributes.iter().flat_map(|list| list.as_str().split(',')).collect();
+        let wanted: Vec<&str> =
+            request.input.object_attributes.iter().flat_map(|list| list.as_str().split(',')).collect();
         let wants = |name: &str| wanted.iter().any(|wanted| wanted.trim() == name);
         let sum = object.checksum.as_ref();
         let checksum = s3s::dto::Checksum {
@@ -195,10 +199,8 @@ impl Service {
             checksum_sha256: Checksum::of(sum, Algorithm::Sha256),
             checksum_type: sum.map(checksum_type),
         };
-        let parts = GetObjectAttributesParts {
-            total_parts_count: Some(object.parts.len() as i32),
-            ..Default::default()
-        };
+        let parts =
+            GetObjectAttributesParts { total_parts_count: Some(object.parts.len() as i32), ..Default::default() };
         Ok(S3Response::new(GetObjectAttributesOutput {
             checksum: (wants(ObjectAttributes::CHECKSUM) && sum.is_some()).then_some(checksum),
             e_tag: wants(ObjectAttributes::ETAG).then(|| etag(&object.etag)),

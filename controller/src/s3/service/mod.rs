@@ -42,7 +42,9 @@ fn account<T>(request: &S3Request<T>) -> S3Result<&str> {
 /// Refuses a request that names another owner than the caller, who alone may use his buckets.
 fn expect_owner(account: &str, stated: Option<&AccountId>) -> S3Result<()> {
     match stated {
-        Some(stated) if stated != account => Err(s3_error!(AccessDenied, "The bucket's owner is not the expected one.")),
+        Some(stated) if stated != account => {
+            Err(s3_error!(AccessDenied, "The bucket's owner is not the expected one."))
+        }
         _ => Ok(()),
     }
 }
@@ -71,7 +73,10 @@ pub struct Access(pub Accounts);
 impl S3Access for Access {
     async fn check(&self, context: &mut S3AccessContext<'_>) -> S3Result<()> {
         let Some(credentials) = context.credentials() else {
-            return Err(s3_error!(AccessDenied, "Anonymous access is not allowed: sign the request or use a presigned URL."));
+            return Err(s3_error!(
+                AccessDenied,
+                "Anonymous access is not allowed: sign the request or use a presigned URL."
+            ));
         };
         let key = self.0.key(&credentials.access_key).await.map_err(|error| internal(&error))?;
         let key = key.ok_or_else(|| s3_error!(InvalidAccessKeyId))?;
@@ -144,13 +149,15 @@ fn headers(
 
 /// `aws-chunked` is how the bytes came, not what they are.
 fn without_transfer_coding(encoding: String) -> Option<String> {
-    let kept: Vec<&str> = encoding.split(',').map(str::trim).filter(|part| !part.is_empty() && *part != "aws-chunked").collect();
+    let kept: Vec<&str> =
+        encoding.split(',').map(str::trim).filter(|part| !part.is_empty() && *part != "aws-chunked").collect();
     (!kept.is_empty()).then(|| kept.join(","))
 }
 
 fn http_date(date: &Timestamp) -> S3Result<String> {
     let mut text = Vec::new();
-    date.format(TimestampFormat::HttpDate, &mut text).map_err(|_| s3_error!(InvalidArgument, "Expires is out of range."))?;
+    date.format(TimestampFormat::HttpDate, &mut text)
+        .map_err(|_| s3_error!(InvalidArgument, "Expires is out of range."))?;
     Ok(String::from_utf8_lossy(&text).into_owned())
 }
 
@@ -181,7 +188,10 @@ impl S3 for Service {
     async fn get_bucket_location(&self, request: S3Request<GetBucketLocationInput>) -> Reply<GetBucketLocationOutput> {
         self.get_bucket_location_(request).await
     }
-    async fn get_bucket_versioning(&self, request: S3Request<GetBucketVersioningInput>) -> Reply<GetBucketVersioningOutput> {
+    async fn get_bucket_versioning(
+        &self,
+        request: S3Request<GetBucketVersioningInput>,
+    ) -> Reply<GetBucketVersioningOutput> {
         self.get_bucket_versioning_(request).await
     }
     async fn get_bucket_acl(&self, request: S3Request<GetBucketAclInput>) -> Reply<GetBucketAclOutput> {
@@ -211,7 +221,10 @@ impl S3 for Service {
     async fn get_object_tagging(&self, request: S3Request<GetObjectTaggingInput>) -> Reply<GetObjectTaggingOutput> {
         self.get_object_tagging_(request).await
     }
-    async fn get_object_attributes(&self, request: S3Request<GetObjectAttributesInput>) -> Reply<GetObjectAttributesOutput> {
+    async fn get_object_attributes(
+        &self,
+        request: S3Request<GetObjectAttributesInput>,
+    ) -> Reply<GetObjectAttributesOutput> {
         self.get_object_attributes_(request).await
     }
     async fn list_objects(&self, request: S3Request<ListObjectsInput>) -> Reply<ListObjectsOutput> {
@@ -238,13 +251,19 @@ impl S3 for Service {
     ) -> Reply<CompleteMultipartUploadOutput> {
         self.complete_multipart_upload_(request).await
     }
-    async fn abort_multipart_upload(&self, request: S3Request<AbortMultipartUploadInput>) -> Reply<AbortMultipartUploadOutput> {
+    async fn abort_multipart_upload(
+        &self,
+        request: S3Request<AbortMultipartUploadInput>,
+    ) -> Reply<AbortMultipartUploadOutput> {
         self.abort_multipart_upload_(request).await
     }
     async fn list_parts(&self, request: S3Request<ListPartsInput>) -> Reply<ListPartsOutput> {
         self.list_parts_(request).await
     }
-    async fn list_multipart_uploads(&self, request: S3Request<ListMultipartUploadsInput>) -> Reply<ListMultipartUploadsOutput> {
+    async fn list_multipart_uploads(
+        &self,
+        request: S3Request<ListMultipartUploadsInput>,
+    ) -> Reply<ListMultipartUploadsOutput> {
         self.list_multipart_uploads_(request).await
     }
 }

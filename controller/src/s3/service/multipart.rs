@@ -7,8 +7,8 @@ use tokio::io::{AsyncReadExt as _, AsyncSeekExt as _};
 use super::listing::Writing;
 use super::put::{body_length, source};
 use super::{
-    Reply, Service, account, etag, expect_owner, headers, length, metadata, owner, refuse, refuse_acl, refuse_storage_class,
-    timestamp,
+    Reply, Service, account, etag, expect_owner, headers, length, metadata, owner, refuse, refuse_acl,
+    refuse_storage_class, timestamp,
 };
 use crate::s3::checksum::{Algorithm, Checksum, Stated};
 use crate::s3::conditions::Conditions;
@@ -29,7 +29,10 @@ impl Service {
         expect_owner(&account, input.expected_bucket_owner.as_ref())?;
         refuse_acl(input.acl.as_ref().map(ObjectCannedACL::as_str))?;
         refuse_storage_class(input.storage_class.as_ref())?;
-        refuse("Server-side encryption", input.server_side_encryption.is_some() || input.sse_customer_algorithm.is_some())?;
+        refuse(
+            "Server-side encryption",
+            input.server_side_encryption.is_some() || input.sse_customer_algorithm.is_some(),
+        )?;
         refuse("Tagging", input.tagging.is_some_and(|tagging| !tagging.is_empty()))?;
         let description = Description {
             headers: headers(
@@ -80,7 +83,10 @@ impl Service {
         }))
     }
 
-    pub(super) async fn upload_part_copy_(&self, request: S3Request<UploadPartCopyInput>) -> Reply<UploadPartCopyOutput> {
+    pub(super) async fn upload_part_copy_(
+        &self,
+        request: S3Request<UploadPartCopyInput>,
+    ) -> Reply<UploadPartCopyOutput> {
         let account = account(&request)?.to_owned();
         let input = request.input;
         expect_owner(&account, input.expected_bucket_owner.as_ref())?;
@@ -102,7 +108,13 @@ impl Service {
                 .ok()
                 .filter(|range| matches!(range, Range::Int { last: Some(last), .. } if *last < object.size))
                 .and_then(|range| range.check(object.size).ok())
-                .ok_or_else(|| s3_error!(InvalidArgument, "The copy source range must be bytes=first-last within {} bytes.", object.size))?,
+                .ok_or_else(|| {
+                    s3_error!(
+                        InvalidArgument,
+                        "The copy source range must be bytes=first-last within {} bytes.",
+                        object.size
+                    )
+                })?,
         };
         file.seek(std::io::SeekFrom::Start(bytes.start)).await.map_err(disk_error)?;
         let size = bytes.end - bytes.start;
@@ -150,8 +162,7 @@ impl Service {
                 ..Conditions::default()
             },
         };
-        let object =
-            self.store.complete_upload(&account, &input.bucket, &input.key, &input.upload_id, claim).await?;
+        let object = self.store.complete_upload(&account, &input.bucket, &input.key, &input.upload_id, claim).await?;
         let sum = object.checksum.as_ref();
         let full = sum.is_some_and(|sum| sum.full_object);
         Ok(S3Response::new(CompleteMultipartUploadOutput {
@@ -291,9 +302,11 @@ fn full_object(algorithm: Option<Algorithm>, asked: Option<&ChecksumType>) -> S3
         (Some(Algorithm::Crc64Nvme), Some(_)) | (None, Some(_)) => {
             Err(s3_error!(InvalidRequest, "The checksum type {} cannot be used here.", asked.unwrap_or_default()))
         }
-        (Some(algorithm), Some(ChecksumType::FULL_OBJECT)) => {
-            Err(s3_error!(InvalidRequest, "The FULL_OBJECT checksum type cannot be used with the {} algorithm.", algorithm.name()))
-        }
+        (Some(algorithm), Some(ChecksumType::FULL_OBJECT)) => Err(s3_error!(
+            InvalidRequest,
+            "The FULL_OBJECT checksum type cannot be used with the {} algorithm.",
+            algorithm.name()
+        )),
         (Some(_), _) => Ok(false),
     }
 }

@@ -5,7 +5,8 @@ use s3s::dto::*;
 use s3s::{S3Request, S3Response, S3Result, s3_error};
 
 use super::{
-    Reply, Service, account, etag, expect_owner, headers, length, metadata, refuse, refuse_acl, refuse_storage_class, timestamp,
+    Reply, Service, account, etag, expect_owner, headers, length, metadata, refuse, refuse_acl, refuse_storage_class,
+    timestamp,
 };
 use crate::s3::checksum::{Algorithm, Checksum, Stated};
 use crate::s3::conditions::Conditions;
@@ -22,7 +23,10 @@ impl Service {
         expect_owner(&account, input.expected_bucket_owner.as_ref())?;
         refuse_acl(input.acl.as_ref().map(ObjectCannedACL::as_str))?;
         refuse_storage_class(input.storage_class.as_ref())?;
-        refuse("Server-side encryption", input.server_side_encryption.is_some() || input.sse_customer_algorithm.is_some())?;
+        refuse(
+            "Server-side encryption",
+            input.server_side_encryption.is_some() || input.sse_customer_algorithm.is_some(),
+        )?;
         refuse("Tagging", input.tagging.is_some_and(|tagging| !tagging.is_empty()))?;
         refuse("Object lock", input.object_lock_mode.is_some() || input.object_lock_legal_hold_status.is_some())?;
         refuse("Appending", input.write_offset_bytes.is_some())?;
@@ -81,7 +85,10 @@ impl Service {
         expect_owner(&account, input.expected_source_bucket_owner.as_ref())?;
         refuse_acl(input.acl.as_ref().map(ObjectCannedACL::as_str))?;
         refuse_storage_class(input.storage_class.as_ref())?;
-        refuse("Server-side encryption", input.server_side_encryption.is_some() || input.sse_customer_algorithm.is_some())?;
+        refuse(
+            "Server-side encryption",
+            input.server_side_encryption.is_some() || input.sse_customer_algorithm.is_some(),
+        )?;
         let (source_bucket, source_key) = source(&input.copy_source)?;
         let (source, file) = self.store.open_object(&account, source_bucket, source_key).await?;
         let conditions = Conditions {

@@ -1,0 +1,443 @@
+//! The controller and a node, over the real port with real certificates. The node is played: it says
+//! what an agent would say, so that every order of events can be had.
+
+use std::time::Duration;
+
+use clap::Parser as _;
+use mallee_agent::api::node_client::NodeClient;
+use mallee_agent::api::{self, from_agent, to_agent};
+use mallee_controller::auth::Caller;
+use mallee_controller::ids::ImageId;
+use mallee_controller::state::images::{self, Image};
+use mallee_controller::{Cloud, Config, clock, ec2, nodes};
+use tempfile::TempDir;
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::Streaming;
+use tonic::transport::{Certificate, ClientTlsConfig, Endpoint, Identity};
+
+/// How long a step may take on a busy machine before it counts as one that does not happen.
+const BOUND: Duration = Duration::from_secs(30);
+
+/// A controller's state and ports, with one image.
+struct Ground {
+    folder: TempDir,
+    cloud: Cloud,
+    address: String,
+    image: ImageId,
+}
+
+async fn open(folder: &TempDir) -> (Cloud, String) {
+    let state = folder.path().to_str().unwrap();
+    let config = Config::parse_from(["controller", "--state", state, "--public-pool", "198.51.100.128/29"]);
+    let cloud = Cloud::open(config).await.unwrap();
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    tokio::spawn(nodes::serve(cloud.clone(), listener, std::future::pending()));
+    (cloud, address)
+}
+
+impl Ground {
+    async fn new() -> Ground {
+        let folder = tempfile::tempdir().unwrap();
+        let (cloud, address) = open(&folder).await;
+        let image = Image {
+            id: ImageId::random(),
+            account_id: "111122223333".into(),
+            name: "probe".into(),
+            description: None,
+            location: "images/m.json".into(),
+            architecture: "x86_64".into(),
+            kernel_sha256: "a".repeat(64),
+            kernel_size: 10,
+            initrd_sha256: None,
+            initrd_size: None,
+            root_sha256: None,
+            root_size: None,
+            cmdline: String::new(),
+            runs_on_software_kvm: true,
+            created_ns: clock::now(),
+            deregistered_ns: None,
+        };
+        let mut tx = cloud.db.begin().await.unwrap();
+        images::insert(&mut tx, &image).await.unwrap();
+        tx.commit().await.unwrap();
+        Ground { folder, cloud, address, image: image.id }
+    }
+
+    /// A node with credentials, attending.
+    async fn node(&self, name: &str, zone: &str) -> PlayedNode {
+        let identity = self.credentials(name, zone).await;
+        self.attend(name, &identity).await
+    }
+
+    async fn credentials(&self, name: &str, zone: &str) -> Credentials {
+        nodes::add(&self.cloud.db, name, zone).await.unwrap();
+        let made = self.cloud.pki.issue_node(name, zone).unwrap();
+        let mut tx = self.cloud.db.begin().await.unwrap();
+        sqlx::query("INSERT OR REPLACE INTO node_credentials (name, zone, serial, created_ns) VALUES (?, ?, ?, 0)")
+            .bind(name)
+            .bind(zone)
+            .bind(&made.serial)
+            .execute(&mut *tx)
+            .await
+            .unwrap();
+        tx.commit().await.unwrap();
+        Credentials { authority: made.authority, certificate: made.certificate, key: made.key }
+    }
+
+    async fn attend(&self, name: &str, credentials: &Credentials) -> PlayedNode {
+        let mut client = dial(&self.address, credentials).await;
+        let (say, said) = mpsc::channel(16);
+        let node = api::NodeFacts {
+            name: name.into(),
+            cpus: 4,
+            memory_mib: 4096,
+            disk_mib: 10_000,
+            kvm: api::KvmClass::Software.into(),
+            ..Default::default()
+        };
+        say.send(message(from_agent::Message::Facts(node))).await.unwrap();
+        let heard = client.attend(ReceiverStream::new(said)).await.unwrap().into_inner();
+        let mut node = PlayedNode { say, heard, generation: 0 };
+        node.desired().await;
+        // What it said of itself is written down a moment after it attends.
+        let cloud = self.cloud.clone();
+        until("the node's facts", || {
+            let (cloud, name) = (cloud.clone(), name.to_owned());
+            async move { nodes::list(&cloud).await.unwrap().iter().any(|n| n.name == name && n.cpus == 4) }
+        })
+        .await;
+        node
+    }
+
+    async fn call(&self, action: &str, params: &[(&str, &str)]) -> (u16, String) {
+        let caller = Caller {
+            account_id: "111122223333".into(),
+            access_key: "AKIATEST".into(),
+            arn: "arn:aws:iam::111122223333:root".into(),
+            request_id: format!("request-{action}-{}", clock::unix_ns()),
+        };
+        let mut pairs = vec![("Action".to_owned(), action.to_owned()), ("Version".to_owned(), "2016-11-15".to_owned())];
+        pairs.extend(params.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())));
+        let response = ec2::handle(&self.cloud, caller, pairs).await;
+        (response.status().as_u16(), String::from_utf8(response.body().to_vec()).unwrap())
+    }
+
+    async fn done(&self, action: &str, params: &[(&str, &str)]) -> String {
+        let (status, body) = self.call(action, params).await;
+        assert_eq!(status, 200, "{action}: {body}");
+        body
+    }
+
+    async fn refused(&self, action: &str, params: &[(&str, &str)]) -> String {
+        let (status, body) = self.call(action, params).await;
+        assert_ne!(status, 200, "{action}: {body}");
+        texts(&body, "Code").remove(0)
+    }
+
+    async fn run(&self, count: &str, more: &[(&str, &str)]) -> Vec<String> {
+        let image = self.image.to_string();
+        let mut params =
+            vec![("ImageId", image.as_str()), ("MinCount", count), ("MaxCount", count), ("InstanceType", "t3.nano")];
+        params.extend(more);
+        texts(&self.done("RunInstances", &params).await, "instanceId")
+    }
+
+    async fn wait_state(&self, instance: &str, state: &str) -> String {
+        let name = format!("<name>{state}</name>");
+        let mut body = String::new();
+        let end = tokio::time::Instant::now() + BOUND;
+        while !body.contains(&name) {
+            assert!(tokio::time::Instant::now() < end, "waited in vain for {state}: {body}");
+            tokio::time::sleep(Duration::from_millis(5)).await;
+            body = self.done("DescribeInstances", &[("InstanceId.1", instance)]).await;
+        }
+        body
+    }
+}
+
+struct Credentials {
+    authority: String,
+    certificate: String,
+    key: String,
+}
+
+async fn dial(address: &str, credentials: &Credentials) -> NodeClient<tonic::transport::Channel> {
+    let tls = ClientTlsConfig::new()
+        .ca_certificate(Certificate::from_pem(&credentials.authority))
+        .identity(Identity::from_pem(&credentials.certificate, &credentials.key))
+        .domain_name(api::credentials::SERVER_NAME);
+    let endpoint = Endpoint::from_shared(format!("https://{address}")).unwrap().tls_config(tls).unwrap();
+    NodeClient::new(endpoint.connect().await.unwrap())
+}
+
+fn message(message: from_agent::Message) -> api::FromAgent {
+    api::FromAgent { sent_unix_ns: clock::unix_ns(), message: Some(message) }
+}
+
+struct PlayedNode {
+    say: mpsc::Sender<api::FromAgent>,
+    heard: Streaming<api::ToAgent>,
+    generation: u64,
+}
+
+impl PlayedNode {
+    async fn next(&mut self) -> to_agent::Message {
+        let heard = tokio::time::timeout(BOUND, self.heard.message()).await.expect("nothing was said to the node");
+        heard.unwrap().unwrap().message.unwrap()
+    }
+
+    async fn desired(&mut self) -> api::DesiredNode {
+        loop {
+            if let to_agent::Message::Desired(desired) = self.next().await {
+                self.generation = desired.generation;
+                return desired;
+            }
+        }
+    }
+
+    /// The desired state that satisfies `check`; states before it may have been joined into it.
+    async fn desired_with(&mut self, check: impl Fn(&api::DesiredNode) -> bool) -> api::DesiredNode {
+        loop {
+            let desired = self.desired().await;
+            if check(&desired) {
+                return desired;
+            }
+        }
+    }
+
+    async fn observed(&self, generation: u64, instances: &[(&str, api::InstancePhase, &str)]) {
+        let instances = instances
+            .iter()
+            .map(|(id, phase, reason)| api::ObservedInstance {
+                id: (*id).to_owned(),
+                phase: (*phase).into(),
+                reason: (*reason).to_owned(),
+                leased: *phase == api::InstancePhase::Running,
+                ..Default::default()
+            })
+            .collect();
+        let observed = api::ObservedNode { generation, instances, network_error: String::new() };
+        self.say.send(message(from_agent::Message::Observed(observed))).await.unwrap();
+    }
+}
+
+/// The texts of all elements of that name, without a parser: ids and words need no unescaping.
+fn texts(xml: &str, name: &str) -> Vec<String> {
+    let (open, close) = (format!("<{name}>"), format!("</{name}>"));
+    xml.split(&open).skip(1).filter_map(|rest| rest.split(&close).next()).map(str::to_owned).collect()
+}
+
+async fn until<F: Future<Output = bool>>(what: &str, check: impl Fn() -> F) {
+    let end = tokio::time::Instant::now() + BOUND;
+    while !check().await {
+        assert!(tokio::time::Instant::now() < end, "waited in vain for {what}");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+#[tokio::test]
+async fn an_instance_runs_when_its_node_says_so_and_not_before() {
+    let ground = Ground::new().await;
+    let mut node = ground.node("n1", "mallee-1a").await;
+    let id = ground
+        .run(
+            "1",
+            &[
+                ("TagSpecification.1.ResourceType", "instance"),
+                ("TagSpecification.1.Tag.1.Key", "Name"),
+                ("TagSpecification.1.Tag.1.Value", "a & b"),
+            ],
+        )
+        .await
+        .remove(0);
+    let pending = ground.wait_state(&id, "pending").await;
+    assert!(pending.contains("<privateIpAddress>172.31.0.4</privateIpAddress>"), "{pending}");
+    assert!(pending.contains("<availabilityZone>mallee-1a</availabilityZone>"), "{pending}");
+    assert!(pending.contains("<value>a &amp; b</value>"), "{pending}");
+
+    let before = node.generation;
+    let desired = node.desired_with(|desired| !desired.instances.is_empty()).await;
+    let instance = &desired.instances[0];
+    assert_eq!((instance.id.as_str(), instance.power()), (id.as_str(), api::Power::On));
+    let network = desired.network.unwrap();
+    assert_eq!(network.interfaces[0].id, instance.interface);
+    assert_eq!(network.segments[0].gateway, "172.31.0.1");
+
+    // A report made from before the launch says nothing, whatever it says.
+    node.observed(before, &[(&id, api::InstancePhase::Running, "")]).await;
+    node.observed(desired.generation, &[(&id, api::InstancePhase::Preparing, "")]).await;
+    ground.wait_state(&id, "pending").await;
+    node.observed(desired.generation, &[(&id, api::InstancePhase::Running, "")]).await;
+    ground.wait_state(&id, "running").await;
+    let status = ground.done("DescribeInstanceStatus", &[("InstanceId.1", &id)]).await;
+    assert_eq!(texts(&status, "status").iter().filter(|s| *s == "ok").count(), 2, "{status}");
+}
+
+#[tokio::test]
+async fn a_killed_controller_goes_on_with_what_it_had_begun() {
+    let mut ground = Ground::new().await;
+    let credentials = ground.credentials("n1", "mallee-1a").await;
+    let node = ground.attend("n1", &credentials).await;
+    let id = ground.run("1", &[]).await.remove(0);
+    drop(node);
+    // The same folder opened again, as after a kill: nothing was told to the old one.
+    let (cloud, address) = open(&ground.folder).await;
+    (ground.cloud, ground.address) = (cloud, address);
+    ground.wait_state(&id, "pending").await;
+    let mut node = ground.attend("n1", &credentials).await;
+    ground.cloud.nodes.wake("n1");
+    let desired = node.desired().await;
+    assert_eq!(desired.instances[0].id, id);
+    node.observed(desired.generation, &[(&id, api::InstancePhase::Running, "")]).await;
+    ground.wait_state(&id, "running").await;
+}
+
+#[tokio::test]
+async fn a_launch_that_fails_ends_and_says_why() {
+    let ground = Ground::new().await;
+    let mut node = ground.node("n1", "mallee-1a").await;
+    let id = ground.run("1", &[]).await.remove(0);
+    let desired = node.desired_with(|desired| !desired.instances.is_empty()).await;
+    node.observed(desired.generation, &[(&id, api::InstancePhase::Failed, "the kernel is truncated")]).await;
+    ground.wait_state(&id, "shutting-down").await;
+    let gone = node.desired_with(|desired| desired.instances.is_empty()).await;
+    assert!(gone.network.unwrap().interfaces.is_empty());
+    node.observed(gone.generation, &[]).await;
+    let ended = ground.wait_state(&id, "terminated").await;
+    assert!(ended.contains("the kernel is truncated"), "{ended}");
+}
+
+#[tokio::test]
+async fn stop_start_reboot_terminate() {
+    let ground = Ground::new().await;
+    let mut node = ground.node("n1", "mallee-1a").await;
+    let id = ground.run("1", &[]).await.remove(0);
+    let launched = node.desired_with(|desired| !desired.instances.is_empty()).await;
+    assert_eq!(ground.refused("StopInstances", &[("InstanceId.1", &id)]).await, "IncorrectInstanceState");
+    node.observed(launched.generation, &[(&id, api::InstancePhase::Running, "")]).await;
+    ground.wait_state(&id, "running").await;
+
+    ground.done("RebootInstances", &[("InstanceId.1", &id)]).await;
+    let rebooted = node.desired_with(|desired| desired.instances[0].reboots == 1).await;
+    assert_eq!(rebooted.instances[0].trace, launched.instances[0].trace);
+
+    ground.done("StopInstances", &[("InstanceId.1", &id)]).await;
+    let off = node.desired_with(|desired| desired.instances[0].power() == api::Power::Off).await;
+    // Late words from before the stop do not count.
+    node.observed(rebooted.generation, &[(&id, api::InstancePhase::Stopped, "")]).await;
+    node.observed(off.generation, &[(&id, api::InstancePhase::Stopping, "")]).await;
+    ground.wait_state(&id, "stopping").await;
+    node.observed(off.generation, &[(&id, api::InstancePhase::Stopped, "")]).await;
+    let stopped = ground.wait_state(&id, "stopped").await;
+    assert!(stopped.contains("Client.UserInitiatedShutdown"), "{stopped}");
+
+    ground.done("StartInstances", &[("InstanceId.1", &id)]).await;
+    let on = node.desired_with(|desired| desired.instances[0].power() == api::Power::On).await;
+    assert_ne!(on.instances[0].trace, launched.instances[0].trace, "a start is told under its own request");
+    node.observed(on.generation, &[(&id, api::InstancePhase::Running, "")]).await;
+    ground.wait_state(&id, "running").await;
+
+    ground.done("TerminateInstances", &[("InstanceId.1", &id)]).await;
+    assert_eq!(ground.refused("StartInstances", &[("InstanceId.1", &id)]).await, "IncorrectInstanceState");
+    let gone = node.desired_with(|desired| desired.instances.is_empty()).await;
+    node.observed(gone.generation, &[]).await;
+    ground.wait_state(&id, "terminated").await;
+}
+
+#[tokio::test]
+async fn an_elastic_ip_moves_and_comes_back_when_its_instance_ends() {
+    let ground = Ground::new().await;
+    let mut node = ground.node("n1", "mallee-1a").await;
+    let ids = ground.run("2", &[]).await;
+    let allocated = ground.done("AllocateAddress", &[("Domain", "vpc")]).await;
+    let (allocation, ip) = (texts(&allocated, "allocationId").remove(0), texts(&allocated, "publicIp").remove(0));
+    assert_eq!(ip, "198.51.100.129");
+    let mapped = |desired: &api::DesiredNode| {
+        let network = desired.network.clone().unwrap();
+        network.elastic_ips.first().map(|map| map.private_ip.clone())
+    };
+    for (instance, private) in ids.iter().zip(["172.31.0.4", "172.31.0.5"]) {
+        ground.done("AssociateAddress", &[("AllocationId", &allocation), ("InstanceId", instance)]).await;
+        let desired = node.desired_with(|desired| mapped(desired).as_deref() == Some(private)).await;
+        assert_eq!(desired.network.unwrap().elastic_ips.len(), 1);
+    }
+    let unwilling = [("AllocationId", allocation.as_str()), ("InstanceId", &ids[0]), ("AllowReassociation", "false")];
+    assert_eq!(ground.refused("AssociateAddress", &unwilling).await, "Resource.AlreadyAssociated");
+    assert_eq!(ground.refused("ReleaseAddress", &[("AllocationId", &allocation)]).await, "InvalidIPAddress.InUse");
+    ground.done("TerminateInstances", &[("InstanceId.1", &ids[1])]).await;
+    node.desired_with(|desired| mapped(desired).is_none()).await;
+    let held = ground.done("DescribeAddresses", &[("AllocationId.1", &allocation)]).await;
+    assert!(held.contains(&ip) && !held.contains("instanceId"), "{held}");
+    ground.done("ReleaseAddress", &[("AllocationId", &allocation)]).await;
+}
+
+#[tokio::test]
+async fn a_client_token_launches_once() {
+    let ground = Ground::new().await;
+    let _node = ground.node("n1", "mallee-1a").await;
+    let first = ground.run("1", &[("ClientToken", "once")]).await;
+    assert_eq!(ground.run("1", &[("ClientToken", "once")]).await, first);
+    let image = ground.image.to_string();
+    let other = [
+        ("ImageId", image.as_str()),
+        ("MinCount", "1"),
+        ("MaxCount", "2"),
+        ("InstanceType", "t3.nano"),
+        ("ClientToken", "once"),
+    ];
+    assert_eq!(ground.refused("RunInstances", &other).await, "IdempotentParameterMismatch");
+}
+
+#[tokio::test]
+async fn a_launch_is_whole_or_not_at_all() {
+    let ground = Ground::new().await;
+    let _node = ground.node("n1", "mallee-1a").await;
+    let image = ground.image.to_string();
+    let many = [("ImageId", image.as_str()), ("MinCount", "50"), ("MaxCount", "50"), ("InstanceType", "t3.nano")];
+    assert_eq!(ground.refused("RunInstances", &many).await, "InsufficientInstanceCapacity");
+    assert_eq!(texts(&ground.done("DescribeInstances", &[]).await, "instanceId"), Vec::<String>::new());
+    // Some of them are fine when the caller says so: 4096 less the reserve is 7 times 512.
+    let some = [("ImageId", image.as_str()), ("MinCount", "1"), ("MaxCount", "50"), ("InstanceType", "t3.nano")];
+    assert_eq!(texts(&ground.done("RunInstances", &some).await, "instanceId").len(), 7);
+    let mars =
+        [("ImageId", image.as_str()), ("MinCount", "1"), ("MaxCount", "1"), ("Placement.AvailabilityZone", "mars-1a")];
+    assert_eq!(ground.refused("RunInstances", &mars).await, "InvalidParameterValue");
+}
+
+#[tokio::test]
+async fn a_console_is_read_from_the_node() {
+    let ground = Ground::new().await;
+    let mut node = ground.node("n1", "mallee-1a").await;
+    let id = ground.run("1", &[]).await.remove(0);
+    let answer = async {
+        loop {
+            if let to_agent::Message::Console(request) = node.next().await {
+                let reply = api::ConsoleReply {
+                    id: request.id,
+                    output: b"hello\n".to_vec(),
+                    written_unix_ns: 1_000_000_000,
+                    ..Default::default()
+                };
+                node.say.send(message(from_agent::Message::Console(reply))).await.unwrap();
+                return;
+            }
+        }
+    };
+    let asked = [("InstanceId", id.as_str())];
+    let (output, ()) = tokio::join!(ground.done("GetConsoleOutput", &asked), answer);
+    assert_eq!(texts(&output, "output"), ["aGVsbG8K"]);
+    assert_eq!(texts(&output, "timestamp"), ["1970-01-01T00:00:01.000Z"]);
+}
+
+#[tokio::test]
+async fn credentials_that_were_replaced_are_refused() {
+    let ground = Ground::new().await;
+    let old = ground.credentials("n1", "mallee-1a").await;
+    ground.credentials("n1", "mallee-1a").await;
+    let (_say, said) = mpsc::channel(1);
+    let refused = dial(&ground.address, &old).await.attend(ReceiverStream::new(said)).await.unwrap_err();
+    assert_eq!(refused.code(), tonic::Code::PermissionDenied);
+    assert!(refused.message().contains("mallee node add"), "{refused}");
+}
