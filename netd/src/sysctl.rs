@@ -9,6 +9,12 @@ use std::path::PathBuf;
 use crate::desired::{LinkName, Network};
 use crate::error::{Error, Result};
 
+/// `br_netfilter`, where it is loaded, passes bridged frames through the rules for IPv4, and rewrites
+/// them on the way: an elastic IP that leads back into the same segment is then translated on the
+/// bridge, which never sends a frame back where it came from. Segments have rules of their own in the
+/// `bridge` family, so netd turns it off, for its network namespace.
+const BRIDGED_FRAMES: &str = "bridge/bridge-nf-call-iptables";
+
 /// One setting and the value it is to have.
 struct Setting {
     path: PathBuf,
@@ -34,6 +40,7 @@ pub fn apply(network: &Network, uplink: &LinkName) -> Result<bool> {
         setting("ipv4/conf/all/send_redirects".into(), "0"),
         // Answer ARP for elastic IPs at once: a proxy waits 0.8 s by default.
         setting(format!("ipv4/neigh/{uplink}/proxy_delay"), "0"),
+        optional(BRIDGED_FRAMES.into(), "0"),
     ];
     for segment in network.segments.values() {
         settings.extend(bridge_settings(&segment.bridge));
@@ -84,6 +91,7 @@ fn write(setting: &Setting) -> Result<bool> {
     if found.trim_end() == setting.value {
         return Ok(false);
     }
+    tracing::info!(setting = %path, from = found.trim_end(), to = setting.value, "changing a kernel setting");
     fs::write(&setting.path, setting.value).map_err(Error::io(format!("writing {path}")))?;
     Ok(true)
 }

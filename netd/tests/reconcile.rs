@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::{Lab, ask, empty_network, guest, network, private, public, run, segment, try_run};
+use common::{Lab, ask, empty_network, guest, guest_at, network, private, public, run, segment, try_run};
 
 /// Everything in the node that netd could have made, without counters and times.
 fn world() -> String {
@@ -117,6 +117,9 @@ fn what_others_break_is_mended() {
         let reply = lab.netd.apply(&desired);
         assert!(reply.changed, "`{damage}` went unseen");
         assert_eq!(world(), whole, "after `{damage}`");
+        common::eventually("the port to forward again", || {
+            run("bridge link show dev tpeni1").contains("state forwarding").then_some(())
+        });
         let answer = ask(&socket, public(1), damage);
         assert!(answer.starts_with("i-1 "), "after `{damage}`");
         assert!(!lab.netd.apply(&desired).changed, "after `{damage}`");
@@ -229,9 +232,7 @@ fn segments_of_a_vpc_are_routed_and_those_of_others_are_not() {
     desired.elastic_ips[0].private_ip = "10.0.0.4".into();
     desired.elastic_ips[0].segment = "subnet-3".into();
     lab.netd.apply(&desired);
-    let at = |n: u8, ip: &str| {
-        common::Guest::open(&format!("tpeni{n}"), [2, 0, 0, 0, 1, n], ip.parse().unwrap())
-    };
+    let at = |n: u8, ip: &str| guest_at(n, ip.parse().unwrap());
     let (one, two, three) = (guest(1), at(2, "172.31.16.4"), at(3, "10.0.0.4"));
     one.send_udp("10.0.0.4".parse().unwrap(), 9, b"closed");
     one.send_udp("172.31.16.4".parse().unwrap(), 9, b"open");

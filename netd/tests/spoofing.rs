@@ -65,7 +65,7 @@ fn frames_in_anothers_name_are_dropped_and_counted() {
         ("ARP with another's MAC inside", arp(OWN, OTHER, 2, (GATEWAY_MAC, own_ip), (OTHER, other_ip))),
         ("a gratuitous ARP as the gateway", arp(OWN, BROADCAST_MAC, 1, (OWN, GATEWAY), ([0; 6], GATEWAY))),
         ("a DHCP request in another's name", one.dhcp_frame(OTHER, MessageType::Discover, vec![], false, 5)),
-        ("a frame to the bridge's own group", frame(OWN, [1, 0x80, 0xc2, 0, 0, 0x0e], 0x88cc, b"lldp")),
+        ("a frame to the bridge's own group", frame(OWN, [1, 0x80, 0xc2, 0, 0, 3], 0x888e, b"eapol")),
     ]);
     // What is its own passes: a datagram, and the probe for a free address.
     one.send(&good);

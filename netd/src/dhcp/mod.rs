@@ -1,5 +1,6 @@
 //! DHCP for the segments: fixed leases, known MACs only.
 //!
+//! * `decode.rs`: from a datagram to a message, trusting nothing of it.
 //! * `lease.rs`: from a client's message and a segment to the answer; a pure function.
 //! * `server.rs`: one socket per segment, bound to its bridge.
 //!
@@ -7,6 +8,7 @@
 //! with its segment; when a bridge was made anew, so is its server, since a socket is bound to the
 //! link and not to the name.
 
+mod decode;
 mod lease;
 mod server;
 

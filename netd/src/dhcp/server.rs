@@ -5,8 +5,8 @@ use std::net::{Ipv4Addr, SocketAddrV4};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::Arc;
 
-use dhcproto::v4::{CLIENT_PORT, Message, SERVER_PORT};
-use dhcproto::{Decodable, Decoder, Encodable};
+use dhcproto::Encodable;
+use dhcproto::v4::{CLIENT_PORT, SERVER_PORT};
 use nix::sys::socket::{
     AddressFamily, ControlMessage, MsgFlags, SockFlag, SockType, SockaddrIn, bind, sendmsg, setsockopt,
     socket, sockopt,
@@ -15,6 +15,7 @@ use tokio::io::Interest;
 use tokio::net::UdpSocket;
 use tokio::sync::{mpsc, watch};
 
+use super::decode::decode;
 use super::lease::{Answer, answer};
 use super::{Given, Leases};
 use crate::desired::LinkName;
@@ -59,7 +60,7 @@ pub async fn serve(
             }
         };
         let leases = leases.borrow().clone();
-        let Ok(request) = Message::decode(&mut Decoder::new(&buffer[..length])) else {
+        let Some(request) = decode(&buffer[..length]) else {
             tracing::debug!(segment = %leases.segment.id, "DHCP: a message that cannot be read");
             continue;
         };

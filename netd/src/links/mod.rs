@@ -22,6 +22,8 @@ use crate::desired::{LinkName, MacAddress, UplinkAddresses};
 use crate::error::{Error, Result};
 
 pub use observed::{Link, LinkKind, Observed};
+#[cfg(test)]
+pub use observed::Traffic;
 pub use plan::{Plan, Step, plan};
 pub use tap::{TapOptions, create as create_tap};
 

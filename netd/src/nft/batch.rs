@@ -170,6 +170,16 @@ impl SetMessage {
             put(sys::NFTNL_SET_DATA_TYPE, number);
             put(sys::NFTNL_SET_DATA_LEN, length);
         }
+        let userdata = layout.userdata();
+        // SAFETY: `set` is live; the bytes are copied.
+        unsafe {
+            sys::nftnl_set_set_data(
+                set.as_ptr(),
+                sys::NFTNL_SET_USERDATA as u16,
+                userdata.as_ptr().cast(),
+                userdata.len() as u32,
+            );
+        }
         if layout.counting {
             // SAFETY: the set takes the expression over and frees it.
             unsafe { sys::nftnl_set_add_expr(set.as_ptr(), counter().as_ptr()) };

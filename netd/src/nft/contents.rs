@@ -8,7 +8,7 @@ use nftnl::ProtoFamily;
 use super::layout::{Elements, Set, Table};
 use super::rules;
 use crate::api::METADATA_ADDRESS;
-use crate::desired::{Interface, LinkName, MacAddress, Network, VpcId};
+use crate::desired::{Interface, LinkName, MacAddress, Network};
 
 /// The elements of every set and map, by family and name.
 pub struct Contents {
@@ -55,19 +55,14 @@ impl Contents {
     }
 
     fn add_segments(&mut self, network: &Network) {
-        // Numbers are given in the order of ids. They mean nothing outside of one transaction, but
-        // stay the same as long as no VPC comes or goes.
-        let mut vpcs: Vec<&VpcId> = network.segments.values().map(|segment| &segment.vpc).collect();
-        vpcs.sort();
-        vpcs.dedup();
         for segment in network.segments.values() {
-            let number = vpcs.iter().position(|vpc| **vpc == segment.vpc).unwrap_or_default() as u32 + 1;
-            let number = number.to_ne_bytes().to_vec();
             let bridge = segment.bridge.padded().to_vec();
-            self.put_ip(&rules::BRIDGES, bridge.clone());
+            let vpc = network.segments.values().filter(|other| other.vpc == segment.vpc);
+            for other in vpc {
+                self.put_ip(&rules::ROUTED, [bridge.as_slice(), &other.bridge.padded()].concat());
+            }
+            self.put_ip(&rules::BRIDGES, bridge);
             self.put_ip(&rules::GATEWAYS, address(segment.gateway));
-            self.put_ip(&rules::VPC_MEMBERS, [number.clone(), bridge.clone()].concat());
-            self.put(ProtoFamily::Ipv4, &rules::VPC_OF, bridge, number);
         }
         self.put_ip(&rules::GATEWAYS, address(METADATA_ADDRESS));
     }

@@ -16,7 +16,6 @@ pub enum Type {
     Ipv4,
     Ether,
     LinkName,
-    Mark,
 }
 
 impl Type {
@@ -25,14 +24,13 @@ impl Type {
             Self::Ipv4 => 7,
             Self::Ether => 9,
             Self::LinkName => 41,
-            Self::Mark => 19,
         }
     }
 
     /// Bytes in registers: padded to four, as every part of a concatenation is.
     const fn length(self) -> u32 {
         match self {
-            Self::Ipv4 | Self::Mark => 4,
+            Self::Ipv4 => 4,
             Self::Ether => 8,
             Self::LinkName => 16,
         }
@@ -63,6 +61,22 @@ impl Set {
             [Type::Ether] => 6,
             parts => parts.iter().map(|part| part.length()).sum(),
         }
+    }
+
+    /// Tells the `nft` program in which byte order it finds keys and values, without which it cannot
+    /// print a name (nftables, `NFTNL_UDATA_SET_KEYBYTEORDER`, `…DATABYTEORDER`): type, length and
+    /// a 32-bit number, of which 1 is the host's order and 2 the network's.
+    pub fn userdata(&self) -> Vec<u8> {
+        let order = |part: Option<&Type>| match part {
+            Some(Type::LinkName) => 1_u32,
+            _ => 2,
+        };
+        let key = if self.key.len() == 1 { order(self.key.first()) } else { 0 };
+        let mut userdata = [&[0, 4][..], &key.to_ne_bytes()].concat();
+        if let Some(value) = &self.value {
+            userdata.extend([&[1, 4][..], &order(Some(value)).to_ne_bytes()].concat());
+        }
+        userdata
     }
 
     pub fn value_type(&self) -> Option<(u32, u32)> {

@@ -6,7 +6,7 @@
 use std::net::Ipv4Addr;
 
 use super::expr::{Conntrack, Expr, Header, Meta, Nat, Register, Verdict};
-use super::layout::{Set, Type};
+use super::layout::Set;
 use crate::desired::MAX_LINK_NAME;
 
 /// A part of a packet, or of what the kernel knows of it, that can be looked up in a set.
@@ -96,17 +96,6 @@ impl Rule {
     /// The fields, taken together, are not in the set.
     pub fn not_found(self, fields: &[Field], set: &Set) -> Self {
         self.lookup(fields, set, true)
-    }
-
-    /// The map's value for `of`, followed by `and`, is in the set.
-    pub fn value_with_found(self, of: Field, map: &Set, and: Field, set: &Set) -> Self {
-        let value_registers = map.value.map_or(0, |value| if value == Type::LinkName { 4 } else { 1 });
-        self.with([
-            of.load(FIRST),
-            Expr::Lookup { set: map.name, set_id: map.id, from: FIRST, to: Some(FIRST), inverted: false },
-            and.load(Register(value_registers)),
-            Expr::Lookup { set: set.name, set_id: set.id, from: FIRST, to: None, inverted: false },
-        ])
     }
 
     pub fn input_is(self, link: &str) -> Self {

@@ -57,10 +57,8 @@ pub const BRIDGES: Set = set("bridges", 5, &[Type::LinkName]);
 pub const INSTANCES: Set = set("instances", 6, &[Type::Ipv4]);
 /// The gateways' addresses and the metadata service's: the node itself, as instances see it.
 pub const GATEWAYS: Set = set("gateways", 7, &[Type::Ipv4]);
-/// Bridge to a number that stands for its VPC.
-pub const VPC_OF: Set = map("vpc_of", 8, &[Type::LinkName], Type::Mark);
-/// Number of a VPC with each bridge of it.
-pub const VPC_MEMBERS: Set = set("vpc_members", 9, &[Type::Mark, Type::LinkName]);
+/// Pairs of bridges that are routed to one another: segments of one VPC.
+pub const ROUTED: Set = set("routed", 8, &[Type::LinkName, Type::LinkName]);
 
 // --- sets of the table `bridge` ---
 
@@ -101,7 +99,7 @@ fn ipv4_table(uplink: &str) -> Table {
         family: ProtoFamily::Ipv4,
         name: TABLE,
         sets: vec![
-            EIP_IN, EIP_OUT, EIP_IN_COUNT, EIP_OUT_COUNT, BRIDGES, INSTANCES, GATEWAYS, VPC_OF, VPC_MEMBERS,
+            EIP_IN, EIP_OUT, EIP_IN_COUNT, EIP_OUT_COUNT, BRIDGES, INSTANCES, GATEWAYS, ROUTED,
         ],
         chains: vec![
             count_in(),
@@ -200,7 +198,7 @@ fn to_instance() -> Chain {
             Rule::new("no part of any connection").state(State::Invalid).drop(),
             Rule::new("through an elastic IP").through_elastic_ip().jump("inbound_allowed"),
             Rule::new("from a segment of the same VPC")
-                .value_with_found(InputName, &VPC_OF, OutputName, &VPC_MEMBERS)
+                .found(&[InputName, OutputName], &ROUTED)
                 .jump("inbound_allowed"),
             Rule::new("private addresses are not for the public side").drop(),
         ],
@@ -274,8 +272,9 @@ fn frames_in() -> Chain {
     }
 }
 
-/// Frames to the addresses that bridges keep to themselves (spanning tree, LLDP, pause) do not pass
-/// the hook above; they reach the node's protocol handlers through this one.
+/// Frames to the addresses that bridges keep to themselves (spanning tree, 802.1X) do not pass the
+/// hook above; they reach the node's protocol handlers through this one. LLDP passes neither, and
+/// ends with handlers that netd does not have; no port learns from it.
 fn frames_to_node() -> Chain {
     Chain {
         name: "frames_to_node",

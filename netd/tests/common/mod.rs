@@ -327,8 +327,18 @@ pub fn network(generation: u64, count: u8, elastic_ips: &[(u8, u8)]) -> api::Nod
 
 /// Opens the tap of instance `n` of [`network`] as that instance.
 pub fn guest(n: u8) -> Guest {
-    let guest = Guest::open(&format!("tpeni{n}"), [2, 0, 0, 0, 1, n], private(n));
+    guest_at(n, private(n))
+}
+
+/// The same on another address. Returns when the bridge forwards what it sends, which it begins a
+/// moment after the tap is opened.
+pub fn guest_at(n: u8, ip: Ipv4Addr) -> Guest {
+    let tap = format!("tpeni{n}");
+    let guest = Guest::open(&tap, [2, 0, 0, 0, 1, n], ip);
     guest.name(&format!("i-{n}"));
+    eventually("the port to forward", || {
+        run(&format!("bridge link show dev {tap}")).contains("state forwarding").then_some(())
+    });
     guest
 }
 
