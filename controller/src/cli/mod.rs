@@ -18,6 +18,7 @@ mod node;
 mod outside;
 mod progress;
 mod record;
+mod routes;
 mod status;
 mod supervise;
 mod trace;

@@ -60,6 +60,8 @@ impl Program {
             .stdout(log.try_clone().map_err(log_error)?)
             .stderr(log)
             .env("RUST_LOG", std::env::var("RUST_LOG").unwrap_or_else(|_| LOG_FILTER.to_owned()))
+            // Their standard error is a file: no colours.
+            .env("NO_COLOR", "1")
             .process_group(0);
         if let Some(path) = &self.namespace {
             namespace::enter(&mut command, path)?;

@@ -19,7 +19,7 @@ use super::outside::{self, PublicSide};
 use super::progress::Step;
 use super::record::{self, Surroundings};
 use super::supervise::{Keeper, Program};
-use super::{CliError, Result, State, namespace, program, said};
+use super::{CliError, Result, State, namespace, program, routes, said};
 use crate::admin::api;
 
 /// How long a part may take until it answers.
@@ -181,6 +181,13 @@ impl Up {
     async fn bring_up(&self, side: PublicSide, keepers: &mut Vec<Keeper>) -> Result<()> {
         let mut made = Surroundings { uplink: self.uplink.clone(), ..Surroundings::default() };
         if let Some((bridge, namespace)) = self.own_side() {
+            if let Some((interface, route)) = routes::overlapping(self.public_network, &bridge) {
+                return said(format!(
+                    "the public network {} overlaps {route}, which this machine reaches through {interface}; choose \
+                     another one with --public-network, or give that interface with --uplink",
+                    self.public_network
+                ));
+            }
             // Noted before it is made: whatever comes of it, `mallee down` knows of it.
             made.bridge = Some(bridge.clone());
             made.namespace = namespace.clone();

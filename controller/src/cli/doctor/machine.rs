@@ -10,7 +10,7 @@ use nix::sys::statfs::{CGROUP2_SUPER_MAGIC, statfs};
 use nix::sys::statvfs::statvfs;
 
 use super::Finding;
-use crate::cli::{program, record};
+use crate::cli::{program, record, routes};
 
 const GIB: u64 = 1 << 30;
 
@@ -136,16 +136,12 @@ pub fn ports(state: &Path) -> Vec<Finding> {
 /// Networks of ours that this machine already reaches in another way, and packet filters in the way.
 pub fn conflicts(public_network: Ipv4Net) -> Vec<Finding> {
     let mut findings = Vec::new();
-    let routes = std::fs::read_to_string("/proc/net/route").unwrap_or_default();
-    for (interface, route) in parse_routes(&routes) {
-        let overlaps = route.contains(&public_network.network()) || public_network.contains(&route.network());
-        if overlaps && interface != "mallee0" {
-            findings.push(Finding::bad(
-                "networks",
-                format!("the public network {public_network} overlaps {route}, which this machine reaches through {interface}"),
-                "choose another one with --public-network, or give that interface with --uplink",
-            ));
-        }
+    if let Some((interface, route)) = routes::overlapping(public_network, "mallee0") {
+        findings.push(Finding::bad(
+            "networks",
+            format!("the public network {public_network} overlaps {route}, which this machine reaches through {interface}"),
+            "choose another one with --public-network, or give that interface with --uplink",
+        ));
     }
     let filtered = |file: &str| std::fs::read_to_string(file).is_ok_and(|text| text.trim() == "1");
     if filtered("/proc/sys/net/bridge/bridge-nf-call-iptables") {
@@ -161,34 +157,9 @@ pub fn conflicts(public_network: Ipv4Net) -> Vec<Finding> {
     findings
 }
 
-/// Interface and network of each route but the default one (`/proc/net/route`: hexadecimal, in the
-/// machine's byte order).
-fn parse_routes(table: &str) -> Vec<(String, Ipv4Net)> {
-    let address = |text: &str| u32::from_str_radix(text, 16).ok().map(|n| Ipv4Addr::from(n.to_le_bytes()));
-    table
-        .lines()
-        .skip(1)
-        .filter_map(|line| {
-            let fields: Vec<&str> = line.split_ascii_whitespace().collect();
-            let network = address(fields.get(1)?)?;
-            let mask = address(fields.get(7)?)?;
-            let network = Ipv4Net::with_netmask(network, mask).ok()?;
-            (network.prefix_len() > 0).then(|| ((*fields[0]).to_owned(), network))
-        })
-        .collect()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn routes_are_read() {
-        let table = "Iface\tDestination\tGateway\tFlags\tRefCnt\tUse\tMetric\tMask\tMTU\tWindow\tIRTT\n\
-                     eth0\t00000000\t0100000A\t0003\t0\t0\t0\t00000000\t0\t0\t0\n\
-                     docker0\t000011AC\t00000000\t0001\t0\t0\t0\t0000FFFF\t0\t0\t0\n";
-        assert_eq!(parse_routes(table), [("docker0".to_owned(), "172.17.0.0/16".parse().unwrap())]);
-    }
 
     #[test]
     fn available_memory_is_read() {
