@@ -2,7 +2,7 @@
 
 use std::{
     io::{self, Read, Write},
-    path::{Path, PathBuf},
+    path::PathBuf,
     process::ExitCode,
     time::{Duration, Instant},
 };
@@ -32,7 +32,7 @@ enum Verb {
     /// End the nodes named, or all, and remove all that was made for them.
     Down(Down),
     #[command(hide = true)]
-    ExecNode { folder: PathBuf },
+    ExecNode { folder: PathBuf, lock: i32 },
 }
 
 #[derive(Args)]
@@ -97,7 +97,7 @@ fn main() -> ExitCode {
         Verb::Status(place) => status(&place),
         Verb::Reset(one) => reset(&one),
         Verb::Down(down) => down.execute(),
-        Verb::ExecNode { folder } => machine::become_machine(&folder).map(|never| match never {}),
+        Verb::ExecNode { folder, lock } => machine::become_machine(&folder, lock).map(|never| match never {}),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,
@@ -175,30 +175,19 @@ impl Down {
         let Some(lab) = Lab::existing(&self.lab.folder) else {
             return Ok(());
         };
-        let nodes = if self.nodes.is_empty() {
-            lab.nodes()
-        } else {
-            self.nodes.iter().map(|name| lab.known(name)).collect::<Result<_, _>>()?
-        };
-        for node in nodes {
-            node.remove()?;
-            println!("{}: gone", node.name);
-        }
+        let mut gone = Vec::new();
         if self.nodes.is_empty() {
-            remove_lab(&lab.folder);
+            gone = lab.remove()?;
+        } else {
+            let _lock = lab.lock()?;
+            for name in &self.nodes {
+                lab.known(name)?.remove()?;
+                gone.push(name.clone());
+            }
         }
+        gone.iter().for_each(|name| println!("{name}: gone"));
         Ok(())
     }
-}
-
-/// Removes what a lab keeps for all its nodes, and the folder when nothing else is in it.
-fn remove_lab(folder: &Path) {
-    for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
-        if entry.file_name().to_string_lossy().starts_with("programs-") {
-            let _ = std::fs::remove_file(entry.path());
-        }
-    }
-    let _ = std::fs::remove_dir(folder);
 }
 
 fn status(place: &Where) -> Result<(), LabError> {

@@ -1,6 +1,7 @@
 //! A lab's folder: where everything of it lies, so that a later program finds it again.
 //!
 //! ```text
+//! LAB/lock                      locked while nodes are started or ended; makes the folder a lab's
 //! LAB/programs-HASH.cpio        our programs as nodes get them
 //! LAB/NODE/machine.json         what the node is made of
 //! LAB/NODE/process.json         the QEMU that is it: process id and start time
@@ -12,10 +13,12 @@
 //! ```
 
 use std::{
-    fs,
+    fs::{self, File},
     path::{Path, PathBuf},
     time::Duration,
 };
+
+use nix::fcntl::{Flock, FlockArg};
 
 use super::{
     error::{LabError, OnPath},
@@ -37,26 +40,62 @@ pub struct Node {
 }
 
 impl Lab {
-    /// Makes the folder. Its path is made absolute: the nodes' taps are named after it.
+    const LOCK: &str = "lock";
+
+    /// Makes the folder, or takes it when it is a lab's already. Its path is made absolute: the nodes'
+    /// taps are named after it.
     pub fn at(folder: &Path) -> Result<Lab, LabError> {
         fs::create_dir_all(folder).on("making", folder)?;
         let folder = folder.canonicalize().on("resolving", folder)?;
+        let lock = folder.join(Self::LOCK);
+        // `down` removes the whole folder: nobody's own files may lie in it.
+        let empty = fs::read_dir(&folder).on("reading", &folder)?.next().is_none();
+        if !empty && !lock.is_file() {
+            return Err(LabError::Invalid {
+                what: format!("the lab's folder {}", folder.display()),
+                reason: "other files lie in it; name an empty or a new one".into(),
+            });
+        }
+        let open = File::options().create(true).append(true).open(&lock);
+        open.on("making", &lock)?;
         Ok(Lab { folder })
     }
 
-    /// The lab in a folder that may not be there.
+    /// The lab in a folder that may not be there, or not be a lab's.
     pub fn existing(folder: &Path) -> Option<Lab> {
         let folder = folder.canonicalize().ok()?;
-        Some(Lab { folder })
+        folder.join(Self::LOCK).is_file().then_some(Lab { folder })
     }
 
-    /// Every node, by name.
+    /// Keeps others from starting and ending nodes until it is dropped.
+    pub fn lock(&self) -> Result<Flock<File>, LabError> {
+        let path = self.folder.join(Self::LOCK);
+        let file = File::options().append(true).open(&path).on("opening", &path)?;
+        let lock =
+            Flock::lock(file, FlockArg::LockExclusive).map_err(|(_, errno)| errno.into()).on("locking", &path)?;
+        // Whoever held it may have removed the lab.
+        fs::metadata(&path).on("looking at", &path)?;
+        Ok(lock)
+    }
+
+    /// Ends every node and removes the lab.
+    pub fn remove(&self) -> Result<Vec<String>, LabError> {
+        let _lock = self.lock()?;
+        let nodes = self.nodes();
+        for node in &nodes {
+            node.stop()?;
+        }
+        fs::remove_dir_all(&self.folder).on("removing", &self.folder)?;
+        Ok(nodes.into_iter().map(|node| node.name).collect())
+    }
+
+    /// Every node, by name; also one whose making was broken off.
     pub fn nodes(&self) -> Vec<Node> {
         let mut nodes: Vec<Node> = fs::read_dir(&self.folder)
             .into_iter()
             .flatten()
             .flatten()
-            .filter(|entry| entry.path().join(Node::MACHINE).is_file() || entry.path().join(Node::PROCESS).is_file())
+            .filter(|entry| entry.path().is_dir() && !entry.file_name().to_string_lossy().starts_with('.'))
             .map(|entry| self.node(&entry.file_name().to_string_lossy()))
             .collect();
         nodes.sort_by(|a, b| a.name.cmp(&b.name));

@@ -140,7 +140,7 @@ pub fn programs(places: &Places, folder: &Path) -> Result<PathBuf, LabError> {
     }
     let path = folder.join(format!("programs-{}.cpio", hex::encode(&hasher.finalize()[..8])));
     if !path.is_file() {
-        let work = tempfile::tempdir_in(folder).on("making a folder in", folder)?;
+        let work = tempfile::Builder::new().prefix(".work-").tempdir_in(folder).on("making a folder in", folder)?;
         let strip = |program: &Path| -> Result<Vec<u8>, LabError> {
             let copy = work.path().join("stripped");
             programs::stripped(program, &copy)?;

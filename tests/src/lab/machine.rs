@@ -8,6 +8,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use nix::fcntl::Flock;
 use serde::{Deserialize, Serialize};
 
 use super::{
@@ -140,9 +141,10 @@ impl Arguments {
 
 /// Makes the node's folder ready and starts its machine. Does not wait for it to boot.
 ///
-/// `exec_program` is `mallee-lab` itself: its hidden command `exec-node` becomes the QEMU.
+/// The lab is `lock`ed by the caller; see [`become_machine`].
 pub fn start(
     lab: &Lab,
+    lock: &Flock<File>,
     node: &Node,
     machine: &Machine,
     packages: &PackageSet,
@@ -159,20 +161,25 @@ pub fn start(
     initrd::assemble(&node.folder.join(INITRD), &archives, &setup, credentials)?;
     make_disk(&node.folder.join(STATE_DISK), machine.disk_mib)?;
     node.save_machine(machine)?;
-    power_on(node, places)
+    power_on(node, lock, places)
 }
 
-/// Starts the machine of a node that was made before, as it is.
-pub fn power_on(node: &Node, places: &Places) -> Result<(), LabError> {
+/// Starts `mallee-lab exec-node`, which becomes the machine, and waits until it has said who it is.
+fn power_on(node: &Node, lock: &Flock<File>, places: &Places) -> Result<(), LabError> {
     let log_path = node.folder.join("qemu.log");
     let log = File::options().create(true).append(true).open(&log_path).on("opening", &log_path)?;
     let program = places.find("mallee-lab")?;
+    let lock = lock.as_raw_fd();
     let mut command = Command::new(&program);
-    command.arg("exec-node").arg(&node.folder).stdin(Stdio::null());
+    command.arg("exec-node").arg(&node.folder).arg(lock.to_string()).stdin(Stdio::null());
     command.stdout(log.try_clone().on("opening", &log_path)?).stderr(log);
-    // SAFETY: setsid(2) is async-signal-safe and touches no memory of ours.
+    // SAFETY: fcntl(2) and setsid(2) are async-signal-safe and touch no memory of ours; the descriptor is
+    // the caller's lock, which is open for as long as the caller lends it.
     unsafe {
-        command.pre_exec(|| nix::unistd::setsid().map(drop).map_err(std::io::Error::from));
+        command.pre_exec(move || {
+            keep_over_exec(lock, true)?;
+            nix::unistd::setsid().map(drop).map_err(std::io::Error::from)
+        });
     }
     let child =
         command.spawn().map_err(|source| LabError::NoProgram { program: program.display().to_string(), source })?;
@@ -193,13 +200,15 @@ pub fn power_on(node: &Node, places: &Places) -> Result<(), LabError> {
 
 /// Becomes the node's QEMU; returns only when it cannot.
 ///
-/// The process writes down who it is *before* it becomes a machine, so that there is never a machine
-/// that `mallee-lab down` does not know of.
-pub fn become_machine(folder: &Path) -> Result<std::convert::Infallible, LabError> {
+/// The process writes down who it is *before* it becomes a machine, and holds the lab's lock (the
+/// descriptor `lock`, inherited) until it has: whoever ends the lab knows of every machine that there
+/// is or will be, also when the program that was starting them was killed.
+pub fn become_machine(folder: &Path, lock: i32) -> Result<std::convert::Infallible, LabError> {
     let node =
         Node { name: folder.file_name().unwrap_or_default().to_string_lossy().into_owned(), folder: folder.to_owned() };
     let own = Process::own().on("reading", "/proc/self/stat")?;
     own.write(&node.process_file())?;
+    keep_over_exec(lock, false).on("letting go of the lock of", folder)?;
     let machine = node.machine()?;
     for n in 0..PORTS {
         let _ = fs::remove_file(folder.join(channel::socket_name(n)));
@@ -211,6 +220,16 @@ pub fn become_machine(folder: &Path) -> Result<std::convert::Infallible, LabErro
     let descriptors: Vec<i32> = taps.iter().map(AsRawFd::as_raw_fd).collect();
     let source = Command::new(QEMU).args(machine.arguments(&node, &descriptors)).current_dir(folder).exec();
     Err(LabError::NoProgram { program: QEMU.to_owned(), source })
+}
+
+/// Whether a descriptor stays open in the program that is executed next.
+fn keep_over_exec(descriptor: i32, keep: bool) -> std::io::Result<()> {
+    let flags = if keep { 0 } else { libc::FD_CLOEXEC };
+    // SAFETY: F_SETFD changes a flag of a descriptor, if there is one with this number, and nothing else.
+    if unsafe { libc::fcntl(descriptor, libc::F_SETFD, flags) } < 0 {
+        return Err(std::io::Error::last_os_error());
+    }
+    Ok(())
 }
 
 /// Waits until the node's supervisor answers, that is, its services were started.

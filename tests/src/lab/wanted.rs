@@ -58,13 +58,14 @@ impl Wanted {
     /// while this returns: see [`machine::wait_booted`].
     pub fn start(&self, lab: &Lab, places: &Places, progress: &dyn Fn(&str)) -> Result<Vec<Node>, LabError> {
         let packages = packages::fetch(progress)?;
+        let lock = lab.lock()?;
         let mut nodes = Vec::new();
         for number in 1..=self.nodes {
             let node = lab.node(&format!("lab{number}"));
             if !node.is_running() {
                 let machine = self.machine(&node, number, packages.kernel())?;
                 let credentials = self.join(&node, number, places)?;
-                machine::start(lab, &node, &machine, &packages, places, credentials.as_deref())?;
+                machine::start(lab, &lock, &node, &machine, &packages, places, credentials.as_deref())?;
             }
             nodes.push(node);
         }

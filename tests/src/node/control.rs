@@ -16,7 +16,10 @@ use std::{
 use base64::{Engine, engine::general_purpose::STANDARD};
 use nix::{
     poll::{PollFd, PollFlags, PollTimeout, poll},
-    sys::signal::{Signal, killpg},
+    sys::{
+        epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout},
+        signal::{Signal, killpg},
+    },
     unistd::Pid,
 };
 
@@ -62,12 +65,15 @@ struct Port {
 
 impl Port {
     fn serve(&self) -> io::Result<()> {
+        // Edge-triggered: a port that nobody is connected to is readable and at its end all the time.
+        let changes = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
+        changes.add(&self.file, EpollEvent::new(EpollFlags::EPOLLIN | EpollFlags::EPOLLET, 0))?;
         let mut lines = BufReader::new(&self.file);
         let mut line = Vec::new();
         loop {
-            // Reading gives nothing at once while nobody is connected at the host's end.
             if lines.read_until(b'\n', &mut line)? == 0 {
-                std::thread::sleep(Duration::from_millis(10));
+                // Nobody is connected. Interrupted is as good as woken: the port is looked at again.
+                let _ = changes.wait(&mut [EpollEvent::empty()], EpollTimeout::NONE);
                 continue;
             }
             if let Ok(request) = serde_json::from_slice::<Request>(&line) {
