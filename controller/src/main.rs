@@ -10,7 +10,7 @@ use tokio::signal::unix::{SignalKind, signal};
 async fn main() -> ExitCode {
     tracing_subscriber::fmt()
         .with_env_filter(
-            tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| "info,sqlx=warn".into()),
+            tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| "info,sqlx=warn,s3s=off".into()),
         )
         .with_writer(std::io::stderr)
         .init();

@@ -9,9 +9,11 @@
 use base64::Engine as _;
 use base64::engine::general_purpose::{STANDARD, STANDARD_NO_PAD};
 use md5::{Digest as _, Md5};
+use rsa::pkcs1::EncodeRsaPrivateKey as _;
 use rsa::pkcs8::{EncodePrivateKey as _, EncodePublicKey as _};
 use sha1::Sha1;
-use ssh_key::private::{KeypairData, RsaKeypair};
+use sqlx::SqliteConnection;
+use ssh_key::private::RsaKeypair;
 use ssh_key::public::KeyData;
 use ssh_key::rand_core::OsRng;
 use ssh_key::{Algorithm, HashAlg, LineEnding, PrivateKey, PublicKey};
@@ -45,6 +47,9 @@ pub(crate) async fn create_key_pair(context: &Context, request: CreateKeyPairReq
     if request.key_format.is_some_and(|format| format != KeyFormat::PEM) {
         return Err(Refusal::invalid_parameter("Only the key format 'pem' is made here; puttygen converts it to ppk"));
     }
+    let mut snapshot = context.cloud.db.snapshot().await?;
+    unused(&mut snapshot, context.account(), &request.key_name).await?;
+    drop(snapshot);
     // Finding primes takes long enough to hold up other requests of this thread.
     let made = tokio::task::spawn_blocking(move || Made::new(&kind)).await.map_err(|e| Refusal::internal(&e))??;
     let pair = keep(context, &request.key_name, made.half, &request.tag_specifications).await?;
@@ -83,29 +88,42 @@ struct PublicHalf {
 /// A pair that was made here.
 struct Made {
     half: PublicHalf,
-    /// OpenSSH's PEM-like form, which `ssh -i` takes.
+    /// What `ssh -i` takes: OpenSSH's own form, and for RSA the PKCS #1 form that EC2 gives.
     private: String,
 }
 
 impl Made {
     fn new(kind: &KeyType) -> Result<Made, Refusal> {
+        if *kind == KeyType::ED25519 { Made::ed25519() } else { Made::rsa() }
+    }
+
+    fn ed25519() -> Result<Made, Refusal> {
         let internal = |error: ssh_key::Error| Refusal::internal(&error);
-        let key = if *kind == KeyType::ED25519 {
-            PrivateKey::random(&mut OsRng, Algorithm::Ed25519).map_err(internal)?
-        } else {
-            PrivateKey::from(RsaKeypair::random(&mut OsRng, RSA_BITS).map_err(internal)?)
+        let key = PrivateKey::random(&mut OsRng, Algorithm::Ed25519).map_err(internal)?;
+        let half = PublicHalf {
+            kind: KeyType::ED25519,
+            openssh: key.public_key().to_openssh().map_err(internal)?,
+            fingerprint: sha256(key.public_key()),
         };
-        let fingerprint = match key.key_data() {
-            KeypairData::Rsa(pair) => {
-                let pair = rsa::RsaPrivateKey::try_from(pair).map_err(internal)?;
-                let der = pair.to_pkcs8_der().map_err(|error| Refusal::internal(&error))?;
-                colons(&Sha1::digest(der.as_bytes()))
-            }
-            _ => sha256(key.public_key()),
+        Ok(Made { half, private: key.to_openssh(LineEnding::LF).map_err(internal)?.to_string() })
+    }
+
+    /// `ssh-key` can make RSA keys too, but turns them into `rsa`'s with one prime twice (0.6.7); the
+    /// other direction is sound.
+    fn rsa() -> Result<Made, Refusal> {
+        fn internal(error: impl std::fmt::Display) -> Refusal {
+            Refusal::internal(&error)
+        }
+        let key = rsa::RsaPrivateKey::new(&mut OsRng, RSA_BITS).map_err(internal)?;
+        let public = PublicKey::from(KeyData::from(RsaKeypair::try_from(&key).map_err(internal)?.public));
+        let pkcs8 = key.to_pkcs8_der().map_err(internal)?;
+        let half = PublicHalf {
+            kind: KeyType::RSA,
+            openssh: public.to_openssh().map_err(internal)?,
+            fingerprint: colons(&Sha1::digest(pkcs8.as_bytes())),
         };
-        let openssh = key.public_key().to_openssh().map_err(internal)?;
-        let private = key.to_openssh(LineEnding::LF).map_err(internal)?.to_string();
-        Ok(Made { half: PublicHalf { kind: kind.clone(), openssh, fingerprint }, private })
+        let private = key.to_pkcs1_pem(rsa::pkcs8::LineEnding::LF).map_err(internal)?.to_string();
+        Ok(Made { half, private })
     }
 }
 
@@ -157,6 +175,14 @@ fn given(specifications: &[TagSpecification]) -> Result<Option<Vec<super::model:
     Ok((!tags.is_empty()).then_some(tags))
 }
 
+/// Refuses a name that is taken.
+async fn unused(connection: &mut SqliteConnection, account: &str, name: &str) -> Result<(), Refusal> {
+    match key_pairs::by_name(connection, account, name).await? {
+        Some(_) => Err(Refusal::client("InvalidKeyPair.Duplicate", format!("The keypair '{name}' already exists."))),
+        None => Ok(()),
+    }
+}
+
 async fn keep(
     context: &Context,
     name: &str,
@@ -168,9 +194,7 @@ async fn keep(
     }
     let tags = tagging::requested(specifications, ResourceType::KEY_PAIR)?;
     let mut tx = context.cloud.db.begin().await?;
-    if key_pairs::by_name(&mut tx, context.account(), name).await?.is_some() {
-        return Err(Refusal::client("InvalidKeyPair.Duplicate", format!("The keypair '{name}' already exists.")));
-    }
+    unused(&mut tx, context.account(), name).await?;
     let pair = key_pairs::KeyPair {
         id: KeyPairId::random(),
         account_id: context.account().to_owned(),
@@ -249,6 +273,8 @@ async fn by_id(tx: &mut Tx, account: &str, id: &str) -> Result<Option<key_pairs:
 
 #[cfg(test)]
 mod tests {
+    use rsa::pkcs1::DecodeRsaPrivateKey as _;
+
     use super::*;
 
     // Made with `ssh-keygen -t ed25519`; the fingerprint is what `ssh-keygen -l` says of it.
@@ -256,11 +282,15 @@ mod tests {
 
     #[test]
     fn a_made_pair_can_be_read_back() {
-        for kind in [KeyType::ED25519, KeyType::RSA] {
-            let made = Made::new(&kind).unwrap();
-            let private = PrivateKey::from_openssh(&made.private).unwrap();
-            assert_eq!(private.public_key().to_openssh().unwrap(), made.half.openssh);
-        }
+        let made = Made::new(&KeyType::ED25519).unwrap();
+        let private = PrivateKey::from_openssh(&made.private).unwrap();
+        assert_eq!(private.public_key().to_openssh().unwrap(), made.half.openssh);
+
+        let made = Made::new(&KeyType::RSA).unwrap();
+        let private = rsa::RsaPrivateKey::from_pkcs1_pem(&made.private).unwrap();
+        let public = PublicKey::from_openssh(&made.half.openssh).unwrap();
+        let public = rsa::RsaPublicKey::try_from(public.key_data().rsa().unwrap()).unwrap();
+        assert_eq!(private.to_public_key(), public);
     }
 
     #[test]

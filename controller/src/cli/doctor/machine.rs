@@ -139,7 +139,9 @@ pub fn conflicts(public_network: Ipv4Net) -> Vec<Finding> {
     if let Some((interface, route)) = routes::overlapping(public_network, "mallee0") {
         findings.push(Finding::bad(
             "networks",
-            format!("the public network {public_network} overlaps {route}, which this machine reaches through {interface}"),
+            format!(
+                "the public network {public_network} overlaps {route}, which this machine reaches through {interface}"
+            ),
             "choose another one with --public-network, or give that interface with --uplink",
         ));
     }
