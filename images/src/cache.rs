@@ -1,13 +1,13 @@
 //! What was fetched and built, kept in the user's cache folder (XDG Base Directory Specification).
 //!
-//! `debs/` holds packages under their digests, `images/NAME/DIGEST/` built images under the digest of their inputs,
+//! `apt/` holds apt's own digest of its index, `debs/` packages under their digests, `images/NAME/DIGEST/` built images under the digest of their inputs,
 //! and `images/NAME/inputs.json` what the last build found in apt's index, for a machine on which the index is gone.
 //! All of it can be deleted at any time.
 
 use std::path::{Path, PathBuf};
 
-use serde::Serialize;
 use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, at};
 use crate::manifest::{self, Manifest};
@@ -32,6 +32,11 @@ impl Cache {
 
     pub fn packages(&self) -> PathBuf {
         self.folder.join("debs")
+    }
+
+    /// For apt's digest of its index.
+    pub fn apt(&self) -> PathBuf {
+        self.folder.join("apt")
     }
 
     /// The image `name` built from the inputs with this digest: from the cache, or by `build`, which
@@ -64,31 +69,43 @@ impl Cache {
         }
     }
 
-    /// `find`'s answer, remembered; if it fails because apt's index is empty, the remembered one.
+    /// `find`'s answer, remembered for as long as `state` (of that which is asked) stays the same; and longer if
+    /// `find` fails because apt's index is empty.
     pub fn remembered<T: Serialize + DeserializeOwned>(
         &self,
         name: &str,
+        state: &str,
         find: impl FnOnce() -> Result<T, Error>,
     ) -> Result<T, Error> {
         let folder = self.folder.join("images").join(name);
         let path = folder.join("inputs.json");
+        let known: Option<Answer<T>> = std::fs::read(&path).ok().and_then(|bytes| serde_json::from_slice(&bytes).ok());
+        let known = match known {
+            Some(known) if known.state == state => return Ok(known.found),
+            known => known,
+        };
         match find() {
             Ok(found) => {
                 std::fs::create_dir_all(&folder).map_err(at(&folder))?;
-                let text = serde_json::to_vec_pretty(&found).unwrap_or_default();
+                let answer = Answer { state: state.to_owned(), found };
+                let text = serde_json::to_vec_pretty(&answer).unwrap_or_default();
                 std::fs::write(&path, text).map_err(at(&path))?;
-                Ok(found)
+                Ok(answer.found)
             }
             Err(error @ (Error::UnknownPackage { .. } | Error::NoProgram { .. })) => {
-                let known = std::fs::read(&path).ok();
-                let known = known.and_then(|bytes| serde_json::from_slice(&bytes).ok());
                 let known = known.ok_or(error)?;
                 tracing::warn!("apt does not know the packages; using the versions of the last build");
-                Ok(known)
+                Ok(known.found)
             }
             Err(error) => Err(error),
         }
     }
+}
+
+#[derive(Serialize, Deserialize)]
+struct Answer<T> {
+    state: String,
+    found: T,
 }
 
 /// Copies the image in `from` to `to`, the manifest last, so that a folder with a manifest is whole.
@@ -177,9 +194,19 @@ mod tests {
         let home = tempfile::tempdir().unwrap();
         let cache = Cache::open(Some(home.path().into())).unwrap();
         let unknown = || Err::<Vec<u8>, _>(Error::UnknownPackage { name: "x".into() });
-        assert!(cache.remembered("test", unknown).is_err());
-        assert_eq!(cache.remembered("test", || Ok(vec![1u8])).unwrap(), [1]);
-        assert_eq!(cache.remembered("test", unknown).unwrap(), [1]);
+        assert!(cache.remembered("test", "a", unknown).is_err());
+        assert_eq!(cache.remembered("test", "a", || Ok(vec![1u8])).unwrap(), [1]);
+        assert_eq!(cache.remembered("test", "b", unknown).unwrap(), [1]);
+    }
+
+    #[test]
+    fn an_answer_holds_as_long_as_what_was_asked() {
+        let home = tempfile::tempdir().unwrap();
+        let cache = Cache::open(Some(home.path().into())).unwrap();
+        let ask = |state, answer: u8| cache.remembered("test", state, || Ok(answer)).unwrap();
+        assert_eq!(ask("a", 1), 1);
+        assert_eq!(ask("a", 2), 1);
+        assert_eq!(ask("b", 3), 3);
     }
 
     #[test]

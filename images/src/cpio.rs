@@ -76,9 +76,6 @@ impl Entry<'_> {
 
 #[cfg(test)]
 mod tests {
-    use std::io::Write;
-    use std::process::{Command, Stdio};
-
     use proptest::prelude::*;
 
     use super::*;
@@ -123,22 +120,6 @@ mod tests {
         assert_eq!(entries[1], ("bin/sh".into(), 0o120_777, (0, 0), b"busybox".to_vec()));
         assert_eq!(entries[3], ("dev/console".into(), 0o020_600, (5, 1), vec![]));
         assert_eq!(entries[4], ("init".into(), 0o100_755, (0, 0), b"program".to_vec()));
-    }
-
-    #[test]
-    fn an_independent_reader_lists_it() {
-        let mut tree = Tree::default();
-        tree.file("/etc/hostname", 0o644, "tiny\n").link("/a", "etc/hostname");
-        let mut reader = Command::new("cpio")
-            .arg("-t")
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::null())
-            .spawn()
-            .expect("Debian's package cpio");
-        reader.stdin.take().unwrap().write_all(&archive(&tree)).unwrap();
-        let output = reader.wait_with_output().unwrap();
-        assert_eq!(String::from_utf8(output.stdout).unwrap(), "a\netc\netc/hostname\n");
     }
 
     proptest! {

@@ -1,12 +1,16 @@
 //! What apt's index says of a package.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fs::Metadata;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use serde::{Deserialize, Serialize};
 
 use super::run;
-use crate::error::Error;
+use crate::digest::Inputs;
+use crate::error::{Error, at};
 
 /// A package in the version that apt would install.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -22,33 +26,72 @@ pub struct Package {
     pub depends: Vec<String>,
 }
 
-/// The named packages alone.
-pub fn single(names: &[&str]) -> Result<Vec<Package>, Error> {
-    let mut found = lookup(names)?;
-    names
-        .iter()
-        .map(|name| found.remove(*name).ok_or_else(|| Error::UnknownPackage { name: (*name).to_owned() }))
-        .collect()
+/// apt's index of packages.
+pub struct Index {
+    /// apt's own digest of the index is kept here, since not every system keeps one, and making it takes
+    /// longer than all that is asked of it.
+    folder: PathBuf,
 }
 
-/// The named packages and all on which they depend, by name.
-pub fn closure(names: &[&str]) -> Result<Vec<Package>, Error> {
-    let mut known = BTreeMap::new();
-    let mut missing: BTreeSet<String> = names.iter().map(|name| (*name).to_owned()).collect();
-    while !missing.is_empty() {
-        let asked: Vec<&str> = missing.iter().map(String::as_str).collect();
-        let found = single(&asked)?;
-        missing = found.iter().flat_map(|package| package.depends.iter().cloned()).collect();
-        known.extend(found.into_iter().map(|package| (package.name.clone(), package)));
-        missing.retain(|name| !known.contains_key(name));
+impl Index {
+    pub fn open(folder: &Path) -> Result<Self, Error> {
+        std::fs::create_dir_all(folder).map_err(at(folder))?;
+        Ok(Index { folder: folder.to_owned() })
     }
-    Ok(known.into_values().collect())
-}
 
-fn lookup(names: &[&str]) -> Result<BTreeMap<String, Package>, Error> {
-    // A name that apt does not know makes its status 100 and leaves the others in the output.
-    let output = run(Command::new("apt-cache").args(["show", "--no-all-versions"]).args(names), "apt")?;
-    Ok(parse(&String::from_utf8_lossy(&output.stdout)))
+    /// Changes whenever apt's answers may change: with the lists it has fetched and with its configuration.
+    pub fn state() -> String {
+        let mut inputs = Inputs::default();
+        for folder in ["/var/lib/apt/lists", "/etc/apt", "/etc/apt/sources.list.d", "/etc/apt/preferences.d"] {
+            let mut files: Vec<String> = std::fs::read_dir(folder)
+                .into_iter()
+                .flatten()
+                .flatten()
+                .filter_map(|entry| {
+                    let facts = entry.metadata().ok().filter(Metadata::is_file)?;
+                    let (name, size) = (entry.file_name(), facts.len());
+                    Some(format!("{} {size} {}.{}", name.display(), facts.mtime(), facts.mtime_nsec()))
+                })
+                .collect();
+            files.sort();
+            inputs.add(folder).add(files.join("\n"));
+        }
+        inputs.digest()
+    }
+
+    /// The named packages alone.
+    pub fn single(&self, names: &[&str]) -> Result<Vec<Package>, Error> {
+        let mut found = self.lookup(names)?;
+        names
+            .iter()
+            .map(|name| found.remove(*name).ok_or_else(|| Error::UnknownPackage { name: (*name).to_owned() }))
+            .collect()
+    }
+
+    /// The named packages and all on which they depend, by name.
+    pub fn closure(&self, names: &[&str]) -> Result<Vec<Package>, Error> {
+        let mut known = BTreeMap::new();
+        let mut missing: BTreeSet<String> = names.iter().map(|name| (*name).to_owned()).collect();
+        while !missing.is_empty() {
+            let asked: Vec<&str> = missing.iter().map(String::as_str).collect();
+            let found = self.single(&asked)?;
+            missing = found.iter().flat_map(|package| package.depends.iter().cloned()).collect();
+            known.extend(found.into_iter().map(|package| (package.name.clone(), package)));
+            missing.retain(|name| !known.contains_key(name));
+        }
+        Ok(known.into_values().collect())
+    }
+
+    fn lookup(&self, names: &[&str]) -> Result<BTreeMap<String, Package>, Error> {
+        let mut command = Command::new("apt-cache");
+        for kind in ["pkgcache", "srcpkgcache"] {
+            let file = self.folder.join(format!("{kind}.bin"));
+            command.arg("-o").arg(format!("Dir::Cache::{kind}={}", file.display()));
+        }
+        // A name that apt does not know makes its status 100 and leaves the others in the output.
+        let output = run(command.args(["show", "--no-all-versions"]).args(names), "apt")?;
+        Ok(parse(&String::from_utf8_lossy(&output.stdout)))
+    }
 }
 
 /// Stanzas of `Field: value` lines, parted by empty lines. Continuation lines (of fields that are not

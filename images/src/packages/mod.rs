@@ -8,7 +8,7 @@ mod index;
 mod unpack;
 
 pub use fetch::fetch;
-pub use index::{Package, closure, single};
+pub use index::{Index, Package};
 pub use unpack::Unpacked;
 
 use std::io;

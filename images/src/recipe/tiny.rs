@@ -19,7 +19,7 @@ use crate::ext4::Disk;
 use crate::kernel::modules::Modules;
 use crate::kernel::payload;
 use crate::manifest::{FORMAT, Manifest, Part};
-use crate::packages::{self, Package, Unpacked};
+use crate::packages::{self, Index, Package, Unpacked};
 use crate::progress::Step;
 use crate::tree::Tree;
 
@@ -61,7 +61,8 @@ struct Ingredients {
 
 pub fn build(kitchen: &Kitchen) -> Result<PathBuf, Error> {
     let init = kitchen.source.build_init()?;
-    let ingredients = kitchen.cache.remembered("tiny", find_ingredients)?;
+    let ingredients =
+        kitchen.cache.remembered("tiny", &Index::state(), || find_ingredients(&Index::open(&kitchen.cache.apt())?))?;
     let inputs = inputs_digest(kitchen, &ingredients, &init)?;
     kitchen.cache.image("tiny", &inputs, |folder| {
         let fetch = |packages: &[Package]| packages::fetch(packages, &kitchen.cache.packages());
@@ -83,14 +84,15 @@ pub fn build(kitchen: &Kitchen) -> Result<PathBuf, Error> {
     })
 }
 
-fn find_ingredients() -> Result<Ingredients, Error> {
-    let meta = packages::single(&[KERNEL])?;
+fn find_ingredients(index: &Index) -> Result<Ingredients, Error> {
+    let _step = Step::begin("looking up Debian packages");
+    let meta = index.single(&[KERNEL])?;
     let names: Vec<&str> = meta.iter().flat_map(|package| &package.depends).map(String::as_str).collect();
     let name = names.iter().find(|name| name.starts_with("linux-image-")).copied();
     let name = name.ok_or_else(|| Error::UnknownPackage { name: KERNEL.to_owned() })?;
-    let mut kernel = packages::single(&[name])?;
-    let mut root = packages::closure(&PROGRAMS)?;
-    root.extend(packages::single(&ALONE)?);
+    let mut kernel = index.single(&[name])?;
+    let mut root = index.closure(&PROGRAMS)?;
+    root.extend(index.single(&ALONE)?);
     Ok(Ingredients { kernel: kernel.remove(0), root })
 }
 
