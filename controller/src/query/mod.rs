@@ -4,6 +4,8 @@
 //! here knows no operation; the types that use it are generated from the service models (`build.rs`).
 
 mod params;
+#[cfg(test)]
+mod tests;
 mod xml;
 
 pub use params::{Blob, FromParams, Limits, Members, Node, Params, Refused, Request};

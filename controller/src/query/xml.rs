@@ -88,8 +88,10 @@ impl Writer {
 }
 
 impl WriteXml for str {
+    /// A carriage return is written as a reference: a reader would take the letter for a line feed
+    /// (XML 1.0, section 2.11).
     fn write_content(&self, xml: &mut Writer) {
-        xml.out.push_str(&minimal_escape(self));
+        xml.out.push_str(&minimal_escape(self).replace('\r', "&#13;"));
     }
 }
 
