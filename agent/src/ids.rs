@@ -141,7 +141,8 @@ mod tests {
 
         #[test]
         fn good_ids_are_taken(digits in "[0-9a-f]{17}") {
-            prop_assert!(format!("i-{digits}").parse::<InstanceId>().is_ok());
+            let id = format!("i-{digits}");
+            prop_assert!(id.parse::<InstanceId>().is_ok());
         }
     }
 }

@@ -17,7 +17,7 @@ pub fn show(state: &Path) -> Result<()> {
         Some(desired) => println!("desired: generation {}, {} instances", desired.generation, desired.instances.len()),
         None => println!("desired: nothing yet"),
     }
-    println!("{:<21} {:>7} {:>7} {:>6} {:>7}  {}", "instance", "pid", "uid", "starts", "reboots", "at rest because");
+    println!("instance                  pid     uid starts reboots  at rest because");
     for (id, record) in found_on_disk(&state.instances()) {
         let pid = match VmmProcess::find(&Folder::of(&state.instances(), &id)) {
             Ok(Some(process)) => process.pid().to_string(),

@@ -119,12 +119,14 @@ pub fn make_disk(
 }
 
 /// Waits until the network that netd has applied holds the instance's interface, with a tap that
-/// `uid` may open. `waiting` is told, whenever it changes, what netd says.
+/// `uid` may open. `begun_unix_ns` is when the launch began; `waiting` is told, whenever it changes,
+/// what netd says.
 pub async fn await_network(
     services: &Services,
     names: &SpanNames,
     wanted: &Wanted,
     uid: u32,
+    begun_unix_ns: u64,
     mut waiting: impl FnMut(&str),
 ) -> Result<Interface, Trouble> {
     let mut status = services.network.clone();
@@ -135,7 +137,10 @@ pub async fn await_network(
                 applied.network.interfaces.iter().find(|interface| interface.id == wanted.interface)
             && interface.owner_uid == uid
         {
-            services.spans.push(network_span(names, applied));
+            // A network that was there before is no part of this launch.
+            if applied.done_unix_ns >= begun_unix_ns {
+                services.spans.push(network_span(names, applied));
+            }
             return Ok(interface.clone());
         }
         waiting(&now.error);

@@ -42,7 +42,6 @@ pub fn configuration(id: &InstanceId, machine: &Machine, interface: &str, mac: &
         entropy: Some(Entropy::default()),
         serial: Some(Serial { serial_out_path: format!("{VM}/console").into(), size_limit: Some(CONSOLE_LIMIT) }),
         identity: Some(Identity { uuid: id.platform_uuid(), serial: id.platform_uuid() }),
-        ..VmConfig::default()
     }
 }
 
