@@ -101,6 +101,9 @@ fn run(mut vcpu: Vcpu, bus: &Bus, exit: &ExitSignal, stop: &AtomicBool) {
             return;
         }
     }
+    if let Ok(regs) = vcpu.fd.get_regs() {
+        tracing::debug!(vcpu = vcpu.index, rip = format!("{:#x}", regs.rip), "stopped");
+    }
 }
 
 /// Enters the guest until its next exit. `Some` ends the machine.

@@ -17,7 +17,7 @@ pub fn parse(method: &str, path: &str, body: &[u8]) -> Parsed {
         ("GET", ["version"]) => {
             Ok(read(|_| Reply::json(&serde_json::json!({ "firecracker_version": env!("CARGO_PKG_VERSION") }))))
         }
-        ("GET", ["vm", "config"]) => Ok(read(|config| Reply::json(config))),
+        ("GET", ["vm", "config"]) => Ok(read(Reply::json)),
         ("GET", ["machine-config"]) => Ok(read(|config| Reply::json(&config.machine_config))),
         ("PUT", ["machine-config"]) => put_machine_config(body),
         ("PATCH", ["machine-config"]) => patch_machine_config(body),

@@ -229,7 +229,10 @@ impl MacAddress {
         let mut mac = [0; 6];
         let mut parts = text.split(':');
         for byte in &mut mac {
-            let part = parts.next().filter(|part| part.len() == 2).ok_or_else(refused)?;
+            let part = parts
+                .next()
+                .filter(|part| part.len() == 2 && part.bytes().all(|digit| digit.is_ascii_hexdigit()))
+                .ok_or_else(refused)?;
             *byte = u8::from_str_radix(part, 16).map_err(|_| refused())?;
         }
         if parts.next().is_some() || mac[0] & 1 != 0 || mac == [0; 6] {
