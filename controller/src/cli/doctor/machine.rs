@@ -97,7 +97,7 @@ pub fn disk(state: &Path) -> Finding {
             "choose another folder with --state",
         );
     };
-    let free = fs.blocks_available() as u64 * fs.fragment_size() as u64;
+    let free = fs.blocks_available() * fs.fragment_size();
     let what = format!("{} MiB free for {}", free >> 20, state.display());
     if free >= 8 * GIB {
         Finding::good("disk", what)
