@@ -70,7 +70,7 @@ extern "C" fn main(zero_page: u64) -> ! {
     let mut stack = Stack::new(mac, options, random, Instant::BEGIN);
     let statistics = Statistics::default();
     let transmitter = net.transmitter();
-    stack.poll(Instant::BEGIN, &mut Outside { transmitter, console: &mut console, statistics: &statistics });
+    stack.poll(Instant::BEGIN, &mut Outside { transmitter, console: &mut console, statistics });
     net.flush();
 
     console.line(format_args!("probe: network device {mac}"));
@@ -86,7 +86,7 @@ extern "C" fn main(zero_page: u64) -> ! {
 
 /// An address of our own choice: locally administered, of one station.
 fn private_mac(random: &mut Random) -> Mac {
-    let [_, b, c, d, e, f, ..] = random.next().to_le_bytes();
+    let [_, b, c, d, e, f, ..] = random.next_u64().to_le_bytes();
     Mac([2, b, c, d, e, f])
 }
 

@@ -10,7 +10,7 @@ impl Random {
         Random(seed)
     }
 
-    pub fn next(&mut self) -> u64 {
+    pub fn next_u64(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut z = self.0;
         z = (z ^ z >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -19,11 +19,11 @@ impl Random {
     }
 
     pub fn next_u32(&mut self) -> u32 {
-        (self.next() >> 32) as u32
+        (self.next_u64() >> 32) as u32
     }
 
     /// A port of the dynamic range (RFC 6335, section 6).
     pub fn port(&mut self) -> u16 {
-        0xc000 | (self.next() >> 50) as u16
+        0xc000 | (self.next_u64() >> 50) as u16
     }
 }

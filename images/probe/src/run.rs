@@ -35,15 +35,16 @@ pub struct Guest {
 pub struct Outside<'a> {
     pub transmitter: &'a mut Transmitter,
     pub console: &'a mut Console,
-    pub statistics: &'a Statistics,
+    pub statistics: Statistics<'a>,
 }
 
 /// What the stats service tells of the machine.
 #[derive(Default)]
-pub struct Statistics {
-    pub net: net::Counters,
-    pub sleeps: u64,
-    pub ticks_per_second: u64,
+pub struct Statistics<'a> {
+    net: net::Counters,
+    sleeps: u64,
+    /// `None` until its rate is measured.
+    clock: Option<&'a Clock>,
 }
 
 impl Guest {
@@ -65,11 +66,12 @@ impl Guest {
 
     /// Handles what has arrived. False if nothing has.
     fn receive(&mut self, now: Instant) -> bool {
-        let statistics = self.statistics();
-        let Guest { net, stack, console, .. } = self;
+        let counters = self.net.counters();
+        let Guest { net, stack, console, clock, sleeps } = self;
         let handled = (0..BATCH).take_while(|_| {
             net.receive(|frame, transmitter| {
-                stack.receive(now, frame, &mut Outside { transmitter, console, statistics: &statistics });
+                let statistics = Statistics { net: counters, sleeps: *sleeps, clock: Some(&*clock) };
+                stack.receive(now, frame, &mut Outside { transmitter, console, statistics });
             })
         });
         handled.count() > 0
@@ -79,13 +81,9 @@ impl Guest {
         if now < self.stack.deadline() {
             return;
         }
-        let statistics = self.statistics();
         let Guest { net, stack, console, .. } = self;
-        stack.poll(now, &mut Outside { transmitter: net.transmitter(), console, statistics: &statistics });
-    }
-
-    fn statistics(&self) -> Statistics {
-        Statistics { net: self.net.counters(), sleeps: self.sleeps, ticks_per_second: self.clock.rate() }
+        let transmitter = net.transmitter();
+        stack.poll(now, &mut Outside { transmitter, console, statistics: Statistics::default() });
     }
 
     fn sleep(&mut self) {
@@ -120,10 +118,9 @@ impl Host for Outside<'_> {
                 self.console.line(format_args!("probe: {path}: {}", Excerpt(body)));
             }
             Event::Metadata { path, body: None } => self.console.line(format_args!("probe: {path}: not found")),
-            Event::MetadataFailed { why, again_in } => self.console.line(format_args!(
-                "probe: metadata: {why}; again in {} ms",
-                again_in.as_millis()
-            )),
+            Event::MetadataFailed { why, again_in } => {
+                self.console.line(format_args!("probe: metadata: {why}; again in {} ms", again_in.as_millis()))
+            }
             Event::MetadataRead => machine::phase(Phase::Metadata),
             Event::PowerOff { by } => {
                 self.console.line(format_args!("probe: turned off by {by}"));
@@ -134,7 +131,7 @@ impl Host for Outside<'_> {
     }
 
     fn statistics(&mut self, out: &mut dyn fmt::Write) -> fmt::Result {
-        let Statistics { net, sleeps, ticks_per_second } = self.statistics;
+        let Statistics { net, sleeps, clock } = &self.statistics;
         for (name, value) in [
             ("received", net.received),
             ("received_bytes", net.received_bytes),
@@ -145,7 +142,7 @@ impl Host for Outside<'_> {
             ("send_notifications", net.send_notifications),
             ("sleeps", *sleeps),
             ("tsc", clock::ticks()),
-            ("tsc_per_second", *ticks_per_second),
+            ("tsc_per_second", clock.map_or(0, Clock::rate)),
         ] {
             writeln!(out, "{name} {value}")?;
         }

@@ -57,8 +57,7 @@ impl Measurement {
 
     /// Ends it, when enough time has passed.
     pub fn end(self) -> Clock {
-        let mut clock =
-            Clock { began: self.began, scale: (1 << SCALE_BITS) / DEFAULT_RATE, measured: 0, alarm: None };
+        let mut clock = Clock { began: self.began, scale: (1 << SCALE_BITS) / DEFAULT_RATE, measured: 0, alarm: None };
         loop {
             // Reading the timer is an exit; it was read somewhere in between.
             let (before, left, after) = (ticks(), apic::timer_left(), ticks());
@@ -78,7 +77,7 @@ impl Measurement {
 impl Clock {
     pub fn now(&self) -> Instant {
         let passed = u128::from(ticks().wrapping_sub(self.began));
-        Instant::from_micros((passed * u128::from(self.scale) >> SCALE_BITS) as u64)
+        Instant::from_micros(((passed * u128::from(self.scale)) >> SCALE_BITS) as u64)
     }
 
     /// Ticks of the counter a second.

@@ -200,10 +200,10 @@ impl Client {
             server: reply.server.unwrap_or(server),
             time,
         };
-        let times = time.map_or(
-            Times { renew: Instant::NEVER, rebind: Instant::NEVER, expire: Instant::NEVER },
-            |time| times(now, time, reply),
-        );
+        let times = time
+            .map_or(Times { renew: Instant::NEVER, rebind: Instant::NEVER, expire: Instant::NEVER }, |time| {
+                times(now, time, reply)
+            });
         self.deadline = times.renew;
         self.enter(State::Bound(lease, times));
         Some(Change::Bound(lease))
@@ -235,8 +235,7 @@ mod tests {
     const IP: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 9);
     const SERVER: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 1);
     /// Mask /24, router, server, a lease of 3600 s.
-    const OPTIONS: [u8; 24] =
-        [1, 4, 255, 255, 255, 0, 3, 4, 10, 0, 0, 1, 54, 4, 10, 0, 0, 1, 51, 4, 0, 0, 14, 16];
+    const OPTIONS: [u8; 24] = [1, 4, 255, 255, 255, 0, 3, 4, 10, 0, 0, 1, 54, 4, 10, 0, 0, 1, 51, 4, 0, 0, 14, 16];
 
     struct Net {
         client: Client,

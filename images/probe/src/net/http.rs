@@ -10,9 +10,7 @@ const KEPT: usize = 4096;
 
 /// `GET path` of the server at `host`.
 pub fn get(host: Ipv4Addr, path: &str) -> Message {
-    Message::new(format_args!(
-        "GET {path} HTTP/1.0\r\nHost: {host}\r\nUser-Agent: mallee-probe\r\nAccept: */*\r\n\r\n"
-    ))
+    Message::new(format_args!("GET {path} HTTP/1.0\r\nHost: {host}\r\nUser-Agent: mallee-probe\r\nAccept: */*\r\n\r\n"))
 }
 
 /// An answer as it comes in.
@@ -46,9 +44,8 @@ impl Answer {
 
     /// Whether the length that the server stated has come.
     pub fn is_complete(&self) -> bool {
-        self.head().is_some_and(|head| {
-            head.body_length.is_some_and(|length| self.total >= head.length.saturating_add(length))
-        })
+        self.head()
+            .is_some_and(|head| head.body_length.is_some_and(|length| self.total >= head.length.saturating_add(length)))
     }
 
     /// Status and what was kept of the body; `None` if it is no answer, or less came than was stated.

@@ -52,6 +52,7 @@ pub enum Outcome<'a> {
 }
 
 #[derive(Debug)]
+#[expect(clippy::large_enum_variant, reason = "there is one of it, and nothing to box with")]
 enum State {
     /// Until then there is nothing to do.
     Waiting(Instant),

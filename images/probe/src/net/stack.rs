@@ -352,19 +352,12 @@ fn send_ipv4(
     });
 }
 
-fn send_udp(
-    peers: [Peer; 2],
-    ports: [u16; 2],
-    host: &mut impl Host,
-    payload: impl FnOnce(&mut [u8]) -> Option<usize>,
-) {
+fn send_udp(peers: [Peer; 2], ports: [u16; 2], host: &mut impl Host, payload: impl FnOnce(&mut [u8]) -> Option<usize>) {
     send_ipv4(peers, ipv4::UDP, host, |out| udp::build(out, peers.map(|peer| peer.ip), ports, payload));
 }
 
 fn send_tcp(peers: [Peer; 2], segment: &Segment<'_>, host: &mut impl Host) {
-    send_ipv4(peers, ipv4::TCP, host, |out| {
-        tcp_segment::build(out, peers.map(|peer| peer.ip), tcp::WINDOW, segment)
-    });
+    send_ipv4(peers, ipv4::TCP, host, |out| tcp_segment::build(out, peers.map(|peer| peer.ip), tcp::WINDOW, segment));
 }
 
 #[cfg(test)]

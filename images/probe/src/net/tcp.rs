@@ -111,9 +111,7 @@ impl Connection {
     }
 
     pub fn is_for(&self, segment: &Segment<'_>) -> bool {
-        !self.is_closed()
-            && segment.destination_port == self.local_port
-            && segment.source_port == self.remote_port
+        !self.is_closed() && segment.destination_port == self.local_port && segment.source_port == self.remote_port
     }
 
     /// Both sides have said their last, or it failed.
@@ -306,8 +304,7 @@ mod tests {
 
     impl Server {
         fn segment(&self, flags: Flags, payload: &'static [u8], sequence: u32) -> Segment<'static> {
-            let acknowledgment = OUR_SEQUENCE
-                .wrapping_add(1 + self.received.len() as u32 + u32::from(self.finished));
+            let acknowledgment = OUR_SEQUENCE.wrapping_add(1 + self.received.len() as u32 + u32::from(self.finished));
             Segment { source_port: 80, destination_port: 5000, sequence, acknowledgment, flags, payload }
         }
 

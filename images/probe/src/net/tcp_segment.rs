@@ -78,7 +78,7 @@ pub fn build(
         .u16(segment.destination_port)?
         .u32(segment.sequence)?
         .u32(segment.acknowledgment)?
-        .u8(((HEADER + options) / 4 << 4) as u8)?
+        .u8((((HEADER + options) / 4) << 4) as u8)?
         .u8(segment.flags.0)?
         .u16(window)?
         // Checksum, urgent pointer.
@@ -129,7 +129,14 @@ mod tests {
 
     #[test]
     fn a_refusal_of_a_syn_acknowledges_it() {
-        let syn = Segment { source_port: 1, destination_port: 2, sequence: u32::MAX, acknowledgment: 0, flags: Flags::SYN, payload: &[] };
+        let syn = Segment {
+            source_port: 1,
+            destination_port: 2,
+            sequence: u32::MAX,
+            acknowledgment: 0,
+            flags: Flags::SYN,
+            payload: &[],
+        };
         let refused = refusal(&syn).unwrap();
         assert_eq!((refused.source_port, refused.destination_port, refused.acknowledgment), (2, 1, 0));
         assert!(refusal(&refused).is_none());

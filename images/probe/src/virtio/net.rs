@@ -27,7 +27,7 @@ static RECEIVE_BUFFERS: Buffers<RECEIVE_SLOTS, BUFFER> = Buffers::new();
 static TRANSMIT_BUFFERS: Buffers<TRANSMIT_SLOTS, BUFFER> = Buffers::new();
 
 /// Counted since the device was started.
-#[derive(Default)]
+#[derive(Clone, Copy, Default)]
 pub struct Counters {
     pub received: u64,
     pub received_bytes: u64,
