@@ -79,5 +79,14 @@ SSH_OPTIONS = ["-o", "StrictHostKeyChecking=no", "-o", "UserKnownHostsFile=/dev/
                "-o", "ConnectTimeout=5", "-o", "BatchMode=yes"]
 
 
-def ssh(key, address, command, check=True):
-    return run("ssh", "-i", key, *SSH_OPTIONS, f"root@{address}", command, check=check, bound_s=60)
+def ssh(key, address, command):
+    return run("ssh", "-i", key, *SSH_OPTIONS, f"root@{address}", command, bound_s=60).stdout
+
+
+def can_log_in(key, address, command="true"):
+    """True when a login works and the command there succeeds; a guest that is still booting is no failure."""
+    try:
+        ssh(key, address, command)
+    except Failed:
+        return False
+    return True

@@ -17,7 +17,7 @@ import time
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent / "e2e"))
 
 from leaks import Footprint
-from machine import BIN, IMAGES, SSH_OPTIONS, Aws, Failed, environment, kvm, mallee, run, ssh, status, until
+from machine import BIN, IMAGES, SSH_OPTIONS, Aws, Failed, can_log_in, environment, kvm, mallee, run, ssh, status, until
 from show import chapter, quote, say, step
 
 # How long a guest may take to boot on a slow machine before the story gives up.
@@ -161,12 +161,12 @@ def elastic_ip(aws, instance):
 
 def log_in(key, address, instance):
     with step(f"ssh root@{address}"):
-        if not until(lambda: ssh(key, address, "true", check=False).returncode == 0, BOOT_BOUND_S, every_s=0.1):
+        if not until(lambda: can_log_in(key, address), BOOT_BOUND_S, every_s=0.1):
             raise Failed(f"no login at {address}: see `aws ec2 get-console-output --instance-id {instance}`")
         logged_in = time.time()
         # The user data may still be running when the first login is possible.
-        until(lambda: ssh(key, address, "test -f /root/hello", check=False).returncode == 0, 60)
-    quote(ssh(key, address, ASK).stdout)
+        until(lambda: can_log_in(key, address, "test -f /root/hello"), 60)
+    quote(ssh(key, address, ASK))
     return logged_in
 
 

@@ -6,6 +6,7 @@
 
 use std::collections::HashMap;
 use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::process::CommandExt as _;
 use std::process::Command;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -74,6 +75,7 @@ impl Children {
         if table.closed {
             return Ok(None);
         }
+        unblock_signals(&mut command);
         let child = command.spawn()?;
         table.waiting.insert(Pid::from_raw(child.id().cast_signed()), sender);
         Ok(Some(Started { end }))
@@ -110,6 +112,15 @@ impl Children {
     fn lock(&self) -> MutexGuard<'_, Table> {
         self.table.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// A child begins with no signal blocked. It inherits its parent's mask across `execve` (signal(7)), and ours
+/// blocks SIGCHLD: an ssh server that never hears of its shell's end never closes the session.
+fn unblock_signals(command: &mut Command) {
+    let unblock = || SigSet::empty().thread_set_mask().map_err(std::io::Error::from);
+    // SAFETY: between fork and exec only async-signal-safe calls are allowed; this is one, sigprocmask, and
+    // allocates nothing.
+    unsafe { command.pre_exec(unblock) };
 }
 
 /// Signals that process 1 acts on. They must be blocked before any thread starts, so that only the
