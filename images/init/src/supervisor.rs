@@ -184,6 +184,19 @@ mod tests {
     }
 
     #[test]
+    fn a_child_inherits_no_blocked_signal() {
+        let mut blocked = SigSet::empty();
+        blocked.add(Signal::SIGCHLD);
+        blocked.thread_block().unwrap();
+        let mut command = Command::new("cat");
+        command.arg("/proc/self/status");
+        unblock_signals(&mut command);
+        let status = String::from_utf8(command.output().unwrap().stdout).unwrap();
+        let mask = status.lines().find(|line| line.starts_with("SigBlk:")).unwrap();
+        assert_eq!(mask.split_whitespace().last(), Some("0000000000000000"));
+    }
+
+    #[test]
     fn nothing_is_started_when_the_machine_goes_down() {
         let children = Children::default();
         children.close();
