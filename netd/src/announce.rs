@@ -40,8 +40,7 @@ impl Announcer {
         if addresses.is_empty() {
             return Ok(());
         }
-        send_all(uplink_index, mac, &addresses)
-            .map_err(Error::io("announcing elastic IPs by ARP on the uplink"))?;
+        send_all(uplink_index, mac, &addresses).map_err(Error::io("announcing elastic IPs by ARP on the uplink"))?;
         let announcer = self.clone();
         tokio::spawn(async move {
             tokio::time::sleep(ANNOUNCE_INTERVAL).await;

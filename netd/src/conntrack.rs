@@ -89,8 +89,7 @@ impl<'a> Judge<'a> {
 /// Ends every flow that contradicts `network`; returns how many.
 pub fn end_stale_flows(network: &Network) -> Result<usize> {
     let judge = Judge::new(network);
-    let mut socket =
-        NetfilterSocket::open().map_err(Error::netfilter("opening a netfilter socket"))?;
+    let mut socket = NetfilterSocket::open().map_err(Error::netfilter("opening a netfilter socket"))?;
     let stale = socket
         .dump(message(GET), libc::AF_INET as u8, &[], |entry| {
             Ok(match read_flow(entry)? {
@@ -112,8 +111,7 @@ pub fn end_stale_flows(network: &Network) -> Result<usize> {
 
 /// Asks the kernel whether conntrack is there; an error says what is missing.
 pub fn probe() -> Result<()> {
-    let mut socket =
-        NetfilterSocket::open().map_err(Error::netfilter("opening a netfilter socket"))?;
+    let mut socket = NetfilterSocket::open().map_err(Error::netfilter("opening a netfilter socket"))?;
     socket
         .dump(message(GET), libc::AF_INET as u8, &[], |_| Ok(None::<()>))
         .map_err(Error::netfilter("asking for conntrack"))?;

@@ -23,11 +23,7 @@ pub fn show(
             .values()
             .map(|interface| interface_state(interface, observed, counters, leases))
             .collect(),
-        elastic_ips: network
-            .elastic_ips
-            .values()
-            .map(|elastic| elastic_ip_state(elastic, counters))
-            .collect(),
+        elastic_ips: network.elastic_ips.values().map(|elastic| elastic_ip_state(elastic, counters)).collect(),
     }
 }
 

@@ -8,7 +8,6 @@ use tokio::time::MissedTickBehavior;
 
 use crate::cli::Daemon;
 use crate::error::{Error, Result};
-use crate::links::Links;
 use crate::reconcile::Reconciler;
 use crate::service::Service;
 use crate::store::Store;
@@ -16,7 +15,7 @@ use crate::store::Store;
 /// Runs until SIGTERM or SIGINT. The network stays as it is when netd ends: instances go on.
 pub async fn run(options: Daemon) -> Result<()> {
     let store = Store::open(&options.state)?;
-    let (reconciler, given) = Reconciler::new(Links::connect()?, options.uplink, store);
+    let (reconciler, given) = Reconciler::new(options.uplink, store);
     let reconciler = Arc::new(reconciler);
     let recorder = reconciler.clone();
     tokio::spawn(async move { recorder.record_leases(given).await });

@@ -101,10 +101,7 @@ impl NetfilterSocket {
                 return Ok(entries);
             }
         }
-        Err(io::Error::new(
-            io::ErrorKind::ResourceBusy,
-            "the kernel's table changed each time while it was read",
-        ))
+        Err(io::Error::new(io::ErrorKind::ResourceBusy, "the kernel's table changed each time while it was read"))
     }
 
     fn dump_once<T>(
@@ -269,11 +266,9 @@ mod tests {
     proptest! {
         #[test]
         fn reading_any_bytes_ends(bytes: Vec<u8>) {
-            for message in Messages(&bytes) {
-                if let Ok(message) = message {
-                    let _ = message.error();
-                    let _ = attribute(message.body, 1);
-                }
+            for message in Messages(&bytes).flatten() {
+                let _ = message.error();
+                let _ = attribute(message.body, 1);
             }
         }
 

@@ -44,11 +44,7 @@ pub async fn run(command: Outside) -> Result<()> {
 async fn bridge_up(links: &Links, bridge: &LinkName, address: Ipv4Net) -> Result<()> {
     let handle = links.handle();
     if find_own(links, bridge).await?.is_none() {
-        let message = LinkBridge::new(bridge.as_str())
-            .link_group(GROUP)
-            .mcast_snooping(false)
-            .forward_delay(0)
-            .build();
+        let message = LinkBridge::new(bridge.as_str()).link_group(GROUP).mcast_snooping(false).forward_delay(0).build();
         let made = handle.link().add(message).execute().await;
         made.map_err(Error::link(format!("making the bridge {bridge}")))?;
     }
@@ -257,8 +253,7 @@ fn remove_namespace(name: &LinkName) -> Result<()> {
         return Ok(());
     }
     if is_namespace(&path) {
-        umount2(&path, MntFlags::MNT_DETACH)
-            .map_err(|error| Error::io(doing())(error.into()))?;
+        umount2(&path, MntFlags::MNT_DETACH).map_err(|error| Error::io(doing())(error.into()))?;
     }
     fs::remove_file(&path).map_err(Error::io(doing()))
 }
@@ -272,12 +267,9 @@ where
     let ran = tokio::task::spawn_blocking(move || {
         std::thread::spawn(move || {
             let file = File::open(&path).map_err(Error::io(doing.clone()))?;
-            setns(&file, CloneFlags::CLONE_NEWNET)
-                .map_err(|error| Error::io(doing.clone())(error.into()))?;
-            let runtime = tokio::runtime::Builder::new_current_thread()
-                .enable_all()
-                .build()
-                .map_err(Error::io(doing))?;
+            setns(&file, CloneFlags::CLONE_NEWNET).map_err(|error| Error::io(doing.clone())(error.into()))?;
+            let runtime =
+                tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(Error::io(doing))?;
             runtime.block_on(work())
         })
         .join()

@@ -51,7 +51,6 @@ struct State {
 }
 
 pub struct Reconciler {
-    links: Links,
     uplink: LinkName,
     store: Store,
     announcer: Announcer,
@@ -70,11 +69,10 @@ pub struct Outcome {
 
 impl Reconciler {
     /// `given` of the second value brings the leases; [`Self::record_leases`] must be run on it.
-    pub fn new(links: Links, uplink: LinkName, store: Store) -> (Self, mpsc::UnboundedReceiver<Given>) {
+    pub fn new(uplink: LinkName, store: Store) -> (Self, mpsc::UnboundedReceiver<Given>) {
         let (sender, given) = mpsc::unbounded_channel();
         let state = State { current: None, dhcp: Servers::new(sender), flows_checked: false };
         let reconciler = Self {
-            links,
             uplink,
             store,
             announcer: Announcer::default(),
@@ -89,7 +87,8 @@ impl Reconciler {
     pub async fn apply(&self, message: NodeNetwork) -> Result<Outcome> {
         let start = std::time::Instant::now();
         let mut state = self.state.lock().await;
-        let uplink = self.links.uplink(&self.uplink).await?;
+        let links = Links::connect()?;
+        let uplink = links.uplink(&self.uplink).await?;
         let network = Network::parse(&message, &uplink.addresses)?;
         if let Some(current) = &state.current {
             self.check_generation(message.generation, current.message.generation)?;
@@ -98,7 +97,7 @@ impl Reconciler {
             self.store.save(&message)?;
             state.current = Some(Current { message, network: network.clone() });
         }
-        let changed = self.converge(&mut state, &network, &uplink).await?;
+        let changed = self.converge(&mut state, &links, &network, &uplink).await?;
         Ok(Outcome { generation: network.generation, changed, took: start.elapsed() })
     }
 
@@ -114,7 +113,7 @@ impl Reconciler {
         let Some(message) = self.store.load()? else { return Ok(()) };
         let mut state = self.state.lock().await;
         // The uplink may not be there yet; what depends on it is checked when it is.
-        let addresses = match self.links.uplink(&self.uplink).await {
+        let addresses = match Links::connect()?.uplink(&self.uplink).await {
             Ok(uplink) => uplink.addresses,
             Err(Error::NoUplink(_)) => Default::default(),
             Err(error) => return Err(error),
@@ -130,41 +129,38 @@ impl Reconciler {
     pub async fn mend(&self) -> Result<bool> {
         let mut state = self.state.lock().await;
         let Some(current) = state.current.clone() else { return Ok(false) };
-        let uplink = self.links.uplink(&self.uplink).await?;
-        self.converge(&mut state, &current.network, &uplink).await
+        let links = Links::connect()?;
+        let uplink = links.uplink(&self.uplink).await?;
+        self.converge(&mut state, &links, &current.network, &uplink).await
     }
 
     async fn converge(
         &self,
         state: &mut MutexGuard<'_, State>,
+        links: &Links,
         network: &Network,
         uplink: &Uplink,
     ) -> Result<bool> {
-        let observed = self.links.observe().await?;
+        let observed = links.observe().await?;
         let plan = plan(network, &observed, uplink.index)?;
         self.announcer.hold(network.elastic_ips.keys().copied().collect());
 
-        self.perform(&plan.before_rules).await?;
+        perform(links, &plan.before_rules).await?;
         let rules_changed = self.apply_rules(network).await?;
         if rules_changed || !state.flows_checked {
             self.end_stale_flows(network).await?;
             state.flows_checked = true;
         }
         let settings_changed = sysctl::apply(network, &self.uplink)?;
-        self.perform(&plan.after_rules).await?;
+        perform(links, &plan.after_rules).await?;
         self.announce(&plan, uplink)?;
 
-        let index_of = self.bridge_indexes(&plan, observed).await?;
+        // Links that were made have an index only now.
+        let observed = if plan.is_empty() { observed } else { links.observe().await? };
+        let index_of = indexes(observed);
         state.dhcp.apply(network, |bridge| index_of.get(bridge).copied())?;
         self.forget_leases(network);
         Ok(rules_changed || settings_changed || !plan.is_empty())
-    }
-
-    async fn perform(&self, steps: &[Step]) -> Result<()> {
-        for step in steps {
-            self.links.perform(step).await?;
-        }
-        Ok(())
     }
 
     async fn apply_rules(&self, network: &Network) -> Result<bool> {
@@ -195,12 +191,6 @@ impl Reconciler {
             Some(mac) => self.announcer.announce(uplink.index, mac, new),
             None => Ok(()),
         }
-    }
-
-    /// The indexes of netd's links, read again when links were made or deleted.
-    async fn bridge_indexes(&self, plan: &Plan, observed: Observed) -> Result<BTreeMap<LinkName, u32>> {
-        let links = if plan.is_empty() { observed } else { self.links.observe().await? }.links;
-        Ok(links.into_iter().map(|(name, link)| (name, link.index)).collect())
     }
 
     fn forget_leases(&self, network: &Network) {
@@ -238,13 +228,20 @@ impl Reconciler {
         state.current.clone().map(|current| (current.message, current.network))
     }
 
-    pub fn links(&self) -> &Links {
-        &self.links
-    }
-
     pub fn uplink_name(&self) -> &LinkName {
         &self.uplink
     }
+}
+
+async fn perform(links: &Links, steps: &[Step]) -> Result<()> {
+    for step in steps {
+        links.perform(step).await?;
+    }
+    Ok(())
+}
+
+fn indexes(observed: Observed) -> BTreeMap<LinkName, u32> {
+    observed.links.into_iter().map(|(name, link)| (name, link.index)).collect()
 }
 
 /// Removes everything that netd owns in this network namespace. Returns whether there was anything.
@@ -253,17 +250,13 @@ pub async fn clean(links: &Links) -> Result<bool> {
     let nothing = Network::default();
     // No link has index 0, so that every proxy entry is another link's and goes.
     let plan = plan(&nothing, &observed, 0)?;
-    for step in &plan.before_rules {
-        links.perform(step).await?;
-    }
+    perform(links, &plan.before_rules).await?;
     let had_tables = off_thread(nft::clean).await?;
     Ok(had_tables || !plan.is_empty())
 }
 
 /// Runs a call that blocks for a moment on a thread that may be blocked.
-pub async fn off_thread<T: Send + 'static>(
-    call: impl FnOnce() -> Result<T> + Send + 'static,
-) -> Result<T> {
+pub async fn off_thread<T: Send + 'static>(call: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
     match tokio::task::spawn_blocking(call).await {
         Ok(outcome) => outcome,
         Err(error) => Err(Error::Internal(format!("a netlink call panicked: {error}"))),

@@ -18,10 +18,11 @@ use tonic::{Request, Response, Status};
 
 use crate::api::network_server::{Network, NetworkServer};
 use crate::api::{
-    ApplyReply, ApplyRequest, CapabilitiesReply, CapabilitiesRequest, LeaseGiven, NetworkEvent,
-    ShowReply, ShowRequest, WatchRequest, network_event,
+    ApplyReply, ApplyRequest, CapabilitiesReply, CapabilitiesRequest, LeaseGiven, NetworkEvent, ShowReply, ShowRequest,
+    WatchRequest, network_event,
 };
 use crate::error::{Error, Result};
+use crate::links::Links;
 use crate::reconcile::{LeaseEvent, Reconciler, off_thread};
 use crate::{capabilities, counters};
 
@@ -107,23 +108,19 @@ impl Network for Service {
         let Some((message, network)) = self.reconciler.current().await else {
             return Ok(Response::new(ShowReply::default()));
         };
-        let observed = self.reconciler.links().observe().await?;
+        let observed = Links::connect()?.observe().await?;
         let counted = off_thread(crate::nft::counters).await?;
         let leases = self.reconciler.lease_times();
         Ok(Response::new(counters::show(message, &network, &observed, &counted, &leases)))
     }
 
     async fn capabilities(&self, _request: Request<CapabilitiesRequest>) -> Reply<CapabilitiesReply> {
-        let uplink = self.reconciler.links().uplink(self.reconciler.uplink_name()).await?;
+        let uplink = Links::connect()?.uplink(self.reconciler.uplink_name()).await?;
         let capabilities: HashMap<String, String> = off_thread(|| Ok(capabilities::detect())).await?;
         Ok(Response::new(CapabilitiesReply {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             uplink: uplink.addresses.name,
-            uplink_address: uplink
-                .addresses
-                .addresses
-                .first()
-                .map_or_else(String::new, ToString::to_string),
+            uplink_address: uplink.addresses.addresses.first().map_or_else(String::new, ToString::to_string),
             capabilities,
         }))
     }
@@ -152,8 +149,5 @@ fn network_event(event: LeaseEvent) -> NetworkEvent {
 
 /// Nanoseconds since 1970; 0 for a clock set before that.
 pub fn unix_ns(at: SystemTime) -> u64 {
-    at.duration_since(UNIX_EPOCH)
-        .ok()
-        .and_then(|since| u64::try_from(since.as_nanos()).ok())
-        .unwrap_or_default()
+    at.duration_since(UNIX_EPOCH).ok().and_then(|since| u64::try_from(since.as_nanos()).ok()).unwrap_or_default()
 }

@@ -88,11 +88,8 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let store = Store::open(folder.path()).unwrap();
         assert_eq!(store.load().unwrap(), None);
-        let network = NodeNetwork {
-            generation: 7,
-            public_pools: vec!["198.51.100.128/25".into()],
-            ..Default::default()
-        };
+        let network =
+            NodeNetwork { generation: 7, public_pools: vec!["198.51.100.128/25".into()], ..Default::default() };
         store.save(&network).unwrap();
         assert_eq!(store.load().unwrap(), Some(network));
     }

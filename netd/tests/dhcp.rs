@@ -76,10 +76,8 @@ fn malformed_messages_do_not_stop_the_server() {
         cut[24..26].copy_from_slice(&[0, 0]);
         cut[38..40].copy_from_slice(&udp_length.to_be_bytes());
         cut[40..42].copy_from_slice(&[0, 0]);
-        let checksum = etherparse::Ipv4HeaderSlice::from_slice(&cut[14..34])
-            .unwrap()
-            .to_header()
-            .calc_header_checksum();
+        let checksum =
+            etherparse::Ipv4HeaderSlice::from_slice(&cut[14..34]).unwrap().to_header().calc_header_checksum();
         cut[24..26].copy_from_slice(&checksum.to_be_bytes());
         one.send(&cut);
     }

@@ -91,9 +91,8 @@ fn conntrack_forgets_a_moved_address_in_both_directions() {
         listener.recv_from(&mut buffer).unwrap();
         ask(&listener, public(n as u8 + 1), "in");
     }
-    let entries_of = |address: Ipv4Addr| {
-        run("conntrack -L").lines().filter(|line| line.contains(&format!("={address} "))).count()
-    };
+    let entries_of =
+        |address: Ipv4Addr| run("conntrack -L").lines().filter(|line| line.contains(&format!("={address} "))).count();
     assert_eq!((entries_of(public(1)), entries_of(public(3))), (2, 2));
     lab.netd.apply(&network(2, 3, &[(1, 2), (3, 3)]));
     assert_eq!((entries_of(public(1)), entries_of(public(3))), (0, 2));

@@ -6,32 +6,49 @@ use common::{Lab, ask, empty_network, guest, guest_at, network, private, public,
 
 /// Everything in the node that netd could have made, without counters and times.
 fn world() -> String {
-    let ruleset: String = run("nft list ruleset")
+    // In the order in which they were made, which does not matter.
+    let mut tables: Vec<String> =
+        run("nft list tables").lines().map(|table| run(&format!("nft list {table}"))).collect();
+    tables.sort();
+    let ruleset: String = tables
+        .concat()
         .lines()
         .map(|line| {
             // Counters of elements differ from moment to moment.
-            let mut words = line.split_whitespace().peekable();
-            let mut kept = Vec::new();
-            while let Some(word) = words.next() {
-                kept.push(if word.chars().all(|c| c.is_ascii_digit()) { "#" } else { word });
-            }
-            kept.join(" ") + "\n"
+            let number = |word: &str| word.chars().all(|c| c.is_ascii_digit());
+            let words = line.split_whitespace().map(|word| if number(word) { "#" } else { word });
+            words.collect::<Vec<_>>().join(" ") + "\n"
         })
         .collect();
-    let links: String = run("ip -o link")
-        .lines()
-        .map(|line| line.split_whitespace().skip(1).take(1).collect::<String>() + "\n")
-        .collect();
+    let all_links = run("ip -o link");
+    let mut links: Vec<&str> = all_links.lines().filter_map(|line| line.split_whitespace().nth(1)).collect();
+    links.sort_unstable();
+    let links = links.join("\n") + "\n";
+    let sorted = |command: &str| {
+        let text = run(command);
+        let mut lines: Vec<&str> = text.lines().map(str::trim).collect();
+        lines.sort_unstable();
+        lines.join("\n") + "\n"
+    };
     [
         ruleset,
         links,
-        run("ip -o addr show scope global"),
-        run("ip route"),
-        run("ip neigh show proxy"),
-        run("ip neigh show nud permanent"),
-        run("bridge fdb show state static"),
+        sorted("ip -o addr show scope global"),
+        sorted("ip route"),
+        sorted("ip neigh show proxy"),
+        sorted("ip neigh show nud permanent"),
+        sorted("bridge fdb show state static"),
     ]
     .concat()
+}
+
+/// Fails with the lines that only one of the two has.
+fn assert_same(found: &str, wanted: &str, when: &str) {
+    let only_in = |a: &str, b: &str| -> Vec<String> {
+        a.lines().filter(|line| !b.lines().any(|other| other == *line)).map(str::to_owned).collect()
+    };
+    let (more, missing) = (only_in(found, wanted), only_in(wanted, found));
+    assert!(found == wanted, "{when}: too much {more:#?}, missing {missing:#?}");
 }
 
 #[test]
@@ -43,10 +60,16 @@ fn applying_twice_changes_nothing_and_says_so() {
     assert!(!reply.changed, "{}", lab.netd.log());
     assert_eq!(reply.generation, 1);
     // With an instance running, and after netd was killed and started.
-    let _one = guest(1);
+    let one = guest(1);
     ask(&lab.outside_socket(), public(1), "warm up");
     lab.netd.kill();
     lab.netd.start();
+    assert!(!lab.netd.apply(&desired).changed, "{}", lab.netd.log());
+    // And when its VMM ends and starts again.
+    drop(one);
+    assert!(!lab.netd.apply(&desired).changed, "{}", lab.netd.log());
+    let _again = guest(1);
+    assert!(ask(&lab.outside_socket(), public(1), "again").starts_with("i-1 "));
     assert!(!lab.netd.apply(&desired).changed, "{}", lab.netd.log());
 }
 
@@ -67,7 +90,7 @@ fn a_network_that_shrinks_leaves_nothing_behind() {
     let emptied = world();
     assert!(!emptied.contains("brsubnet1") && !emptied.contains("172.31."), "{emptied}");
     run(concat!(env!("CARGO_BIN_EXE_mallee-netd"), " clean"));
-    assert_eq!(world(), before);
+    assert_same(&world(), &before, "after clean");
 }
 
 #[test]
@@ -80,7 +103,7 @@ fn clean_removes_everything_of_netds_and_nothing_else() {
     let before = world();
     lab.netd.apply(&network(1, 2, &[(1, 1)]));
     run(concat!(env!("CARGO_BIN_EXE_mallee-netd"), " clean"));
-    assert_eq!(world(), before);
+    assert_same(&world(), &before, "after clean");
     run(concat!(env!("CARGO_BIN_EXE_mallee-netd"), " clean"));
 }
 
@@ -116,7 +139,7 @@ fn what_others_break_is_mended() {
         run(damage);
         let reply = lab.netd.apply(&desired);
         assert!(reply.changed, "`{damage}` went unseen");
-        assert_eq!(world(), whole, "after `{damage}`");
+        assert_same(&world(), &whole, &format!("after `{damage}`"));
         common::eventually("the port to forward again", || {
             run("bridge link show dev tpeni1").contains("state forwarding").then_some(())
         });
@@ -136,9 +159,7 @@ fn the_network_comes_back_before_the_controller_does() {
     assert!(!try_run("ip link show brsubnet1").status.success());
     lab.netd.start();
     common::eventually("the tap", || try_run("ip link show tpeni1").status.success().then_some(()));
-    common::eventually("the elastic IP", || {
-        run("ip neigh show proxy").contains("198.51.100.130").then_some(())
-    });
+    common::eventually("the elastic IP", || run("ip neigh show proxy").contains("198.51.100.130").then_some(()));
     let _one = guest(1);
     assert!(ask(&lab.outside_socket(), public(1), "back").starts_with("i-1 "));
 }
@@ -170,7 +191,7 @@ fn a_kill_at_any_moment_leads_to_the_same_place() {
         lab.netd.kill();
         lab.netd.start();
         lab.netd.apply(&desired);
-        assert_eq!(world(), worlds[index], "round {round}");
+        assert_same(&world(), &worlds[index], &format!("round {round}"));
     }
 }
 
@@ -188,7 +209,7 @@ fn a_refused_network_leaves_the_running_one() {
     let status = lab.netd.try_apply(&network(4, 1, &[])).unwrap_err();
     assert_eq!(status.code(), tonic::Code::FailedPrecondition);
     assert!(status.message().contains("older backup"), "{status}");
-    assert_eq!(world(), whole);
+    assert_same(&world(), &whole, "after the refusals");
     assert!(ask(&lab.outside_socket(), public(1), "still").starts_with("i-1 "));
     // The same generation may come again, and a refused one left no trace.
     assert!(!lab.netd.apply(&network(5, 2, &[(1, 1)])).changed);

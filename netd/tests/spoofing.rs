@@ -48,25 +48,30 @@ fn frames_in_anothers_name_are_dropped_and_counted() {
     let good = udp(OWN, OTHER, own_ip, other_ip, (5000, 5000), b"good");
     let unspecified = Ipv4Addr::UNSPECIFIED;
     let ipv6 = [&[0x60, 0, 0, 0, 0, 0, 59, 64][..], &[0xfe; 32]].concat();
-    nothing_passes(&lab, &one, &two, &[
-        ("another's MAC", udp(OTHER, OTHER, own_ip, other_ip, (5000, 5000), b"mac")),
-        ("the gateway's MAC", udp(GATEWAY_MAC, OTHER, own_ip, other_ip, (5000, 5000), b"gw")),
-        ("a stranger's address", udp(OWN, OTHER, stranger, other_ip, (5000, 5000), b"ip")),
-        ("the gateway's address", udp(OWN, OTHER, GATEWAY, other_ip, (5000, 5000), b"gwip")),
-        ("no address at all", udp(OWN, OTHER, unspecified, other_ip, (5000, 5000), b"zero")),
-        ("no address, towards DHCP's port", udp(OWN, OTHER, unspecified, other_ip, (68, 67), b"zero")),
-        ("a DHCP server's answer", udp(OWN, OTHER, own_ip, other_ip, (67, 68), b"dhcp")),
-        ("a tagged frame", tagged(&good, 7)),
-        ("a frame tagged twice", tagged(&tagged(&good, 7), 8)),
-        ("a priority-tagged frame", tagged(&good, 0)),
-        ("IPv6", frame(OWN, OTHER, 0x86dd, &ipv6)),
-        ("a frame of an unknown type", frame(OWN, OTHER, 0x1234, b"?")),
-        ("ARP as another", arp(OWN, OTHER, 2, (OWN, GATEWAY), (OTHER, other_ip))),
-        ("ARP with another's MAC inside", arp(OWN, OTHER, 2, (GATEWAY_MAC, own_ip), (OTHER, other_ip))),
-        ("a gratuitous ARP as the gateway", arp(OWN, BROADCAST_MAC, 1, (OWN, GATEWAY), ([0; 6], GATEWAY))),
-        ("a DHCP request in another's name", one.dhcp_frame(OTHER, MessageType::Discover, vec![], false, 5)),
-        ("a frame to the bridge's own group", frame(OWN, [1, 0x80, 0xc2, 0, 0, 3], 0x888e, b"eapol")),
-    ]);
+    nothing_passes(
+        &lab,
+        &one,
+        &two,
+        &[
+            ("another's MAC", udp(OTHER, OTHER, own_ip, other_ip, (5000, 5000), b"mac")),
+            ("the gateway's MAC", udp(GATEWAY_MAC, OTHER, own_ip, other_ip, (5000, 5000), b"gw")),
+            ("a stranger's address", udp(OWN, OTHER, stranger, other_ip, (5000, 5000), b"ip")),
+            ("the gateway's address", udp(OWN, OTHER, GATEWAY, other_ip, (5000, 5000), b"gwip")),
+            ("no address at all", udp(OWN, OTHER, unspecified, other_ip, (5000, 5000), b"zero")),
+            ("no address, towards DHCP's port", udp(OWN, OTHER, unspecified, other_ip, (68, 67), b"zero")),
+            ("a DHCP server's answer", udp(OWN, OTHER, own_ip, other_ip, (67, 68), b"dhcp")),
+            ("a tagged frame", tagged(&good, 7)),
+            ("a frame tagged twice", tagged(&tagged(&good, 7), 8)),
+            ("a priority-tagged frame", tagged(&good, 0)),
+            ("IPv6", frame(OWN, OTHER, 0x86dd, &ipv6)),
+            ("a frame of an unknown type", frame(OWN, OTHER, 0x1234, b"?")),
+            ("ARP as another", arp(OWN, OTHER, 2, (OWN, GATEWAY), (OTHER, other_ip))),
+            ("ARP with another's MAC inside", arp(OWN, OTHER, 2, (GATEWAY_MAC, own_ip), (OTHER, other_ip))),
+            ("a gratuitous ARP as the gateway", arp(OWN, BROADCAST_MAC, 1, (OWN, GATEWAY), ([0; 6], GATEWAY))),
+            ("a DHCP request in another's name", one.dhcp_frame(OTHER, MessageType::Discover, vec![], false, 5)),
+            ("a frame to the bridge's own group", frame(OWN, [1, 0x80, 0xc2, 0, 0, 3], 0x888e, b"eapol")),
+        ],
+    );
     // What is its own passes: a datagram, and the probe for a free address.
     one.send(&good);
     assert_eq!(two.receive_udp().payload, b"good");
@@ -88,9 +93,7 @@ fn nobody_draws_anothers_frames_to_itself() {
     one.ping(GATEWAY, 1);
     two.send(&udp(OTHER, third, private(2), private(3), (5000, 5000), b"for the third"));
     assert_eq!(three.receive_udp().payload, b"for the third");
-    let overheard = |guest: &Guest| {
-        guest.frames().iter().any(|f| f.windows(13).any(|w| w == b"for the third"))
-    };
+    let overheard = |guest: &Guest| guest.frames().iter().any(|f| f.windows(13).any(|w| w == b"for the third"));
     assert!(!overheard(&one));
 }
 

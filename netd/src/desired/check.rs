@@ -1,10 +1,11 @@
 //! How the items of a desired network must fit together.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Display;
+use std::net::Ipv4Addr;
 
 use super::parse::is_host_of;
-use super::{ElasticIp, Interface, InvalidNetwork, Network, Segment, UplinkAddresses};
+use super::{ElasticIp, Interface, InvalidNetwork, Network, Segment, SegmentId, UplinkAddresses};
 use crate::api::METADATA_ADDRESS;
 
 /// Largest and smallest segment, as prefix lengths. EC2 has /16 to /28; a lab may want more.
@@ -20,8 +21,10 @@ impl Network {
         for interface in self.interfaces.values() {
             self.check_interface(interface)?;
         }
+        let held: BTreeSet<(&SegmentId, Ipv4Addr)> =
+            self.interfaces.values().map(|interface| (&interface.segment, interface.ipv4)).collect();
         for elastic in self.elastic_ips.values() {
-            self.check_elastic_ip(elastic, uplink)?;
+            self.check_elastic_ip(elastic, uplink, &held)?;
         }
         self.check_overlaps()?;
         self.check_used_once()
@@ -48,7 +51,13 @@ impl Network {
         Ok(())
     }
 
-    fn check_elastic_ip(&self, elastic: &ElasticIp, uplink: &UplinkAddresses) -> Result {
+    /// `held` is every private address that an interface has.
+    fn check_elastic_ip(
+        &self,
+        elastic: &ElasticIp,
+        uplink: &UplinkAddresses,
+        held: &BTreeSet<(&SegmentId, Ipv4Addr)>,
+    ) -> Result {
         let item = format!("elastic IP {}", elastic.public);
         if !self.segments.contains_key(&elastic.segment) {
             return Err(unknown_segment(item, &elastic.segment));
@@ -62,14 +71,15 @@ impl Network {
             let problem = format!("is this node's own address on {}", uplink.name);
             return Err(InvalidNetwork::new(item, problem));
         }
-        if uplink.addresses.iter().any(|own| {
-            own.contains(&elastic.public) && !is_host_of(own, elastic.public) && own.prefix_len() < 31
-        }) {
+        if uplink
+            .addresses
+            .iter()
+            .any(|own| own.contains(&elastic.public) && !is_host_of(own, elastic.public) && own.prefix_len() < 31)
+        {
             let problem = format!("is an end of the public network on {}", uplink.name);
             return Err(InvalidNetwork::new(item, problem));
         }
-        let held = self.interfaces_of(&elastic.segment).any(|found| found.ipv4 == elastic.private);
-        if !held {
+        if !held.contains(&(&elastic.segment, elastic.private)) {
             let problem = format!(
                 "stands for {}, which no interface on {} has; give the interface too, or leave the elastic IP out",
                 elastic.private, elastic.segment
@@ -123,12 +133,8 @@ impl Network {
 fn check_segment(segment: &Segment, uplink: &UplinkAddresses) -> Result {
     let item = format!("segment {}", segment.id);
     if !PREFIX_LENGTHS.contains(&segment.network.prefix_len()) {
-        let problem = format!(
-            "{} is not between /{} and /{}",
-            segment.network,
-            PREFIX_LENGTHS.start(),
-            PREFIX_LENGTHS.end()
-        );
+        let problem =
+            format!("{} is not between /{} and /{}", segment.network, PREFIX_LENGTHS.start(), PREFIX_LENGTHS.end());
         return Err(InvalidNetwork::new(item, problem));
     }
     let first = segment.network.network();
@@ -137,13 +143,11 @@ fn check_segment(segment: &Segment, uplink: &UplinkAddresses) -> Result {
         return Err(InvalidNetwork::new(item, problem));
     }
     if !is_host_of(&segment.network, segment.gateway) {
-        let problem =
-            format!("gateway {} is not an address of {}", segment.gateway, segment.network);
+        let problem = format!("gateway {} is not an address of {}", segment.gateway, segment.network);
         return Err(InvalidNetwork::new(item, problem));
     }
     if let Some(own) = uplink.addresses.iter().find(|own| overlap(own, &segment.network)) {
-        let problem =
-            format!("{} overlaps {} on this node's uplink {}", segment.network, own, uplink.name);
+        let problem = format!("{} overlaps {} on this node's uplink {}", segment.network, own, uplink.name);
         return Err(InvalidNetwork::new(item, problem));
     }
     Ok(())
@@ -215,21 +219,30 @@ mod tests {
             ("segment subnet-1", refusal(|n| n.segments[0].cidr = "198.51.100.0/24".into())),
             ("segment subnet-1", refusal(|n| n.segments[0].kind = None)),
             ("segment subnet-1", refusal(|n| n.segments.push(n.segments[0].clone()))),
-            ("segment subnet-2", refusal(|n| {
-                let mut second = n.segments[0].clone();
-                second.id = "subnet-2".into();
-                n.segments.push(second);
-            })),
+            (
+                "segment subnet-2",
+                refusal(|n| {
+                    let mut second = n.segments[0].clone();
+                    second.id = "subnet-2".into();
+                    n.segments.push(second);
+                }),
+            ),
             ("interface eni-1", refusal(|n| n.interfaces[0].ipv4 = "172.31.0.1".into())),
             ("interface eni-1", refusal(|n| n.interfaces[0].ipv4 = "172.31.15.255".into())),
             ("interface eni-1", refusal(|n| n.interfaces[0].segment = "subnet-9".into())),
             ("interface eni-1", refusal(|n| n.interfaces[0].hostname = "-x".into())),
-            ("interface eni-2", refusal(|n| {
-                n.interfaces.push(interface("eni-2", "02:00:00:00:01:01", "172.31.0.5"));
-            })),
-            ("interface eni-2", refusal(|n| {
-                n.interfaces.push(interface("eni-2", "02:00:00:00:01:02", "172.31.0.4"));
-            })),
+            (
+                "interface eni-2",
+                refusal(|n| {
+                    n.interfaces.push(interface("eni-2", "02:00:00:00:01:01", "172.31.0.5"));
+                }),
+            ),
+            (
+                "interface eni-2",
+                refusal(|n| {
+                    n.interfaces.push(interface("eni-2", "02:00:00:00:01:02", "172.31.0.4"));
+                }),
+            ),
             ("elastic IP 203.0.113.1", refusal(|n| n.elastic_ips[0].public_ip = "203.0.113.1".into())),
             ("elastic IP 198.51.100.130", refusal(|n| n.elastic_ips[0].private_ip = "172.31.0.9".into())),
             ("elastic IP 198.51.100.255", refusal(|n| n.elastic_ips[0].public_ip = "198.51.100.255".into())),

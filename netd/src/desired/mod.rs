@@ -96,10 +96,7 @@ pub struct UplinkAddresses {
 
 impl Network {
     /// The addresses of instances on a segment, with their interfaces.
-    pub fn interfaces_of<'a>(
-        &'a self,
-        segment: &'a SegmentId,
-    ) -> impl Iterator<Item = &'a Interface> + 'a {
+    pub fn interfaces_of<'a>(&'a self, segment: &'a SegmentId) -> impl Iterator<Item = &'a Interface> + 'a {
         self.interfaces.values().filter(move |interface| interface.segment == *segment)
     }
 

@@ -98,10 +98,7 @@ fn parse_segment(message: &api::Segment) -> Result<Segment> {
             0 => DEFAULT_MTU,
             mtu if (MIN_MTU..=MAX_MTU).contains(&mtu) => mtu,
             mtu => {
-                return Err(InvalidNetwork::new(
-                    item,
-                    format!("mtu {mtu} is outside of {MIN_MTU} to {MAX_MTU}"),
-                ));
+                return Err(InvalidNetwork::new(item, format!("mtu {mtu} is outside of {MIN_MTU} to {MAX_MTU}")));
             }
         },
         dns_servers: message

@@ -42,9 +42,8 @@ impl FromStr for MacAddress {
         if parts.next().is_some() {
             return Err(format!("`{text}` is no MAC address: it has more than six octets"));
         }
-        Self::new(octets).ok_or_else(|| {
-            format!("`{text}` cannot be a host's MAC address: it is a group address or all zeros")
-        })
+        Self::new(octets)
+            .ok_or_else(|| format!("`{text}` cannot be a host's MAC address: it is a group address or all zeros"))
     }
 }
 
@@ -130,9 +129,7 @@ impl FromStr for LinkName {
             && text != "all"
             && text != "default";
         good.then(|| Self(text.to_owned())).ok_or_else(|| {
-            format!(
-                "`{text}` cannot name a network interface: 1 to {MAX_LINK_NAME} letters, digits, `-` or `_`"
-            )
+            format!("`{text}` cannot name a network interface: 1 to {MAX_LINK_NAME} letters, digits, `-` or `_`")
         })
     }
 }

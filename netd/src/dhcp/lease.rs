@@ -34,9 +34,7 @@ pub fn answer<'a>(request: &Message, leases: &'a Leases) -> Option<Answer<'a>> {
     let interface = leases.by_mac.get(&mac)?;
     let segment = &leases.segment;
     match request.opts().msg_type()? {
-        MessageType::Discover => {
-            Some(lease(request, segment, interface, MessageType::Offer))
-        }
+        MessageType::Discover => Some(lease(request, segment, interface, MessageType::Offer)),
         MessageType::Request => answer_request(request, segment, interface),
         // The client has its address otherwise and asks for the rest.
         MessageType::Inform => Some(information(request, segment, interface)),
@@ -57,11 +55,7 @@ fn client_mac(request: &Message) -> Option<MacAddress> {
     MacAddress::new(request.chaddr().try_into().ok()?)
 }
 
-fn answer_request<'a>(
-    request: &Message,
-    segment: &Segment,
-    interface: &'a Interface,
-) -> Option<Answer<'a>> {
+fn answer_request<'a>(request: &Message, segment: &Segment, interface: &'a Interface) -> Option<Answer<'a>> {
     if let Some(DhcpOption::ServerIdentifier(server)) = request.opts().get(OptionCode::ServerIdentifier)
         && *server != segment.gateway
     {
@@ -79,12 +73,7 @@ fn answer_request<'a>(
     }
 }
 
-fn lease<'a>(
-    request: &Message,
-    segment: &Segment,
-    interface: &'a Interface,
-    kind: MessageType,
-) -> Answer<'a> {
+fn lease<'a>(request: &Message, segment: &Segment, interface: &'a Interface, kind: MessageType) -> Answer<'a> {
     let mut message = reply(request, segment, kind);
     message.set_yiaddr(interface.ipv4);
     message.opts_mut().insert(DhcpOption::AddressLeaseTime(LEASE_SECONDS));
@@ -123,12 +112,7 @@ fn reply(request: &Message, segment: &Segment, kind: MessageType) -> Message {
     message
 }
 
-fn add_configuration(
-    request: &Message,
-    options: &mut DhcpOptions,
-    segment: &Segment,
-    interface: &Interface,
-) {
+fn add_configuration(request: &Message, options: &mut DhcpOptions, segment: &Segment, interface: &Interface) {
     options.insert(DhcpOption::SubnetMask(segment.network.netmask()));
     options.insert(DhcpOption::Router(vec![segment.gateway]));
     options.insert(DhcpOption::BroadcastAddr(segment.network.broadcast()));
@@ -212,17 +196,11 @@ mod tests {
         assert_eq!(kind_of(&offer), MessageType::Offer);
         assert_eq!((offer.message.yiaddr(), offer.message.xid()), (LEASED, 77));
         assert!(offer.gives.is_none());
-        let options = [
-            DhcpOption::RequestedIpAddress(LEASED),
-            DhcpOption::ServerIdentifier(leases.segment.gateway),
-        ];
+        let options = [DhcpOption::RequestedIpAddress(LEASED), DhcpOption::ServerIdentifier(leases.segment.gateway)];
         let ack = answer(&request(MessageType::Request, options), &leases).unwrap();
         assert_eq!(kind_of(&ack), MessageType::Ack);
         assert_eq!(ack.gives.unwrap().id.to_string(), "eni-1");
-        assert_eq!(
-            ack.message.opts().get(OptionCode::Hostname),
-            Some(&DhcpOption::Hostname("ip-172-31-0-4".into()))
-        );
+        assert_eq!(ack.message.opts().get(OptionCode::Hostname), Some(&DhcpOption::Hostname("ip-172-31-0-4".into())));
     }
 
     #[test]
@@ -247,8 +225,7 @@ mod tests {
         let asked = DhcpOption::ParameterRequestList(vec![OptionCode::ClasslessStaticRoute]);
         let leases = leases();
         let offer = answer(&request(MessageType::Discover, [asked]), &leases).unwrap();
-        let Some(DhcpOption::ClasslessStaticRoute(routes)) =
-            offer.message.opts().get(OptionCode::ClasslessStaticRoute)
+        let Some(DhcpOption::ClasslessStaticRoute(routes)) = offer.message.opts().get(OptionCode::ClasslessStaticRoute)
         else {
             panic!("no routes");
         };

@@ -62,20 +62,14 @@ impl Servers {
     }
 
     /// Makes the servers those of `network`. `index_of` tells a bridge's link index.
-    pub fn apply(
-        &mut self,
-        network: &Network,
-        index_of: impl Fn(&LinkName) -> Option<u32>,
-    ) -> Result<()> {
+    pub fn apply(&mut self, network: &Network, index_of: impl Fn(&LinkName) -> Option<u32>) -> Result<()> {
         self.servers.retain(|id, server| {
             let bridge = network.segments.get(id).map(|segment| &segment.bridge);
             bridge.and_then(&index_of) == Some(server.bridge_index) && !server.task.is_finished()
         });
         for segment in network.segments.values() {
-            let by_mac = network
-                .interfaces_of(&segment.id)
-                .map(|interface| (interface.mac, interface.clone()))
-                .collect();
+            let by_mac =
+                network.interfaces_of(&segment.id).map(|interface| (interface.mac, interface.clone())).collect();
             let leases = Arc::new(Leases { segment: segment.clone(), by_mac });
             match self.servers.get(&segment.id) {
                 Some(server) => {

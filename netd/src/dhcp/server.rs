@@ -8,8 +8,7 @@ use std::sync::Arc;
 use dhcproto::Encodable;
 use dhcproto::v4::{CLIENT_PORT, SERVER_PORT};
 use nix::sys::socket::{
-    AddressFamily, ControlMessage, MsgFlags, SockFlag, SockType, SockaddrIn, bind, sendmsg, setsockopt,
-    socket, sockopt,
+    AddressFamily, ControlMessage, MsgFlags, SockFlag, SockType, SockaddrIn, bind, sendmsg, setsockopt, socket, sockopt,
 };
 use tokio::io::Interest;
 use tokio::net::UdpSocket;
@@ -85,12 +84,7 @@ fn report(answer: &Answer, given: &mpsc::UnboundedSender<Given>) {
     });
 }
 
-async fn send(
-    socket: &UdpSocket,
-    bridge_index: u32,
-    gateway: Ipv4Addr,
-    answer: &Answer<'_>,
-) -> io::Result<()> {
+async fn send(socket: &UdpSocket, bridge_index: u32, gateway: Ipv4Addr, answer: &Answer<'_>) -> io::Result<()> {
     let mut bytes = answer.message.to_vec().map_err(io::Error::other)?;
     bytes.resize(bytes.len().max(SMALLEST_REPLY), 0);
     let to = SockaddrIn::from(SocketAddrV4::new(answer.to, CLIENT_PORT));

@@ -21,9 +21,9 @@ use rtnetlink::Handle;
 use crate::desired::{LinkName, MacAddress, UplinkAddresses};
 use crate::error::{Error, Result};
 
-pub use observed::{Link, LinkKind, Observed};
 #[cfg(test)]
 pub use observed::Traffic;
+pub use observed::{Link, LinkKind, Observed};
 pub use plan::{Plan, Step, plan};
 pub use tap::{TapOptions, create as create_tap};
 
@@ -43,7 +43,8 @@ pub struct Uplink {
     pub addresses: UplinkAddresses,
 }
 
-/// A connection to the kernel's rtnetlink, in the network namespace of the thread that made it.
+/// A connection to the kernel's rtnetlink, in the network namespace of the thread that made it. It
+/// costs a socket, so each piece of work opens its own, and none inherits another's broken one.
 #[derive(Clone)]
 pub struct Links {
     handle: Handle,
@@ -52,8 +53,7 @@ pub struct Links {
 impl Links {
     /// Connects; needs a running tokio, which drives the connection.
     pub fn connect() -> Result<Self> {
-        let (connection, handle, _) =
-            rtnetlink::new_connection().map_err(Error::io("opening an rtnetlink socket"))?;
+        let (connection, handle, _) = rtnetlink::new_connection().map_err(Error::io("opening an rtnetlink socket"))?;
         tokio::spawn(connection);
         Ok(Self { handle })
     }

@@ -9,8 +9,7 @@ use netlink_packet_core::Nla;
 use netlink_packet_route::AddressFamily;
 use netlink_packet_route::address::AddressAttribute;
 use netlink_packet_route::link::{
-    InfoBridgePort, InfoData, InfoKind, InfoPortData, InfoTun, LinkAttribute, LinkFlags, LinkInfo,
-    LinkMessage,
+    InfoBridgePort, InfoData, InfoKind, InfoPortData, InfoTun, LinkAttribute, LinkFlags, LinkInfo, LinkMessage,
 };
 use netlink_packet_route::neighbour::{
     NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState,
@@ -96,14 +95,8 @@ impl Links {
 
     /// Fills in the links; returns the names of netd's own by index.
     async fn observe_links(&self, observed: &mut Observed) -> Result<BTreeMap<u32, LinkName>> {
-        let messages: Vec<LinkMessage> = self
-            .handle
-            .link()
-            .get()
-            .execute()
-            .try_collect()
-            .await
-            .map_err(Error::link("listing links"))?;
+        let messages: Vec<LinkMessage> =
+            self.handle.link().get().execute().try_collect().await.map_err(Error::link("listing links"))?;
         let mut own = BTreeMap::new();
         for message in &messages {
             let name = link_name(message);
@@ -124,15 +117,9 @@ impl Links {
         Ok(own)
     }
 
-    async fn observe_addresses(
-        &self,
-        own: &BTreeMap<u32, LinkName>,
-        observed: &mut Observed,
-    ) -> Result<()> {
+    async fn observe_addresses(&self, own: &BTreeMap<u32, LinkName>, observed: &mut Observed) -> Result<()> {
         let mut addresses = self.handle.address().get().execute();
-        while let Some(message) =
-            addresses.try_next().await.map_err(Error::link("listing addresses"))?
-        {
+        while let Some(message) = addresses.try_next().await.map_err(Error::link("listing addresses"))? {
             if let (Some(name), Some(address)) =
                 (own.get(&message.header.index), ipv4_of(&message.attributes, message.header.prefix_len))
             {
@@ -156,19 +143,13 @@ impl Links {
     pub(super) async fn mac_of(&self, index: u32) -> Result<Option<MacAddress>> {
         let mut messages = self.handle.link().get().match_index(index).execute();
         let message = messages.try_next().await.map_err(Error::link("reading the uplink"))?;
-        Ok(message.into_iter().flat_map(|message| message.attributes).find_map(|attribute| {
-            match attribute {
-                LinkAttribute::Address(bytes) => MacAddress::new(bytes.try_into().ok()?),
-                _ => None,
-            }
+        Ok(message.into_iter().flat_map(|message| message.attributes).find_map(|attribute| match attribute {
+            LinkAttribute::Address(bytes) => MacAddress::new(bytes.try_into().ok()?),
+            _ => None,
         }))
     }
 
-    async fn observe_forwarding(
-        &self,
-        own: &BTreeMap<u32, LinkName>,
-        observed: &mut Observed,
-    ) -> Result<()> {
+    async fn observe_forwarding(&self, own: &BTreeMap<u32, LinkName>, observed: &mut Observed) -> Result<()> {
         let request = self.handle.neighbours().get().set_address_family(AddressFamily::Bridge);
         let mut entries = request.execute();
         loop {
@@ -181,10 +162,7 @@ impl Links {
             };
             // `Noarp` is a static entry; `Permanent` is the port's own address.
             let fixed = message.header.state == NeighbourState::Noarp;
-            let untagged = !message
-                .attributes
-                .iter()
-                .any(|attribute| matches!(attribute, NeighbourAttribute::Vlan(_)));
+            let untagged = !message.attributes.iter().any(|attribute| matches!(attribute, NeighbourAttribute::Vlan(_)));
             if let (Some(name), Some(mac), true) =
                 (own.get(&message.header.ifindex), link_layer_address(&message), fixed && untagged)
             {
@@ -193,30 +171,19 @@ impl Links {
         }
     }
 
-    async fn observe_neighbours(
-        &self,
-        own: &BTreeMap<u32, LinkName>,
-        observed: &mut Observed,
-    ) -> Result<()> {
+    async fn observe_neighbours(&self, own: &BTreeMap<u32, LinkName>, observed: &mut Observed) -> Result<()> {
         let request = || self.handle.neighbours().get().set_address_family(AddressFamily::Inet);
         let mut entries = request().execute();
-        while let Some(message) =
-            entries.try_next().await.map_err(Error::link("listing neighbours"))?
-        {
+        while let Some(message) = entries.try_next().await.map_err(Error::link("listing neighbours"))? {
             let permanent = message.header.state == NeighbourState::Permanent;
-            if let (Some(name), Some(ip), Some(mac), true) = (
-                own.get(&message.header.ifindex),
-                destination(&message),
-                link_layer_address(&message),
-                permanent,
-            ) {
+            if let (Some(name), Some(ip), Some(mac), true) =
+                (own.get(&message.header.ifindex), destination(&message), link_layer_address(&message), permanent)
+            {
                 observed.neighbours.insert((name.clone(), ip), mac);
             }
         }
         let mut proxies = request().proxies().execute();
-        while let Some(message) =
-            proxies.try_next().await.map_err(Error::link("listing proxy neighbours"))?
-        {
+        while let Some(message) = proxies.try_next().await.map_err(Error::link("listing proxy neighbours"))? {
             let ours = message.attributes.contains(&NeighbourAttribute::Protocol(PROTOCOL));
             let proxy = message.header.flags.contains(NeighbourFlags::Proxy);
             if let (Some(ip), true) = (destination(&message), ours && proxy) {
@@ -226,11 +193,7 @@ impl Links {
         Ok(())
     }
 
-    async fn observe_routes(
-        &self,
-        own: &BTreeMap<u32, LinkName>,
-        observed: &mut Observed,
-    ) -> Result<()> {
+    async fn observe_routes(&self, own: &BTreeMap<u32, LinkName>, observed: &mut Observed) -> Result<()> {
         let request = RouteMessageBuilder::<Ipv4Addr>::new().build();
         let mut routes = self.handle.route().get(request).execute();
         while let Some(message) = routes.try_next().await.map_err(Error::link("listing routes"))? {

@@ -4,10 +4,9 @@ use std::net::Ipv4Addr;
 
 use ipnet::Ipv4Net;
 use netlink_packet_route::AddressFamily;
-use netlink_packet_route::address::{AddressHeader, AddressMessage, AddressScope, AddressAttribute};
+use netlink_packet_route::address::{AddressAttribute, AddressHeader, AddressMessage, AddressScope};
 use netlink_packet_route::neighbour::{
-    NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourHeader, NeighbourMessage,
-    NeighbourState,
+    NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourHeader, NeighbourMessage, NeighbourState,
 };
 use netlink_packet_route::route::{RouteMessage, RouteScope};
 use rtnetlink::{LinkBridge, LinkBridgePort, LinkMessageBuilder, LinkUnspec, RouteMessageBuilder};
@@ -25,9 +24,7 @@ impl Links {
         let outcome = match step {
             Step::DeleteLink { name } => self.delete_link(name).await,
             Step::CreateBridge { name, mac, mtu } => self.create_bridge(name, *mac, *mtu).await,
-            Step::SetMac { name, mac } => {
-                self.set(name, |link| link.address(mac.octets().to_vec())).await
-            }
+            Step::SetMac { name, mac } => self.set(name, |link| link.address(mac.octets().to_vec())).await,
             Step::SetMtu { name, mtu } => self.set(name, |link| link.mtu(*mtu)).await,
             Step::SetAlias { name, alias } => self.set(name, |link| link.alias(alias.as_str())).await,
             Step::SetUp { name } => self.set(name, LinkMessageBuilder::up).await,
@@ -105,8 +102,7 @@ impl Links {
 
     async fn add_address(&self, bridge: &LinkName, address: Ipv4Net) -> Result<()> {
         let index = self.index(bridge).await?;
-        let mut request =
-            self.handle.address().add(index, address.addr().into(), address.prefix_len());
+        let mut request = self.handle.address().add(index, address.addr().into(), address.prefix_len());
         if address.prefix_len() == 32 {
             // Never chosen as the source of anything that leaves the segment.
             request.message_mut().header.scope = AddressScope::Link;

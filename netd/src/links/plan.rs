@@ -19,26 +19,81 @@ use crate::error::{Error, Result};
 /// One change to the kernel.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Step {
-    DeleteLink { name: LinkName },
-    CreateBridge { name: LinkName, mac: MacAddress, mtu: u32 },
-    SetMac { name: LinkName, mac: MacAddress },
-    SetMtu { name: LinkName, mtu: u32 },
-    SetAlias { name: LinkName, alias: String },
-    SetUp { name: LinkName },
-    AddAddress { bridge: LinkName, address: Ipv4Net },
-    RemoveAddress { bridge: LinkName, address: Ipv4Net },
-    SetNeighbour { bridge: LinkName, ip: Ipv4Addr, mac: MacAddress },
-    RemoveNeighbour { bridge: LinkName, ip: Ipv4Addr },
-    CreateTap { name: LinkName, owner: u32, multi_queue: bool },
+    DeleteLink {
+        name: LinkName,
+    },
+    CreateBridge {
+        name: LinkName,
+        mac: MacAddress,
+        mtu: u32,
+    },
+    SetMac {
+        name: LinkName,
+        mac: MacAddress,
+    },
+    SetMtu {
+        name: LinkName,
+        mtu: u32,
+    },
+    SetAlias {
+        name: LinkName,
+        alias: String,
+    },
+    SetUp {
+        name: LinkName,
+    },
+    AddAddress {
+        bridge: LinkName,
+        address: Ipv4Net,
+    },
+    RemoveAddress {
+        bridge: LinkName,
+        address: Ipv4Net,
+    },
+    SetNeighbour {
+        bridge: LinkName,
+        ip: Ipv4Addr,
+        mac: MacAddress,
+    },
+    RemoveNeighbour {
+        bridge: LinkName,
+        ip: Ipv4Addr,
+    },
+    CreateTap {
+        name: LinkName,
+        owner: u32,
+        multi_queue: bool,
+    },
     /// Makes the tap a port of the bridge that neither learns nor floods.
-    Attach { tap: LinkName, bridge: LinkName },
-    AddForwarding { tap: LinkName, mac: MacAddress },
-    RemoveForwarding { tap: LinkName, mac: MacAddress },
-    SetRoute { ip: Ipv4Addr, bridge: LinkName },
-    RemoveRoute { ip: Ipv4Addr, bridge: LinkName },
+    Attach {
+        tap: LinkName,
+        bridge: LinkName,
+    },
+    AddForwarding {
+        tap: LinkName,
+        mac: MacAddress,
+    },
+    RemoveForwarding {
+        tap: LinkName,
+        mac: MacAddress,
+    },
+    SetRoute {
+        ip: Ipv4Addr,
+        bridge: LinkName,
+    },
+    RemoveRoute {
+        ip: Ipv4Addr,
+        bridge: LinkName,
+    },
     /// The link with this index (the uplink) begins to answer ARP for the address.
-    AddProxy { index: u32, ip: Ipv4Addr },
-    RemoveProxy { index: u32, ip: Ipv4Addr },
+    AddProxy {
+        index: u32,
+        ip: Ipv4Addr,
+    },
+    RemoveProxy {
+        index: u32,
+        ip: Ipv4Addr,
+    },
 }
 
 /// The steps in two halves, with the nftables transaction between them.
@@ -107,12 +162,7 @@ fn links_to_delete<'a>(desired: &Network, observed: &'a Observed) -> BTreeSet<&'
 }
 
 /// Public addresses that this node no longer answers for.
-fn plan_closed_addresses(
-    desired: &Network,
-    observed: &Observed,
-    uplink_index: u32,
-    steps: &mut Steps,
-) {
+fn plan_closed_addresses(desired: &Network, observed: &Observed, uplink_index: u32, steps: &mut Steps) {
     for (index, ip) in &observed.proxies {
         if *index != uplink_index || !desired.elastic_ips.contains_key(ip) {
             steps.push(Step::RemoveProxy { index: *index, ip: *ip });
@@ -191,9 +241,7 @@ fn plan_neighbours<'a>(
     let wanted: BTreeMap<(LinkName, Ipv4Addr), MacAddress> = desired
         .interfaces
         .values()
-        .map(|interface| {
-            ((desired.bridge_of(&interface.segment).clone(), interface.ipv4), interface.mac)
-        })
+        .map(|interface| ((desired.bridge_of(&interface.segment).clone(), interface.ipv4), interface.mac))
         .collect();
     for (bridge, ip) in observed.neighbours.keys() {
         if kept(bridge).is_some() && !wanted.contains_key(&(bridge.clone(), *ip)) {
@@ -290,8 +338,7 @@ mod tests {
                 create(world, &name, LinkKind::Bridge, mac.octets(), mtu);
             }
             Step::CreateTap { name, owner, multi_queue } => {
-                let kind =
-                    LinkKind::Tap { owner: Some(owner), multi_queue, bridge: None, pinned: false };
+                let kind = LinkKind::Tap { owner: Some(owner), multi_queue, bridge: None, pinned: false };
                 create(world, &name, kind, [2; 6], 1500);
             }
             Step::SetMac { name, mac } => link(world, &name, &|link| link.mac = mac.octets()),
@@ -368,9 +415,7 @@ mod tests {
             }
         }
         let links = &world.links;
-        world.forwarding.retain(|(tap, _)| {
-            matches!(&links[tap].kind, LinkKind::Tap { bridge: Some(_), .. })
-        });
+        world.forwarding.retain(|(tap, _)| matches!(&links[tap].kind, LinkKind::Tap { bridge: Some(_), .. }));
     }
 
     fn perform_all(world: &mut Observed, plan: &Plan) {
@@ -410,11 +455,7 @@ mod tests {
                 let public_ip = format!("198.51.100.{}", 130 + public);
                 let taken = message.elastic_ips.iter().any(|e| e.public_ip == public_ip);
                 if public > 0 && !taken {
-                    message.elastic_ips.push(api::ElasticIp {
-                        public_ip,
-                        private_ip: ipv4,
-                        segment: segment.into(),
-                    });
+                    message.elastic_ips.push(api::ElasticIp { public_ip, private_ip: ipv4, segment: segment.into() });
                 }
             }
             Network::parse(&message, &testing::uplink()).unwrap()

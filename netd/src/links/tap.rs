@@ -29,11 +29,7 @@ pub struct TapOptions {
 }
 
 /// Makes the tap. `mark` is run while the tap is there but would still go with a crash.
-pub async fn create<F: Future<Output = Result<()>>>(
-    name: &LinkName,
-    options: TapOptions,
-    mark: F,
-) -> Result<()> {
+pub async fn create<F: Future<Output = Result<()>>>(name: &LinkName, options: TapOptions, mark: F) -> Result<()> {
     let device = attach(name, options).map_err(Error::io(format!("making the tap {name}")))?;
     mark.await?;
     // SAFETY: the descriptor is open; the argument is a flag.
@@ -63,8 +59,5 @@ fn interface_request(name: &LinkName, multi_queue: bool) -> libc::ifreq {
     for (to, from) in ifr_name.iter_mut().zip(name.padded()) {
         *to = from as libc::c_char;
     }
-    libc::ifreq {
-        ifr_name,
-        ifr_ifru: libc::__c_anonymous_ifr_ifru { ifru_flags: flags as libc::c_short },
-    }
+    libc::ifreq { ifr_name, ifr_ifru: libc::__c_anonymous_ifr_ifru { ifru_flags: flags as libc::c_short } }
 }

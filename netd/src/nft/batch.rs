@@ -111,18 +111,13 @@ impl Transaction {
 
 /// Whether `nftnl::Batch` numbers the message that begins a batch: it does so on kernels from 6.10
 /// on, which acknowledge it. Found out by asking it for an empty batch.
-static BEGIN_IS_NUMBERED: LazyLock<bool> =
-    LazyLock::new(|| nftnl::Batch::new().finalize().sequence_numbers().end > 1);
+static BEGIN_IS_NUMBERED: LazyLock<bool> = LazyLock::new(|| nftnl::Batch::new().finalize().sequence_numbers().end > 1);
 
 /// What is to be deleted and what is to be added.
 #[expect(clippy::type_complexity, reason = "two lists of the same kind of pair")]
-fn difference<'a>(
-    found: &'a Elements,
-    wanted: &'a Elements,
-) -> (Vec<(&'a [u8], &'a [u8])>, Vec<(&'a [u8], &'a [u8])>) {
-    let missing_in = |other: &'a Elements| {
-        move |(key, value): &(&'a Vec<u8>, &'a Vec<u8>)| other.get(*key) != Some(*value)
-    };
+fn difference<'a>(found: &'a Elements, wanted: &'a Elements) -> (Vec<(&'a [u8], &'a [u8])>, Vec<(&'a [u8], &'a [u8])>) {
+    let missing_in =
+        |other: &'a Elements| move |(key, value): &(&'a Vec<u8>, &'a Vec<u8>)| other.get(*key) != Some(*value);
     let slices = |(key, value): (&'a Vec<u8>, &'a Vec<u8>)| (key.as_slice(), value.as_slice());
     (
         found.iter().filter(missing_in(wanted)).map(slices).collect(),
@@ -189,17 +184,11 @@ impl SetMessage {
 
     fn add_element(&mut self, key: &[u8], value: &[u8]) {
         // SAFETY: no argument; null is checked.
-        let element =
-            NonNull::new(unsafe { sys::nftnl_set_elem_alloc() }).unwrap_or_else(|| out_of_memory());
+        let element = NonNull::new(unsafe { sys::nftnl_set_elem_alloc() }).unwrap_or_else(|| out_of_memory());
         let put = |attribute: u32, bytes: &[u8]| {
             // SAFETY: `element` is live; `bytes.len()` bytes are copied into its 64-byte data.
             unsafe {
-                sys::nftnl_set_elem_set(
-                    element.as_ptr(),
-                    attribute as u16,
-                    bytes.as_ptr().cast(),
-                    bytes.len() as u32,
-                );
+                sys::nftnl_set_elem_set(element.as_ptr(), attribute as u16, bytes.as_ptr().cast(), bytes.len() as u32);
             }
         };
         put(sys::NFTNL_SET_ELEM_KEY, key);
@@ -225,13 +214,7 @@ impl Drop for SetMessage {
 unsafe fn header(buffer: *mut c_void, kind: i32, family: u16, flags: i32, sequence: u32) -> *mut libc::nlmsghdr {
     // SAFETY: the caller's promise.
     unsafe {
-        sys::nftnl_nlmsg_build_hdr(
-            buffer.cast(),
-            kind as u16,
-            family,
-            (flags | libc::NLM_F_ACK) as u16,
-            sequence,
-        )
+        sys::nftnl_nlmsg_build_hdr(buffer.cast(), kind as u16, family, (flags | libc::NLM_F_ACK) as u16, sequence)
     }
 }
 

@@ -63,16 +63,43 @@ pub enum Nat {
 
 #[derive(Debug, Clone)]
 pub enum Expr {
-    Meta { key: Meta, to: Register },
-    Payload { header: Header, offset: u32, length: u32, to: Register },
-    Conntrack { key: Conntrack, to: Register },
-    Compare { from: Register, equal: bool, value: Vec<u8> },
+    Meta {
+        key: Meta,
+        to: Register,
+    },
+    Payload {
+        header: Header,
+        offset: u32,
+        length: u32,
+        to: Register,
+    },
+    Conntrack {
+        key: Conntrack,
+        to: Register,
+    },
+    Compare {
+        from: Register,
+        equal: bool,
+        value: Vec<u8>,
+    },
     /// Keeps the bits of `mask`.
-    Mask { register: Register, mask: Vec<u8> },
+    Mask {
+        register: Register,
+        mask: Vec<u8>,
+    },
     /// Goes on when the key is in the set (or, inverted, when it is not); with `to`, puts the map's
     /// value there.
-    Lookup { set: &'static str, set_id: u32, from: Register, to: Option<Register>, inverted: bool },
-    Nat { kind: Nat, address: Register },
+    Lookup {
+        set: &'static str,
+        set_id: u32,
+        from: Register,
+        to: Option<Register>,
+        inverted: bool,
+    },
+    Nat {
+        kind: Nat,
+        address: Register,
+    },
     Masquerade,
     Verdict(Verdict),
 }
@@ -205,12 +232,7 @@ impl Raw {
         // SAFETY: as above; libnftnl copies `value.len()` bytes, of which its data registers hold
         // 64, more than any value that the vocabulary of `rule.rs` can make.
         unsafe {
-            sys::nftnl_expr_set(
-                self.0.as_ptr(),
-                attribute as u16,
-                value.as_ptr().cast(),
-                value.len() as u32,
-            );
+            sys::nftnl_expr_set(self.0.as_ptr(), attribute as u16, value.as_ptr().cast(), value.len() as u32);
         }
     }
 

@@ -52,13 +52,11 @@ impl Found {
     pub fn has_layout_of(&self, table: &Table) -> bool {
         let chains_match = self.chains.len() == table.chains.len()
             && table.chains.iter().all(|chain| {
-                let wanted: Vec<String> =
-                    chain.rules.iter().map(|rule| table.comment(chain, rule)).collect();
-                self.chains.contains(chain.name)
-                    && self.rules.get(chain.name).unwrap_or(&Vec::new()) == &wanted
+                let wanted: Vec<String> = chain.rules.iter().map(|rule| table.comment(chain, rule)).collect();
+                self.chains.contains(chain.name) && self.rules.get(chain.name).unwrap_or(&Vec::new()) == &wanted
             });
-        let sets_match = self.sets.len() == table.sets.len()
-            && table.sets.iter().all(|set| self.sets.contains_key(set.name));
+        let sets_match =
+            self.sets.len() == table.sets.len() && table.sets.iter().all(|set| self.sets.contains_key(set.name));
         chains_match && sets_match
     }
 
@@ -91,11 +89,7 @@ pub fn read(socket: &mut NetfilterSocket, table: &Table) -> io::Result<Option<Fo
 }
 
 /// The counters of a set's elements, by key.
-pub fn counters(
-    socket: &mut NetfilterSocket,
-    table: &Table,
-    set: &str,
-) -> io::Result<Vec<(Vec<u8>, Counter)>> {
+pub fn counters(socket: &mut NetfilterSocket, table: &Table, set: &str) -> io::Result<Vec<(Vec<u8>, Counter)>> {
     let entries = read_elements(socket, table, set)?;
     Ok(entries.into_iter().map(|entry| (entry.key, entry.counter)).collect())
 }

@@ -120,8 +120,8 @@ impl Table {
 
 /// FNV-1a, folded to 32 bits: a fingerprint that stays the same over releases, not a secret.
 fn fnv1a(bytes: &[u8]) -> u32 {
-    let hash = bytes.iter().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
-        (hash ^ u64::from(*byte)).wrapping_mul(0x0000_0100_0000_01b3)
-    });
+    let hash = bytes
+        .iter()
+        .fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x0000_0100_0000_01b3));
     (hash >> 32) as u32 ^ hash as u32
 }

@@ -94,9 +94,7 @@ pub fn counters() -> Result<Counters> {
     let by_address = |counters: Vec<(Vec<u8>, Counter)>| {
         counters
             .into_iter()
-            .filter_map(|(key, counter)| {
-                Some((Ipv4Addr::from(<[u8; 4]>::try_from(key).ok()?), counter))
-            })
+            .filter_map(|(key, counter)| Some((Ipv4Addr::from(<[u8; 4]>::try_from(key).ok()?), counter)))
             .collect()
     };
     Ok(Counters {

@@ -154,7 +154,7 @@ impl Rule {
     }
 
     /// The frame goes to one of the addresses that no bridge forwards (IEEE 802.1D, table 7-10).
-    pub fn to_link_local_group(self) -> Self {
+    pub fn for_link_local_group(self) -> Self {
         self.with([
             Expr::Payload { header: Header::Link, offset: 0, length: 6, to: FIRST },
             Expr::Mask { register: FIRST, mask: vec![0xff, 0xff, 0xff, 0xff, 0xff, 0xf0] },

@@ -23,8 +23,7 @@ use super::TABLE;
 use super::expr::Header;
 use super::layout::{Base, Chain, Set, Table, Type};
 use super::rule::Field::{
-    ArpSenderIp, ArpSenderMac, DhcpClientMac, EtherSource, InputName, Ipv4Destination, Ipv4Source,
-    OutputName,
+    ArpSenderIp, ArpSenderMac, DhcpClientMac, EtherSource, InputName, Ipv4Destination, Ipv4Source, OutputName,
 };
 use super::rule::{Rule, State};
 use crate::api::METADATA_ADDRESS;
@@ -98,9 +97,7 @@ fn ipv4_table(uplink: &str) -> Table {
     Table {
         family: ProtoFamily::Ipv4,
         name: TABLE,
-        sets: vec![
-            EIP_IN, EIP_OUT, EIP_IN_COUNT, EIP_OUT_COUNT, BRIDGES, INSTANCES, GATEWAYS, ROUTED,
-        ],
+        sets: vec![EIP_IN, EIP_OUT, EIP_IN_COUNT, EIP_OUT_COUNT, BRIDGES, INSTANCES, GATEWAYS, ROUTED],
         chains: vec![
             count_in(),
             elastic_in("elastic_in", Hook::PreRouting),
@@ -212,9 +209,7 @@ fn from_instance_routed(uplink: &str) -> Chain {
         rules: vec![
             Rule::new("answers").state(State::EstablishedOrRelated).accept(),
             Rule::new("no part of any connection").state(State::Invalid).drop(),
-            Rule::new("a source that would not be translated stays here")
-                .not_found(&[Ipv4Source], &INSTANCES)
-                .drop(),
+            Rule::new("a source that would not be translated stays here").not_found(&[Ipv4Source], &INSTANCES).drop(),
             Rule::new("out to the public side").output_is(uplink).accept(),
             Rule::new("the node's other networks are not the instances'").drop(),
         ],
@@ -242,15 +237,9 @@ fn elastic_out(uplink: &str) -> Chain {
         base: base(ChainType::Nat, Hook::PostRouting, NAT_SOURCE),
         rules: vec![
             Rule::new("instance out as its elastic IP").output_is(uplink).snat_by(&EIP_OUT),
-            Rule::new("instance out as the node")
-                .output_is(uplink)
-                .found(&[Ipv4Source], &INSTANCES)
-                .masquerade(),
+            Rule::new("instance out as the node").output_is(uplink).found(&[Ipv4Source], &INSTANCES).masquerade(),
             Rule::new("hairpin as its elastic IP").through_elastic_ip().snat_by(&EIP_OUT),
-            Rule::new("hairpin as the gateway")
-                .through_elastic_ip()
-                .found(&[Ipv4Source], &INSTANCES)
-                .masquerade(),
+            Rule::new("hairpin as the gateway").through_elastic_ip().found(&[Ipv4Source], &INSTANCES).masquerade(),
         ],
     }
 }
@@ -282,7 +271,7 @@ fn frames_to_node() -> Chain {
         rules: vec![
             Rule::new("instances do not speak to the bridge")
                 .found(&[InputName], &TAPS)
-                .to_link_local_group()
+                .for_link_local_group()
                 .found(&[InputName], &SPOOFED)
                 .drop(),
         ],
@@ -294,9 +283,7 @@ fn frames_to_node() -> Chain {
 /// does IPv6, which segments do not have.
 fn from_instance_frames() -> Chain {
     // Ethernet, IPv4, lengths 6 and 4 (RFC 826): what the offsets below count on.
-    let arp = |purpose| {
-        Rule::new(purpose).ether_type(ETHER_ARP).bytes_are(Header::Network, 0, &[0, 1, 8, 0, 6, 4])
-    };
+    let arp = |purpose| Rule::new(purpose).ether_type(ETHER_ARP).bytes_are(Header::Network, 0, &[0, 1, 8, 0, 6, 4]);
     let ipv4 = |purpose| Rule::new(purpose).ether_type(ETHER_IPV4);
     Chain {
         name: "from_instance",
@@ -318,21 +305,14 @@ fn from_instance_frames() -> Chain {
                 .found(&[InputName, EtherSource], &MACS)
                 .found(&[InputName, DhcpClientMac], &MACS)
                 .accept(),
-            ipv4("instances do not serve DHCP")
-                .udp_from(DHCP_SERVER)
-                .found(&[InputName], &SPOOFED)
-                .drop(),
+            ipv4("instances do not serve DHCP").udp_from(DHCP_SERVER).found(&[InputName], &SPOOFED).drop(),
             ipv4("DHCP request in another's name")
                 .udp_to(DHCP_SERVER)
                 .not_found(&[InputName, DhcpClientMac], &MACS)
                 .found(&[InputName], &SPOOFED)
                 .drop(),
-            ipv4("IPv4 from its own address")
-                .found(&[InputName, EtherSource, Ipv4Source], &BINDINGS)
-                .accept(),
-            ipv4("IPv4 from an instance without source check")
-                .found(&[InputName, EtherSource], &ROUTERS)
-                .accept(),
+            ipv4("IPv4 from its own address").found(&[InputName, EtherSource, Ipv4Source], &BINDINGS).accept(),
+            ipv4("IPv4 from an instance without source check").found(&[InputName, EtherSource], &ROUTERS).accept(),
             Rule::new("count what is dropped").found(&[InputName], &SPOOFED).drop(),
             Rule::new("drop what could not be counted").drop(),
         ],

@@ -106,9 +106,7 @@ impl Guest {
     pub fn await_pong(&self, from: Ipv4Addr, sequence: u16) {
         let pings = self.pings.lock().unwrap();
         loop {
-            let pong = pings
-                .recv_timeout(PATIENCE)
-                .unwrap_or_else(|_| panic!("no echo reply {sequence} from {from}"));
+            let pong = pings.recv_timeout(PATIENCE).unwrap_or_else(|_| panic!("no echo reply {sequence} from {from}"));
             if pong == (from, sequence) {
                 return;
             }
@@ -226,12 +224,7 @@ impl Wire {
         }
     }
 
-    fn handle(
-        &self,
-        frame: &[u8],
-        datagrams: &mpsc::Sender<Datagram>,
-        pings: &mpsc::Sender<(Ipv4Addr, u16)>,
-    ) {
+    fn handle(&self, frame: &[u8], datagrams: &mpsc::Sender<Datagram>, pings: &mpsc::Sender<(Ipv4Addr, u16)>) {
         let Ok(packet) = SlicedPacket::from_ethernet(frame) else { return };
         let from_mac: [u8; 6] = frame[6..12].try_into().unwrap();
         match (&packet.net, &packet.transport) {
@@ -292,9 +285,7 @@ pub fn udp(
     ports: (u16, u16),
     payload: &[u8],
 ) -> Vec<u8> {
-    let builder = PacketBuilder::ethernet2(from_mac, to_mac)
-        .ipv4(from.octets(), to.octets(), 64)
-        .udp(ports.0, ports.1);
+    let builder = PacketBuilder::ethernet2(from_mac, to_mac).ipv4(from.octets(), to.octets(), 64).udp(ports.0, ports.1);
     let mut frame = Vec::new();
     builder.write(&mut frame, payload).unwrap();
     frame
@@ -330,10 +321,8 @@ fn attach(name: &str) -> File {
         *to = from as libc::c_char;
     }
     let flags = libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR;
-    let request = libc::ifreq {
-        ifr_name,
-        ifr_ifru: libc::__c_anonymous_ifr_ifru { ifru_flags: flags as libc::c_short },
-    };
+    let request =
+        libc::ifreq { ifr_name, ifr_ifru: libc::__c_anonymous_ifr_ifru { ifru_flags: flags as libc::c_short } };
     // SAFETY: the descriptor is open and the request filled in.
     unsafe { tun_set_iff(tap.as_raw_fd(), &request) }.unwrap();
     tap

@@ -38,11 +38,7 @@ pub const GATEWAY_MAC: [u8; 6] = [2, 0, 0, 0, 0, 1];
 pub fn run(command: &str) -> String {
     let output = try_run(command);
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
-    assert!(
-        output.status.success(),
-        "`{command}`: {}{text}",
-        String::from_utf8_lossy(&output.stderr)
-    );
+    assert!(output.status.success(), "`{command}`: {}{text}", String::from_utf8_lossy(&output.stderr));
     text
 }
 
@@ -169,11 +165,7 @@ impl Netd {
     }
 
     pub fn start(&mut self) {
-        let log = std::fs::OpenOptions::new()
-            .create(true)
-            .append(true)
-            .open(self.folder.path().join("log"))
-            .unwrap();
+        let log = std::fs::OpenOptions::new().create(true).append(true).open(self.folder.path().join("log")).unwrap();
         let child = Command::new(env!("CARGO_BIN_EXE_mallee-netd"))
             .arg("--socket")
             .arg(self.socket())
@@ -187,9 +179,7 @@ impl Netd {
             .spawn()
             .unwrap();
         self.child = Some(child);
-        eventually("netd to listen", || {
-            std::os::unix::net::UnixStream::connect(self.socket()).ok()
-        });
+        eventually("netd to listen", || std::os::unix::net::UnixStream::connect(self.socket()).ok());
     }
 
     pub fn pid(&self) -> nix::unistd::Pid {
@@ -221,10 +211,7 @@ impl Netd {
     }
 
     pub fn show(&self) -> api::ShowReply {
-        self.runtime
-            .block_on(async { self.client().show(api::ShowRequest {}).await })
-            .unwrap()
-            .into_inner()
+        self.runtime.block_on(async { self.client().show(api::ShowRequest {}).await }).unwrap().into_inner()
     }
 
     pub fn capabilities(&self) -> api::CapabilitiesReply {
@@ -237,8 +224,7 @@ impl Netd {
     /// Runs `act` while watching and returns the first event.
     pub fn first_event(&self, act: impl FnOnce()) -> api::NetworkEvent {
         self.runtime.block_on(async {
-            let mut events =
-                self.client().watch(api::WatchRequest {}).await.unwrap().into_inner();
+            let mut events = self.client().watch(api::WatchRequest {}).await.unwrap().into_inner();
             act();
             tokio::time::timeout(PATIENCE, events.message()).await.unwrap().unwrap().unwrap()
         })
@@ -308,11 +294,7 @@ pub fn public(n: u8) -> Ipv4Addr {
 
 /// Public address `p` stands for instance `n`.
 pub fn elastic(p: u8, n: u8) -> api::ElasticIp {
-    api::ElasticIp {
-        public_ip: public(p).to_string(),
-        private_ip: private(n).to_string(),
-        segment: "subnet-1".into(),
-    }
+    api::ElasticIp { public_ip: public(p).to_string(), private_ip: private(n).to_string(), segment: "subnet-1".into() }
 }
 
 /// A network with `count` instances, and elastic IPs given as pairs of public number and instance.
