@@ -26,7 +26,12 @@ fn world() -> String {
     let links = links.join("\n") + "\n";
     let sorted = |command: &str| {
         let text = run(command);
-        let mut lines: Vec<&str> = text.lines().map(str::trim).collect();
+        // Some lines begin with the link's index, which a link made anew has not kept.
+        let without_index = |line: &str| match line.split_once(": ") {
+            Some((index, rest)) if index.parse::<u32>().is_ok() => rest.trim().to_owned(),
+            _ => line.trim().to_owned(),
+        };
+        let mut lines: Vec<String> = text.lines().map(without_index).collect();
         lines.sort_unstable();
         lines.join("\n") + "\n"
     };
