@@ -9,7 +9,7 @@ import pytest
 from cloud import BRIDGE, run, wait_for
 
 # Not the cloud's addresses: this node is nobody's neighbour.
-NETWORK = "192.0.2.0/24"
+NETWORK = "198.18.0.0/24"
 UP = ["--bare", "--nodes", "1", "--cpus", "1", "--memory-mib", "512", "--disk-mib", "256", "--bridge", BRIDGE,
       "--public-network", NETWORK]
 
