@@ -1,13 +1,15 @@
 //! What is observed, instance by instance: written by the instances' tasks, read by the session.
 //!
-//! A task replaces its own row and nothing else; the session always sends the whole board.
+//! A task replaces its own row and nothing else; the session always sends the whole board. The board
+//! names the generation of desired state that it was made from, and the controller believes it: when
+//! the generation is set, no row may say "stopped" or "failed" of a life that is over.
 
 use std::collections::BTreeMap;
 use std::sync::{Mutex, PoisonError};
 
 use tokio::sync::watch;
 
-use crate::api::{ObservedInstance, ObservedNode};
+use crate::api::{InstancePhase, ObservedInstance, ObservedNode};
 use crate::ids::InstanceId;
 
 /// The rows, and a number that grows when one differs from before.
@@ -45,12 +47,31 @@ impl Board {
     }
 
     pub fn put(&self, id: &InstanceId, row: ObservedInstance) {
+        self.put_unless(id, row, || false);
+    }
+
+    /// Writes the row unless `is_stale`, which is asked while nobody else can write.
+    pub fn put_unless(&self, id: &InstanceId, row: ObservedInstance, is_stale: impl FnOnce() -> bool) {
         self.edit(|rows| match rows.instances.get(id) {
             Some(old) if *old == row => false,
+            _ if is_stale() => false,
             _ => {
                 rows.instances.insert(id.clone(), row);
                 true
             }
+        });
+    }
+
+    /// A start is wanted of an instance that is stopped or failed: it says so from now on, before its
+    /// task has come round to it.
+    pub fn begin_anew(&self, id: &InstanceId) {
+        self.edit(|rows| match rows.instances.get_mut(id) {
+            Some(row) if matches!(row.phase(), InstancePhase::Stopped | InstancePhase::Failed) => {
+                row.set_phase(InstancePhase::Preparing);
+                row.reason.clear();
+                true
+            }
+            _ => false,
         });
     }
 
@@ -107,8 +128,24 @@ mod tests {
         board.put(&id, row);
         board.set_generation(0);
         assert!(!changes.has_changed().unwrap());
+        board.put_unless(&id, ObservedInstance { vmm_pid: 1, ..Default::default() }, || true);
+        assert!(!changes.has_changed().unwrap(), "a stale row is not written");
         board.remove(&id);
         assert!(changes.has_changed().unwrap());
         assert!(board.whole().instances.is_empty());
+    }
+
+    #[test]
+    fn a_start_takes_back_what_was_said_of_the_last_life() {
+        let board = Board::default();
+        let id: InstanceId = "i-00000001".parse().unwrap();
+        let phase_after = |phase: InstancePhase| {
+            board.put(&id, ObservedInstance { phase: phase as i32, reason: "why".into(), ..Default::default() });
+            board.begin_anew(&id);
+            board.whole().instances[0].phase()
+        };
+        assert_eq!(phase_after(InstancePhase::Stopped), InstancePhase::Preparing);
+        assert_eq!(phase_after(InstancePhase::Failed), InstancePhase::Preparing);
+        assert_eq!(phase_after(InstancePhase::Running), InstancePhase::Running);
     }
 }

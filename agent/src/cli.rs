@@ -10,7 +10,7 @@ use tokio::sync::{mpsc, watch};
 
 use crate::cgroup::Cgroups;
 use crate::credentials::Credentials;
-use crate::error::{Error, Result};
+use crate::error::{AtPath, Error, Result};
 use crate::images::{ControllerBlobs, ImageCache};
 use crate::instance::{Services, Settings};
 use crate::metadata::{Directory, Tokens, server};
@@ -53,9 +53,9 @@ struct RunArgs {
     /// Unix socket of this node's mallee-netd.
     #[arg(long, default_value = mallee_netd::api::DEFAULT_SOCKET)]
     netd_socket: PathBuf,
-    /// The program mallee-vmm.
+    /// The program mallee-vmm; without it, the one in the same folder as this program.
     #[arg(long)]
-    vmm: PathBuf,
+    vmm: Option<PathBuf>,
     /// Availability zone, instead of the one in node.json.
     #[arg(long)]
     zone: Option<String>,
@@ -102,7 +102,7 @@ impl RunArgs {
         let channel = credentials.channel();
 
         let settings = Arc::new(Settings {
-            vmm: self.vmm.clone(),
+            vmm: self.vmm.clone().map_or_else(vmm_beside_us, Ok)?,
             stop_grace: Duration::from_secs(self.stop_grace),
             disk_root: state.root().to_owned(),
         });
@@ -168,6 +168,11 @@ impl RunArgs {
         tokio::spawn(Session { channel, services, facts, desired: desired_sender }.run());
         wait_for_end().await
     }
+}
+
+fn vmm_beside_us() -> Result<PathBuf> {
+    let us = std::env::current_exe().at("/proc/self/exe")?;
+    Ok(us.with_file_name("mallee-vmm"))
 }
 
 fn find_cgroups() -> Option<Cgroups> {

@@ -93,7 +93,6 @@ impl Node {
     }
 
     fn make_equal(&mut self, desired: &DesiredNode, gone: &mpsc::UnboundedSender<InstanceId>) {
-        self.services.board.set_generation(desired.generation);
         let mut wanted: BTreeMap<InstanceId, Option<Wanted>> = BTreeMap::new();
         for instance in &desired.instances {
             match wanted::parse(instance) {
@@ -116,6 +115,8 @@ impl Node {
         self.tell_tasks(&wanted);
         self.remove_unwanted(&wanted, gone);
         self.services.board.retain(|id| wanted.contains_key(id) || self.tasks.contains_key(id));
+        // Last: every row is now one that may be read together with this generation.
+        self.services.board.set_generation(desired.generation);
     }
 
     /// The instance stays what it is; a new one is not begun.
@@ -210,11 +211,16 @@ impl Node {
                 Some(None) => continue,
                 None => None,
             };
+            let starts_anew = new.as_ref().is_some_and(|new| new.starts_anew(handle.wanted.borrow().as_ref()));
             handle.wanted.send_if_modified(|old| {
                 let differs = *old != new;
                 *old = new;
                 differs
             });
+            // After the task can know of it, or it could put an older word over this one.
+            if starts_anew {
+                self.services.board.begin_anew(id);
+            }
         }
     }
 

@@ -19,6 +19,14 @@ pub struct Wanted {
     pub interface: String,
 }
 
+impl Wanted {
+    /// True when an instance that rests has to be started now that this is wanted instead of `old`.
+    pub fn starts_anew(&self, old: Option<&Self>) -> bool {
+        self.power == Power::On
+            && old.is_none_or(|old| old.power == Power::Off || old.trace != self.trace || old.reboots < self.reboots)
+    }
+}
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Power {
     On,

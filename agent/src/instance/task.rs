@@ -449,39 +449,36 @@ impl Task {
     }
 
     fn report_current(&self) {
+        let step = next_step(self.wanted.borrow().as_ref(), &self.record, self.life.is_some());
         match (&self.life, &self.record.rest) {
             (Some(life), _) if life.timeline.progress.first_run => self.report(InstancePhase::Running, ""),
             (Some(_), _) => self.report(self.coming_up(), ""),
-            (None, Some(rest)) => {
+            (None, Some(rest)) if step != Step::Launch => {
                 let phase = match rest.kind {
                     RestKind::Stopped => InstancePhase::Stopped,
                     RestKind::Failed => InstancePhase::Failed,
                 };
                 self.report(phase, &rest.reason);
             }
-            (None, None)
-                if self.wanted.borrow().as_ref().is_some_and(|wanted| wanted.power == crate::wanted::Power::Off) =>
-            {
-                self.report(InstancePhase::Stopped, USER_SHUTDOWN);
-            }
-            (None, None) => self.report(self.coming_up(), ""),
+            (None, None) if step == Step::StayOff => self.report(InstancePhase::Stopped, USER_SHUTDOWN),
+            (None, _) => self.report(self.coming_up(), ""),
         }
     }
 
     fn report(&self, phase: InstancePhase, reason: &str) {
         let run = self.record.run.as_ref();
-        self.services.board.put(
-            &self.id,
-            ObservedInstance {
-                id: self.id.to_string(),
-                phase: phase as i32,
-                reason: reason.to_owned(),
-                reboots: self.record.reboots,
-                leased: run.is_some_and(|run| run.leased),
-                fetched_metadata: run.is_some_and(|run| run.fetched_metadata),
-                vmm_pid: self.life.as_ref().map_or(0, |life| life.process.pid()),
-            },
-        );
+        let row = ObservedInstance {
+            id: self.id.to_string(),
+            phase: phase as i32,
+            reason: reason.to_owned(),
+            reboots: self.record.reboots,
+            leased: run.is_some_and(|run| run.leased),
+            fetched_metadata: run.is_some_and(|run| run.fetched_metadata),
+            vmm_pid: self.life.as_ref().map_or(0, |life| life.process.pid()),
+        };
+        // "Stopped" and "failed" are the end of a life: not to be said any more once a new one is wanted.
+        let is_last_word = matches!(phase, InstancePhase::Stopped | InstancePhase::Failed);
+        self.services.board.put_unless(&self.id, row, || is_last_word && self.wanted.has_changed().unwrap_or(false));
     }
 
     fn names(&self, trace: String, start: u64) -> SpanNames {

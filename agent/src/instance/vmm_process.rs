@@ -162,11 +162,18 @@ pub fn kill_all_of(uid: u32) {
         let pid = entry.file_name().to_str().and_then(|name| name.parse::<i32>().ok());
         if let (Some(pid), Ok(found)) = (pid, entry.metadata())
             && found.uid() == uid
+            && !is_zombie(&entry.path())
         {
             tracing::warn!(pid, uid, "a process that nobody answers for runs under an instance's user id: killed");
             let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGKILL);
         }
     }
+}
+
+/// It ended and waits for its parent to take notice (proc_pid_stat(5): the state follows the name).
+fn is_zombie(process: &Path) -> bool {
+    let stat = std::fs::read_to_string(process.join("stat")).unwrap_or_default();
+    stat.rsplit(") ").next().is_some_and(|rest| rest.starts_with('Z'))
 }
 
 /// Opens and locks. The value must be closed, never unlocked: unlocking would unlock it for the child too.

@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex};
 use futures::{Stream, StreamExt};
 use mallee_agent::api::from_agent::Message as Said;
 use mallee_agent::api::node_server::{Node, NodeServer};
-use mallee_agent::api::to_agent::Message as Tell;
+use mallee_agent::api::to_agent::Message as Told;
 use mallee_agent::api::{
     BlobChunk, BlobRef, ConsoleReply, ConsoleRequest, DesiredNode, FetchBlobRequest, FromAgent, NodeFacts,
     ObservedNode, Span, ToAgent, credentials,
@@ -20,6 +20,9 @@ use tokio::sync::{mpsc, watch};
 use tokio_stream::wrappers::{ReceiverStream, TcpListenerStream, WatchStream};
 use tonic::transport::{Certificate, Identity, Server, ServerTlsConfig};
 use tonic::{Request, Response, Status, Streaming};
+
+/// The controller's end of one conversation.
+type Tell = mpsc::Sender<Result<ToAgent, Status>>;
 
 /// What the agent said so far.
 #[derive(Default)]
@@ -38,7 +41,7 @@ pub struct Controller {
     pub observed: watch::Sender<ObservedNode>,
     pub heard: Arc<Mutex<Heard>>,
     blobs: Arc<Mutex<BTreeMap<String, Vec<u8>>>>,
-    asks: Arc<Mutex<Vec<mpsc::Sender<Result<ToAgent, Status>>>>>,
+    conversations: Arc<Mutex<Vec<Tell>>>,
     tls: Arc<Tls>,
 }
 
@@ -55,7 +58,7 @@ impl Controller {
             observed: watch::Sender::new(ObservedNode::default()),
             heard: Arc::default(),
             blobs: Arc::default(),
-            asks: Arc::default(),
+            conversations: Arc::default(),
             tls: Arc::new(Tls::new()),
         }
     }
@@ -115,9 +118,9 @@ impl Controller {
 
     pub async fn ask_console(&self, id: u64, instance: &str) {
         let request = ConsoleRequest { id, instance: instance.to_owned(), max_bytes: 65536 };
-        let asks = self.asks.lock().unwrap().clone();
-        for ask in asks {
-            let _ = ask.send(Ok(ToAgent { sent_unix_ns: 0, message: Some(Tell::Console(request.clone())) })).await;
+        let conversations = self.conversations.lock().unwrap().clone();
+        for tell in conversations {
+            let _ = tell.send(Ok(ToAgent { sent_unix_ns: 0, message: Some(Told::Console(request.clone())) })).await;
         }
     }
 
@@ -138,8 +141,8 @@ impl Node for Controller {
 
     async fn attend(&self, request: Request<Streaming<FromAgent>>) -> Result<Response<Self::AttendStream>, Status> {
         let mut said = request.into_inner();
-        let (ask, asked) = mpsc::channel(4);
-        self.asks.lock().unwrap().push(ask);
+        let (tell, told) = mpsc::channel(4);
+        self.conversations.lock().unwrap().push(tell);
         let controller = self.clone();
         tokio::spawn(async move {
             while let Ok(Some(message)) = said.message().await {
@@ -147,8 +150,8 @@ impl Node for Controller {
             }
         });
         let desired = WatchStream::new(self.desired.subscribe())
-            .map(|desired| Ok(ToAgent { sent_unix_ns: 0, message: Some(Tell::Desired(desired)) }));
-        Ok(Response::new(Box::pin(futures::stream::select(desired, ReceiverStream::new(asked)))))
+            .map(|desired| Ok(ToAgent { sent_unix_ns: 0, message: Some(Told::Desired(desired)) }));
+        Ok(Response::new(Box::pin(futures::stream::select(desired, ReceiverStream::new(told)))))
     }
 
     type FetchBlobStream = Pin<Box<dyn Stream<Item = Result<BlobChunk, Status>> + Send>>;

@@ -196,6 +196,11 @@ impl Machine {
         let owned = |entry: std::fs::DirEntry| {
             let pid: u32 = entry.file_name().to_str()?.parse().ok()?;
             let uid = entry.metadata().ok()?.uid();
+            // One that ended may wait for init to take notice.
+            let stat = std::fs::read_to_string(entry.path().join("stat")).ok()?;
+            if stat.rsplit(") ").next()?.starts_with('Z') {
+                return None;
+            }
             (self.uids.0..=self.uids.1).contains(&uid).then_some(pid)
         };
         std::fs::read_dir("/proc").unwrap().flatten().filter_map(owned).collect()
