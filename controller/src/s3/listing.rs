@@ -125,8 +125,10 @@ pub fn successor(prefix: &str) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::s3::store::Store;
     use crate::s3::testing;
     use proptest::prelude::*;
+    use proptest::test_runner::TestRunner;
 
     #[test]
     fn successors() {
@@ -150,35 +152,46 @@ mod tests {
         (objects, common)
     }
 
-    proptest! {
-        #![proptest_config(ProptestConfig::with_cases(64))]
-        #[test]
-        fn pages_add_up_to_the_whole(
-            keys in prop::collection::btree_set("[ab/é]{1,6}", 0..40),
-            prefix in "[ab/]{0,2}",
-            delimiter in prop::sample::select(vec!["", "/", "b/"]),
-            limit in 1_usize..6,
-        ) {
+    #[test]
+    fn pages_add_up_to_the_whole() {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let store = runtime.block_on(testing::store_with("first", &[]));
+        let strategy = (
+            prop::collection::btree_set("[ab/é]{1,6}", 0..40),
+            "[ab/]{0,2}",
+            prop::sample::select(vec!["", "/", "b/"]),
+            1_usize..6,
+        );
+        let case = std::cell::Cell::new(0);
+        let mut runner = TestRunner::new(ProptestConfig { cases: 64, ..ProptestConfig::default() });
+        let outcome = runner.run(&strategy, |(keys, prefix, delimiter, limit)| {
+            case.set(case.get() + 1);
+            let bucket = format!("bucket-{}", case.get());
             let keys: Vec<String> = keys.into_iter().collect();
-            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-            let mut query = Query { prefix, delimiter: delimiter.into(), after: String::new(), limit };
-            let whole = expected(&keys, &query);
-            let (objects, common) = runtime.block_on(async {
-                let store = testing::store_with("bucket", &keys).await;
-                let mut connection = store.db.pool().acquire().await.unwrap();
-                let (mut objects, mut common) = (Vec::new(), Vec::new());
-                loop {
-                    let page = page(&mut connection, "bucket", &query).await.unwrap();
-                    assert!(page.len() <= limit);
-                    objects.extend(page.objects.into_iter().map(|o| o.key));
-                    common.extend(page.common_prefixes);
-                    match page.next {
-                        Some(next) => query.after = next,
-                        None => return (objects, common),
-                    }
-                }
+            let query = Query { prefix, delimiter: delimiter.into(), after: String::new(), limit };
+            let listed = runtime.block_on(async {
+                testing::add_rows(&store, &bucket, &keys).await;
+                list_all(&store, &bucket, query.clone()).await
             });
-            prop_assert_eq!((objects, common), whole);
+            prop_assert_eq!(listed, expected(&keys, &query));
+            Ok(())
+        });
+        outcome.unwrap();
+    }
+
+    /// Keys and common prefixes of all pages.
+    async fn list_all(store: &Store, bucket: &str, mut query: Query) -> (Vec<String>, Vec<String>) {
+        let mut connection = store.db.pool().acquire().await.unwrap();
+        let (mut objects, mut common) = (Vec::new(), Vec::new());
+        loop {
+            let page = page(&mut connection, bucket, &query).await.unwrap();
+            assert!(page.len() <= query.limit);
+            objects.extend(page.objects.into_iter().map(|object| object.key));
+            common.extend(page.common_prefixes);
+            match page.next {
+                Some(next) => query.after = next,
+                None => return (objects, common),
+            }
         }
     }
 }

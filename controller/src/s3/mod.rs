@@ -89,4 +89,23 @@ pub(crate) mod testing {
         let object = Object::of(bucket, key, &received, Description::default());
         store.put_object(ACCOUNT, object, Default::default()).await.unwrap();
     }
+
+    /// A bucket with rows and no files behind them: for what reads rows alone.
+    pub async fn add_rows(store: &Store, bucket: &str, keys: &[String]) {
+        store.create_bucket(ACCOUNT, bucket).await.unwrap();
+        let mut transaction = store.db.begin().await.unwrap();
+        for key in keys {
+            sqlx::query(
+                "INSERT INTO s3_objects (bucket, key, data, size, etag, sha256, modified_ns, headers, metadata, checksums, parts) \
+                 VALUES (?, ?, ?, 0, '', '', 0, '{}', '{}', 'null', '[]')",
+            )
+            .bind(bucket)
+            .bind(key)
+            .bind(uuid::Uuid::new_v4().to_string())
+            .execute(&mut *transaction)
+            .await
+            .unwrap();
+        }
+        transaction.commit().await.unwrap();
+    }
 }
