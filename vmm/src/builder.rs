@@ -15,7 +15,7 @@ use crate::api::{BootSource, VmConfig, guest};
 use crate::backends::console::{self, Console};
 use crate::backends::disk::Disk;
 use crate::backends::tap::Tap;
-use crate::boot::{acpi, initrd, kernel, smbios, zero_page};
+use crate::boot::{acpi, initrd, kernel, reset_vector, smbios, zero_page};
 use crate::bus::Bus;
 use crate::cpu;
 use crate::devices::boot_timer::BootTimer;
@@ -51,6 +51,7 @@ pub fn build(config: &VmConfig, events: &Arc<Events>) -> Result<Vm> {
     let initrd = load_initrd(&memory, boot, &kernel)?;
     let rsdp = acpi::write(&memory, vcpu_count, devices.len())?;
     smbios::write(&memory, config.identity.as_ref())?;
+    reset_vector::write(&memory)?;
     zero_page::write(&memory, &kernel, initrd, &command_line(config, boot), rsdp)?;
 
     let kvm = Kvm::new().map_err(Error::kvm("open /dev/kvm"))?;

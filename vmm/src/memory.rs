@@ -36,6 +36,8 @@ pub mod layout {
     pub const ACPI_END: u64 = 0xf_0000;
     /// SMBIOS 3 entry point (SMBIOS 3.7, 5.2.2: searched from 0xf0000 in steps of 16 bytes).
     pub const SMBIOS: u64 = 0xf_0000;
+    /// Where a processor that is reset begins; SMBIOS ends before.
+    pub const RESET_VECTOR: u64 = 0xf_fff0;
     /// Kernels are loaded from here on.
     pub const HIGH_RAM: u64 = 0x10_0000;
     /// Where a bzImage's protected-mode part goes: the usual `pref_address`.

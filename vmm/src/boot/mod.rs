@@ -4,5 +4,6 @@
 pub mod acpi;
 pub mod initrd;
 pub mod kernel;
+pub mod reset_vector;
 pub mod smbios;
 pub mod zero_page;
