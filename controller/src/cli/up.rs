@@ -17,13 +17,15 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use super::outside::{self, PublicSide};
 use super::progress::Step;
-use super::record::{self, Surroundings};
+use super::record::{self, Started, Surroundings};
 use super::supervise::{Keeper, Program};
 use super::{CliError, Result, State, namespace, program, routes, said};
 use crate::admin::api;
 
 /// How long a part may take until it answers.
 const PATIENCE: Duration = Duration::from_secs(90);
+/// Starts of a part that ended at once, after which the next one is not waited for.
+const FUTILE_STARTS: u32 = 3;
 
 #[derive(Debug, Clone, Args)]
 pub struct Up {
@@ -295,7 +297,7 @@ impl Up {
         self.wait_for("controller", async || {
             let health: api::Health = admin.get(api::HEALTH).await.ok()?;
             // The socket of a controller that is just ending would answer too.
-            let own = record::read::<record::Started>(self.dir(), "controller")?.pid;
+            let own = record::read::<Started>(self.dir(), "controller")?.pid;
             (health.pid == own).then_some(())
         })
         .await
@@ -322,19 +324,19 @@ impl Up {
 
     async fn wait_for<T>(&self, name: &str, check: impl AsyncFn() -> Option<T>) -> Result<T> {
         let until = Instant::now() + PATIENCE;
+        let log = record::log_file(self.dir(), name);
+        let tail = || format!("the end of {}:\n{}", log.display(), last_lines(&log, 6));
         while Instant::now() < until {
             if let Some(found) = check().await {
                 return Ok(found);
             }
+            // Whoever ends again and again at the start will not be helped by patience.
+            if record::read::<Started>(self.dir(), name).is_some_and(|started| started.restarts >= FUTILE_STARTS) {
+                return said(format!("{name} ends as soon as it is started; {}", tail()));
+            }
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
-        let log = record::log_file(self.dir(), name);
-        said(format!(
-            "{name} does not answer after {} s; the end of {}:\n{}",
-            PATIENCE.as_secs(),
-            log.display(),
-            last_lines(&log, 12)
-        ))
+        said(format!("{name} does not answer after {} s; {}", PATIENCE.as_secs(), tail()))
     }
 }
 

@@ -84,6 +84,16 @@ impl Nodes {
         }
     }
 
+    /// The stream of that session has ended. False when another one has taken its place.
+    fn leave(&self, node: &str, session: u64) -> bool {
+        let mut links = self.links();
+        let own = links.get(node).is_some_and(|link| link.session == session);
+        if own {
+            links.remove(node);
+        }
+        own
+    }
+
     /// The node's agent has its stream open.
     pub fn connected(&self, node: &str) -> bool {
         self.links().contains_key(node)

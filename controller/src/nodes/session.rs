@@ -42,10 +42,11 @@ pub(super) fn begin(cloud: Cloud, node: String, incoming: Streaming<api::FromAge
             () = send(&cloud, &node, &wake, &out) => {}
             () = receive(&cloud, &node, incoming) => {}
         }
-        let mut links = cloud.nodes.links();
-        if links.get(&node).is_some_and(|link| link.session == session) {
-            links.remove(&node);
+        if cloud.nodes.leave(&node, session) {
             tracing::warn!(node, "node is away");
+        }
+        if let Err(error) = note_seen(&cloud, &node).await {
+            tracing::error!(node, %error, "when the node was last seen could not be written down");
         }
     });
     outgoing
@@ -117,6 +118,12 @@ async fn hear(cloud: &Cloud, node: &str, clock: &ClockOffset, message: Message) 
             Ok(())
         }
     }
+}
+
+async fn note_seen(cloud: &Cloud, node: &str) -> Result<()> {
+    let mut tx = cloud.db.begin().await?;
+    crate::state::nodes::seen(&mut tx, node).await?;
+    Ok(tx.commit().await?)
 }
 
 async fn note_facts(cloud: &Cloud, node: &str, facts: Facts) -> Result<()> {

@@ -112,7 +112,10 @@ fn base64_is_decoded_once() {
     let pairs = [("KeyName", "k"), ("PublicKeyMaterial", "c3NoLWVkMjU1MTkgQUFBQQ==")];
     let request: model::ImportKeyPairRequest = read(&pairs).unwrap();
     assert_eq!(request.public_key_material.0, b"ssh-ed25519 AAAA");
-    assert_eq!(code::<model::ImportKeyPairRequest>(&[("KeyName", "k"), ("PublicKeyMaterial", "!")]).0, "InvalidParameterValue");
+    assert_eq!(
+        code::<model::ImportKeyPairRequest>(&[("KeyName", "k"), ("PublicKeyMaterial", "!")]).0,
+        "InvalidParameterValue"
+    );
 }
 
 fn xml(value: &impl WriteXml) -> String {
@@ -126,7 +129,8 @@ fn xml(value: &impl WriteXml) -> String {
 fn answers_are_written_as_ec2_writes_them() {
     let result = model::DescribeInstancesResult { reservations: Some(Vec::new()), next_token: None };
     assert_eq!(xml(&result), "<x><reservationSet/></x>");
-    let address = model::Address { public_ip: Some("<1>".into()), domain: Some(model::DomainType::VPC), ..Default::default() };
+    let address =
+        model::Address { public_ip: Some("<1>".into()), domain: Some(model::DomainType::VPC), ..Default::default() };
     let result = model::DescribeAddressesResult { addresses: Some(vec![address]) };
     assert_eq!(
         xml(&result),

@@ -1,6 +1,6 @@
 //! Writing XML: elements in order, text escaped. The one place where a byte of an answer is made.
 
-use quick_xml::escape::minimal_escape;
+use quick_xml::escape::partial_escape;
 
 /// An XML document being written.
 pub struct Writer {
@@ -88,10 +88,10 @@ impl Writer {
 }
 
 impl WriteXml for str {
-    /// A carriage return is written as a reference: a reader would take the letter for a line feed
+    /// `>` is escaped too, for `]]>` may not stand in a text. A carriage return is written as a reference: a reader would take the letter for a line feed
     /// (XML 1.0, section 2.11).
     fn write_content(&self, xml: &mut Writer) {
-        xml.out.push_str(&minimal_escape(self).replace('\r', "&#13;"));
+        xml.out.push_str(&partial_escape(self).replace('\r', "&#13;"));
     }
 }
 

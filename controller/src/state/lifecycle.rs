@@ -71,11 +71,6 @@ impl InstanceState {
         }
     }
 
-    /// It takes CPU and memory on its node, or may still do so.
-    pub fn occupies(self) -> bool {
-        !matches!(self, InstanceState::Stopped | InstanceState::Terminated)
-    }
-
     /// EC2's word for it, for messages.
     pub fn word(self) -> &'static str {
         match self {

@@ -108,6 +108,7 @@ pub async fn set_facts(connection: &mut SqliteConnection, name: &str, facts: &Fa
     Ok(())
 }
 
+/// The node's stream was open until now.
 pub async fn seen(connection: &mut SqliteConnection, name: &str) -> Result<()> {
     sqlx::query("UPDATE nodes SET last_seen_ns = ? WHERE name = ?")
         .bind(clock::now())
