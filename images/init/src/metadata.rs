@@ -44,11 +44,17 @@ pub enum Error {
 /// Asks until the service has answered everything.
 pub fn fetch() -> Metadata {
     let mut pause = PAUSE.0;
+    let mut told = String::new();
     loop {
         match Session::open(SERVICE).and_then(|session| session.read_all()) {
             Ok(metadata) => return metadata,
             Err(error) => {
-                report::line(format_args!("metadata service: {error}; trying again"));
+                // The same failure is told once, however long it lasts.
+                let failure = error.to_string();
+                if failure != told {
+                    report::line(format_args!("metadata service: {failure}; trying again"));
+                    told = failure;
+                }
                 thread::sleep(pause);
                 pause = (pause * 2).min(PAUSE.1);
             }

@@ -1,31 +1,49 @@
 //! The root file system of `tiny` apart from its programs: folders, busybox's names, `/etc`.
 
+use crate::error::Error;
 use crate::tree::Tree;
 
 /// Names by which busybox is called. Not here: what our init is (`init`, `poweroff`, `reboot`, `halt`), and what has
 /// no sense without it (`getty`, `login`, `passwd`, module tools).
 const APPLETS: &str = "\
-    ar arch arp arping ash awk base64 basename bc blkid bunzip2 bzcat bzip2 cat chgrp chmod chown chroot \
-    chvt cksum clear cmp comm cp cpio cut date dc dd df diff dirname dmesg dnsdomainname du echo ed egrep env expand expr \
-    factor fallocate false fgrep find fold free fsync fuser getopt grep groups gunzip gzip head hexdump hostname id \
-    ifconfig install ip ipcalc kill killall less link ln logger logname ls lsof md5sum mkdir mkfifo mknod mktemp more mount mv nc \
-    netstat nice nl nohup nproc nslookup od paste patch pgrep pidof ping pkill printf ps pwd readlink realpath renice \
-    reset rev rm rmdir route sed seq setsid sh sha1sum sha256sum sha512sum shuf sleep sort split stat strings stty su sum sync \
-    sysctl tac tail tar tee telnet test time timeout top touch tr traceroute true truncate tty umount uname uniq unlink \
-    unxz uptime usleep vi w wc wget which who whoami xargs xxd xz xzcat yes zcat";
+    [ [[ ar arch arp arping ash awk base64 basename bc blockdev brctl bunzip2 bzcat bzip2 cal cat \
+    chgrp chmod chown chroot chvt clear cmp cp cpio cut date dc dd df diff dirname dmesg \
+    dnsdomainname du echo ed egrep env expand expr factor fallocate false fdisk fgrep find fold \
+    free fstrim getopt grep groups gunzip gzip head hexdump hostname httpd hwclock id ifconfig \
+    ionice ip ipcalc kill killall less link ln logger logname losetup ls lzcat md5sum microcom \
+    mkdir mke2fs mkfifo mknod mkswap mktemp more mount mv nc netstat nl nproc nsenter nslookup od \
+    paste patch pidof ping ping6 printf ps pwd rdate readlink realpath renice reset rev rm rmdir \
+    route run-parts sed seq setsid sh sha1sum sha256sum sha512sum shuf sleep sort \
+    start-stop-daemon stat strings stty su swapoff swapon sync sysctl tac tail tar taskset tee \
+    telnet test tftp time timeout top touch tr traceroute traceroute6 true truncate ts tty umount \
+    uname uniq unlink unlzma unshare unxz uptime usleep uudecode uuencode vi w watch wc wget \
+    which who whoami xargs xxd xz xzcat yes zcat";
 
-/// The folders of a merged-`/usr` Debian, the names and the configuration.
-pub fn skeleton() -> Tree {
+/// The folders of a merged-`/usr` Debian, the names of `busybox`'s applets and the configuration.
+pub fn skeleton(busybox: &[u8]) -> Result<Tree, Error> {
     let mut tree = Tree::default();
     folders(&mut tree);
     for applet in APPLETS.split_whitespace() {
+        if !has_applet(busybox, applet) {
+            return Err(Error::NotInPackages {
+                file: format!("busybox's applet {applet}"),
+                packages: "busybox-static".into(),
+            });
+        }
         tree.link(&format!("/usr/bin/{applet}"), "busybox");
     }
     for name in ["poweroff", "halt", "reboot", "shutdown"] {
         tree.link(&format!("/usr/sbin/{name}"), "init");
     }
     etc(&mut tree);
-    tree
+    Ok(tree)
+}
+
+/// busybox holds the names of its applets one after another, each ended by a zero byte. (Asking the program
+/// itself would mean to run something out of a package.)
+fn has_applet(busybox: &[u8], name: &str) -> bool {
+    let entry = [b"\0", name.as_bytes(), b"\0"].concat();
+    busybox.windows(entry.len()).any(|window| window == entry)
 }
 
 fn folders(tree: &mut Tree) {
@@ -96,9 +114,24 @@ mod tests {
     use super::*;
     use crate::tree::Node;
 
+    /// A program with all the names.
+    fn busybox() -> Vec<u8> {
+        APPLETS.split_whitespace().fold(vec![0], |mut bytes, name| {
+            bytes.extend(name.bytes());
+            bytes.push(0);
+            bytes
+        })
+    }
+
+    #[test]
+    fn an_applet_that_busybox_lacks_is_an_error_and_not_a_dangling_name() {
+        let error = skeleton(b"\0sh\0ls\0").unwrap_err().to_string();
+        assert!(error.contains("applet"), "{error}");
+    }
+
     #[test]
     fn nobody_has_a_password_and_root_has_no_key() {
-        let tree = skeleton();
+        let tree = skeleton(&busybox()).unwrap();
         let Some(Node::File { content, mode: 0o600 }) = tree.get("/etc/shadow") else { panic!() };
         for line in std::str::from_utf8(content).unwrap().lines() {
             assert_eq!(line.split(':').nth(1), Some("*"));
