@@ -101,7 +101,8 @@ pub struct Drive {
 #[serde(deny_unknown_fields)]
 pub struct NetworkInterface {
     pub iface_id: String,
-    /// Name of an existing tap, or one that may be made.
+    /// Name of an existing tap. One that does not exist is made, for the life of the VMM, if the VMM
+    /// has the right to.
     pub host_dev_name: String,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub guest_mac: Option<String>,
@@ -197,7 +198,7 @@ pub struct Event {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "event", rename_all = "snake_case")]
 pub enum EventKind {
-    /// The process began (its own start time as the kernel has it).
+    /// The process began: its first own instructions, after the loader's.
     ProcessStarted { pid: u32 },
     /// The VM is built: memory, vCPUs, devices, kernel loaded.
     VmBuilt,

@@ -5,10 +5,8 @@
 
 use std::sync::{Arc, Mutex};
 
-use kvm_bindings::kvm_userspace_memory_region;
 use kvm_ioctls::{IoEventAddress, Kvm, VcpuFd, VmFd};
 use virtio_bindings::virtio_mmio::VIRTIO_MMIO_QUEUE_NOTIFY;
-use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use crate::api::{BootSource, VmConfig, guest};
@@ -204,17 +202,7 @@ fn command_line(config: &VmConfig, boot: &BootSource) -> String {
 /// creating one takes longer than all of the rest.
 fn create_vm(kvm: &Kvm, memory: &GuestMemory) -> Result<VmFd> {
     let vm = kvm.create_vm().map_err(Error::kvm("KVM_CREATE_VM"))?;
-    for (slot, region) in memory.iter().enumerate() {
-        let region = kvm_userspace_memory_region {
-            slot: slot as u32,
-            guest_phys_addr: region.start_addr().0,
-            memory_size: region.len(),
-            userspace_addr: region.as_ptr() as u64,
-            flags: 0,
-        };
-        // SAFETY: the range is a mapping that `Vm` keeps for as long as the VM's file descriptor.
-        unsafe { vm.set_user_memory_region(region) }.map_err(Error::kvm("KVM_SET_USER_MEMORY_REGION"))?;
-    }
+    memory::attach(&vm, memory)?;
     vm.set_tss_address(layout::KVM_TSS).map_err(Error::kvm("KVM_SET_TSS_ADDR"))?;
     vm.create_irq_chip().map_err(Error::kvm("KVM_CREATE_IRQCHIP"))?;
     Ok(vm)

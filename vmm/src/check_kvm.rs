@@ -5,9 +5,8 @@
 //! probe below is a few bytes of ring-0 code that a booting Linux executes, ending with a write to
 //! a port; a KVM that never gets there cannot run Linux.
 
-use kvm_bindings::kvm_userspace_memory_region;
-use kvm_ioctls::{Kvm, VcpuExit, VcpuFd, VmFd};
-use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryRegion};
+use kvm_ioctls::{Kvm, VcpuExit, VcpuFd};
+use vm_memory::{Bytes, GuestAddress};
 
 use crate::api::{KvmCheck, KvmClass};
 use crate::cpu::{cpuid, regs};
@@ -90,7 +89,7 @@ fn run(kvm: &Kvm, probe: &Probe) -> Result<Outcome> {
     let memory = memory::allocate(memory::MIN_MIB)?;
     write_code(&memory, probe).map_err(|error| Error::Memory(error.to_string()))?;
     let vm = kvm.create_vm().map_err(Error::kvm("KVM_CREATE_VM"))?;
-    attach(&vm, &memory)?;
+    memory::attach(&vm, &memory)?;
     let mut vcpu = vm.create_vcpu(0).map_err(Error::kvm("KVM_CREATE_VCPU"))?;
     let cpuid = cpuid::Template::new(kvm, 1)?.for_vcpu(0, None)?;
     vcpu.set_cpuid2(&cpuid).map_err(Error::kvm("KVM_SET_CPUID2"))?;
@@ -112,21 +111,6 @@ fn watch(vcpu: &mut VcpuFd) -> Outcome {
         return Outcome::Stopped(how);
     }
     Outcome::Stopped("no progress".into())
-}
-
-fn attach(vm: &VmFd, memory: &GuestMemory) -> Result<()> {
-    for (slot, region) in memory.iter().enumerate() {
-        let region = kvm_userspace_memory_region {
-            slot: slot as u32,
-            guest_phys_addr: region.start_addr().0,
-            memory_size: region.len(),
-            userspace_addr: region.as_ptr() as u64,
-            flags: 0,
-        };
-        // SAFETY: the mapping outlives the VM, which `run` drops first.
-        unsafe { vm.set_user_memory_region(region) }.map_err(Error::kvm("KVM_SET_USER_MEMORY_REGION"))?;
-    }
-    Ok(())
 }
 
 /// Code, and an interrupt table whose every gate leads to a handler that returns.

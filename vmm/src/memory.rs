@@ -4,6 +4,8 @@
 //! what does not fit goes on at 4 GiB, as on every PC. Fixed places below 1 MiB hold what the boot
 //! protocol and the firmware tables need.
 
+use kvm_bindings::kvm_userspace_memory_region;
+use kvm_ioctls::VmFd;
 use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryRegion};
 
 use crate::error::{Error, Result};
@@ -87,6 +89,23 @@ fn advise_huge_pages(start: *mut u8, length: usize) {
     // SAFETY: `start` and `length` are a mapping of our own, and the advice changes no content.
     // A refusal only means small pages.
     unsafe { libc::madvise(start.cast(), length, libc::MADV_HUGEPAGE) };
+}
+
+/// Gives the guest its memory: one slot a region.
+pub fn attach(vm: &VmFd, memory: &GuestMemory) -> Result<()> {
+    for (slot, region) in memory.iter().enumerate() {
+        let region = kvm_userspace_memory_region {
+            slot: slot as u32,
+            guest_phys_addr: region.start_addr().0,
+            memory_size: region.len(),
+            userspace_addr: region.as_ptr() as u64,
+            flags: 0,
+        };
+        // SAFETY: the range is a mapping of our own, and whoever holds the VM holds `memory` as long as a
+        // vCPU may run (`vm::RunningVm`, `check_kvm::run`).
+        unsafe { vm.set_user_memory_region(region) }.map_err(Error::kvm("KVM_SET_USER_MEMORY_REGION"))?;
+    }
+    Ok(())
 }
 
 /// First address after the RAM below the device hole.

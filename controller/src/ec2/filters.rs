@@ -48,16 +48,16 @@ pub(crate) fn select<T: Tagged>(items: Vec<T>, filters: &[model::Filter], table:
 }
 
 struct Judge<'a, T> {
-    values: Values<'a, T>,
+    compared: Compared<'a, T>,
     patterns: &'a [String],
 }
 
 /// Where the compared values come from.
-enum Values<'a, T> {
+enum Compared<'a, T> {
     Field(fn(&T) -> Vec<String>),
-    TagOf(&'a str),
-    TagKeys,
-    TagValues,
+    OfTag(&'a str),
+    Keys,
+    Values,
 }
 
 impl<'a, T: Tagged> Judge<'a, T> {
@@ -70,10 +70,10 @@ impl<'a, T: Tagged> Judge<'a, T> {
             )));
         }
         let values = match (name, name.strip_prefix("tag:")) {
-            (_, Some(key)) => Values::TagOf(key),
-            ("tag-key", _) => Values::TagKeys,
-            ("tag-value", _) => Values::TagValues,
-            _ => table.iter().find(|(known, _)| *known == name).map(|(_, field)| Values::Field(*field)).ok_or_else(
+            (_, Some(key)) => Compared::OfTag(key),
+            ("tag-key", _) => Compared::Keys,
+            ("tag-value", _) => Compared::Values,
+            _ => table.iter().find(|(known, _)| *known == name).map(|(_, field)| Compared::Field(*field)).ok_or_else(
                 || {
                     let known: Vec<&str> = table.iter().map(|(name, _)| *name).collect();
                     Refusal::invalid_parameter(format!(
@@ -83,19 +83,19 @@ impl<'a, T: Tagged> Judge<'a, T> {
                 },
             )?,
         };
-        Ok(Judge { values, patterns })
+        Ok(Judge { compared: values, patterns })
     }
 
     fn passes(&self, item: &T) -> bool {
         let text = |value: &Option<String>| value.clone().unwrap_or_default();
-        let values: Vec<String> = match self.values {
-            Values::Field(field) => field(item),
-            Values::TagOf(key) => {
+        let values: Vec<String> = match self.compared {
+            Compared::Field(field) => field(item),
+            Compared::OfTag(key) => {
                 let of_key = item.tags().iter().filter(|tag| tag.key.as_deref() == Some(key));
                 of_key.map(|tag| text(&tag.value)).collect()
             }
-            Values::TagKeys => item.tags().iter().map(|tag| text(&tag.key)).collect(),
-            Values::TagValues => item.tags().iter().map(|tag| text(&tag.value)).collect(),
+            Compared::Keys => item.tags().iter().map(|tag| text(&tag.key)).collect(),
+            Compared::Values => item.tags().iter().map(|tag| text(&tag.value)).collect(),
         };
         values.iter().any(|value| self.patterns.iter().any(|pattern| matches(pattern, value)))
     }

@@ -88,8 +88,8 @@ impl Writer {
 }
 
 impl WriteXml for str {
-    /// `>` is escaped too, for `]]>` may not stand in a text. A carriage return is written as a reference: a reader would take the letter for a line feed
-    /// (XML 1.0, section 2.11).
+    /// `>` is escaped too, for `]]>` may not stand in a text (XML 1.0, section 2.4). A carriage return
+    /// is written as a reference: a reader would take the letter for a line feed (section 2.11).
     fn write_content(&self, xml: &mut Writer) {
         xml.out.push_str(&partial_escape(self).replace('\r', "&#13;"));
     }

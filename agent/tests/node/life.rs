@@ -1,14 +1,10 @@
-//! The whole agent with the real netd and the real VMM, against a controller of the test's own.
-//!
-//! Needs root, `/dev/kvm` (software KVM is enough) and the programs `mallee-vmm` and `mallee-netd`.
-
-mod support;
+//! An instance's life on the node, and what happens to it when a part is killed.
 
 use std::time::Duration;
 
+use crate::support::guest;
+use crate::support::machine::{Machine, interface, on_a_machine};
 use mallee_agent::api::{BlobRef, BootImage, DesiredInstance, InstancePhase, KvmClass, ObservedInstance, Power};
-use support::guest;
-use support::machine::{Machine, interface, on_a_machine};
 
 fn id(n: u8) -> String {
     format!("i-000000000000000{n:02x}")
