@@ -127,11 +127,11 @@ class Cloud:
 
     def linux_zone(self):
         """The zone whose node runs unmodified Linux."""
-        return next(node["zone"] for node in self.nodes_ready() if node["kvm"] == "hardware")
+        return next(node["zone"] for node in self.status()["nodes"] if node["kvm"] == "hardware")
 
     def probe_zone(self):
         """The zone of the node on this machine itself, on whatever KVM it has."""
-        return next(node["zone"] for node in self.nodes_ready() if node["name"] != LAB_NODE)
+        return next(node["zone"] for node in self.status()["nodes"] if node["name"] != LAB_NODE)
 
     # -- as a user ---------------------------------------------------------------------------------
 
