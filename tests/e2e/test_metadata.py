@@ -41,7 +41,8 @@ PUT = r"""printf 'PUT /latest/api/token HTTP/1.1\r\nHost: m\r\n%sContent-Length:
 
 
 def put_token(key_file, address, header):
-    return guests.ssh(key_file, address, PUT + f"'{header}' | nc -w 5 169.254.169.254 80").stdout
+    # The writing side stays open until the answer is there: a server may take its end for a hang-up.
+    return guests.ssh(key_file, address, "{ " + PUT + f"'{header}'; sleep 2; }} | nc -w 5 169.254.169.254 80").stdout
 
 
 def test_version_2_gives_a_token_and_takes_it(linux, key_file):
