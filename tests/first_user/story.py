@@ -8,7 +8,10 @@ and after.
 
 import argparse
 import json
+import os
 import pathlib
+import shutil
+import signal
 import socket
 import sys
 import tempfile
@@ -109,13 +112,19 @@ def bucket_for_images(aws):
 
 def key_pair(aws):
     """The private key's file. The key stays with the cloud's credentials, for later runs."""
-    home = pathlib.Path(tempfile.gettempdir() if "--once" in sys.argv else pathlib.Path.home() / ".ssh")
+    home = pathlib.Path(os.environ.get("MALLEE_STATE", pathlib.Path.home() / ".ssh"))
     home.mkdir(mode=0o700, exist_ok=True)
     path = home / "mallee_first_user"
     if not path.exists():
         run("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "first-user", "-f", path)
-    known = [pair["KeyName"] for pair in aws("ec2", "describe-key-pairs")["KeyPairs"]]
-    if "first-user" not in known:
+    public = pathlib.Path(f"{path}.pub").read_text().split()[1]
+    known = aws("ec2", "describe-key-pairs", "--include-public-key")["KeyPairs"]
+    ours = [pair for pair in known if pair["KeyName"] == "first-user"]
+    if ours and ours[0]["PublicKey"].split()[1] != public:
+        # Of an earlier user of this cloud: who logs in now has another private half.
+        aws("ec2", "delete-key-pair", "--key-name", "first-user")
+        ours = []
+    if not ours:
         with step("aws ec2 import-key-pair first-user"):
             aws("ec2", "import-key-pair", "--key-name", "first-user", "--public-key-material", f"fileb://{path}.pub")
     return path
@@ -233,8 +242,7 @@ def clean_up(before):
     with step("instances, nodes, cloud"):
         run(BIN / "mallee-lab", "down", check=False)
         mallee("down", "--purge", check=False)
-        for name in ("mallee_first_user", "mallee_first_user.pub"):
-            (pathlib.Path(tempfile.gettempdir()) / name).unlink(missing_ok=True)
+        shutil.rmtree(pathlib.Path(os.environ["MALLEE_STATE"]).parent, ignore_errors=True)
     clean = until(lambda: not Footprint.of_this_machine().beyond(before), 20)
     if not clean:
         raise Failed(f"left behind: {Footprint.of_this_machine().beyond(before)}")
@@ -264,6 +272,12 @@ def main():
     before = Footprint.of_this_machine()
     if once and status():
         sys.exit("A cloud already runs on this machine; `make down` ends it. ONCE=1 wants a cloud of its own.")
+    if once:
+        # Its own state, so that the end can remove all of it and nothing of anybody else's.
+        folder = pathlib.Path(tempfile.mkdtemp(prefix="mallee-once-"))
+        os.environ |= {"MALLEE_STATE": str(folder / "cloud"), "MALLEE_LAB": str(folder / "lab")}
+    # An end by SIGTERM goes the way of Ctrl-C: through the cleaning up.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("interrupted"))
     try:
         story(once)
     except Failed as failure:
