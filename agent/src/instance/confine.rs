@@ -173,7 +173,7 @@ impl Jail {
             // SAFETY: as above.
             check(unsafe { libc::chroot(here) }, "chroot\n")?;
         }
-        // Its own processes only; where the kernel does not know the option, none of the others' either.
+        // Its own processes only (proc(5), `hidepid`).
         let flags = libc::MS_NOSUID | libc::MS_NODEV | libc::MS_NOEXEC;
         mount(Some(c"proc"), c"/proc", Some(c"proc"), flags, Some(c"hidepid=2"), "mount: proc\n")?;
         mount(None, c"/", None, libc::MS_REMOUNT | libc::MS_RDONLY | libc::MS_NOSUID, None, "mount: read-only\n")?;
