@@ -11,6 +11,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use mallee_netd::api::NodeNetwork;
+use sha2::{Digest as _, Sha256};
 use tokio::sync::{mpsc, watch};
 
 use crate::api::{DesiredNode, InstancePhase, ObservedInstance};
@@ -176,11 +177,16 @@ impl Node {
         });
     }
 
-    /// The lowest id of the range that no instance has. Records on disk were read first (`owners`), so
-    /// that an instance which is not wanted any more keeps its id until it is gone.
+    /// An id of the range that no instance has. Records on disk were read first (`owners`), so that an
+    /// instance which is not wanted any more keeps its id until it is gone. The search begins at a
+    /// place that the state folder's path decides: two agents on one machine that were given the same
+    /// range hardly ever meet.
     fn free_uid(&self) -> io::Result<u32> {
         let used: BTreeSet<u32> = self.owners.values().copied().collect();
-        self.uids.clone().find(|uid| !used.contains(uid)).ok_or_else(|| {
+        let (first, count) = (*self.uids.start(), self.uids.end() - self.uids.start() + 1);
+        let begin = place_of(self.state.root(), count);
+        let mut ids = (0..count).map(|n| first + ((u64::from(begin) + u64::from(n)) % u64::from(count)) as u32);
+        ids.find(|uid| !used.contains(uid)).ok_or_else(|| {
             io::Error::other("every user id of --uid-range belongs to an instance: give the agent a larger one")
         })
     }
@@ -278,4 +284,10 @@ pub fn found_on_disk(instances: &std::path::Path) -> Vec<(InstanceId, Option<Rec
         (id, record)
     })
     .collect()
+}
+
+/// A number below `count`, the same for a path each time.
+fn place_of(path: &std::path::Path, count: u32) -> u32 {
+    let hash: [u8; 32] = Sha256::digest(path.as_os_str().as_encoded_bytes()).into();
+    u32::from_le_bytes([hash[0], hash[1], hash[2], hash[3]]) % count
 }

@@ -12,7 +12,7 @@ use super::launch::{self, Trouble};
 use super::record::{Record, Rest, RestKind, Run};
 use super::state::{AfterEnd, CRASH_WINDOW_S, Step, USER_SHUTDOWN, after_end, next_step};
 use super::stop::{Manner, end};
-use super::vmm_process::{VmmProcess, kill_all_of, log_end};
+use super::vmm_process::{VmmProcess, kill_all_in, log_end};
 use super::{Handle, Services, Signal};
 use crate::api::{InstancePhase, ObservedInstance};
 use crate::clock::unix_ns;
@@ -111,7 +111,7 @@ impl Task {
             return self.save();
         }
         // Should the VMM have been taken over and have let go of its lock, it still runs.
-        kill_all_of(self.record.uid);
+        kill_all_in(&self.folder, self.record.uid);
         let mut events = EventsReader::new(self.folder.events(self.record.starts));
         let mut timeline = Timeline::new(self.names(run.trace, self.record.starts));
         let events = events.read().unwrap_or_default();
@@ -364,7 +364,7 @@ impl Task {
             self.life = None;
         }
         block_in_place(|| {
-            kill_all_of(self.record.uid);
+            kill_all_in(&self.folder, self.record.uid);
             if let Some(cgroups) = &self.services.cgroups {
                 cgroups.remove(&self.id).map_err(Trouble::host("cgroup"))?;
             }

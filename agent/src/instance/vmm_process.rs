@@ -149,22 +149,26 @@ impl VmmProcess {
     }
 }
 
-/// Ends every process that runs under `uid`: the id is the instance's own, so they are all of it. For
-/// a VMM that was taken over and let go of its lock.
-pub fn kill_all_of(uid: u32) {
+/// Ends every process that runs under `uid` in a jail of this instance: for a VMM that was taken over
+/// and let go of its lock. The user id alone does not tell: another cloud on the same machine may have
+/// given out the same one.
+pub fn kill_all_in(folder: &Folder, uid: u32) {
+    use std::os::unix::fs::MetadataExt;
     // Never the machine's own users, whatever a damaged record may say.
     if uid < crate::cli::LOWEST_UID || uid == nix::unistd::geteuid().as_raw() {
         return;
     }
-    let Ok(processes) = std::fs::read_dir("/proc") else { return };
+    let (Ok(processes), Ok(ours)) = (std::fs::read_dir("/proc"), std::fs::metadata(folder.vm())) else { return };
     for entry in processes.flatten() {
-        use std::os::unix::fs::MetadataExt;
-        let pid = entry.file_name().to_str().and_then(|name| name.parse::<i32>().ok());
-        if let (Some(pid), Ok(found)) = (pid, entry.metadata())
-            && found.uid() == uid
-            && !is_zombie(&entry.path())
-        {
-            tracing::warn!(pid, uid, "a process that nobody answers for runs under an instance's user id: killed");
+        let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse::<i32>().ok()) else { continue };
+        let is_of_user = entry.metadata().is_ok_and(|found| found.uid() == uid);
+        // The jail's `/vm` is this instance's folder, whatever path leads to it.
+        let is_inside = || {
+            let found = std::fs::metadata(entry.path().join("root").join("vm"));
+            found.is_ok_and(|found| (found.dev(), found.ino()) == (ours.dev(), ours.ino()))
+        };
+        if is_of_user && !is_zombie(&entry.path()) && is_inside() {
+            tracing::warn!(pid, uid, "a process that nobody answers for runs in an instance's jail: killed");
             let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGKILL);
         }
     }

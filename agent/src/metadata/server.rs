@@ -159,6 +159,8 @@ async fn converse(service: Arc<Service>, segment: String, caller: Ipv4Addr, stre
         .timer(TokioTimer::new())
         .header_read_timeout(HEAD_TIMEOUT)
         .max_buf_size(16 * 1024)
+        // A client may end its half after the request (`nc` does): it is answered all the same.
+        .half_close(true)
         .serve_connection(TokioIo::new(stream), respond)
         .await;
     if let Err(error) = result {

@@ -277,3 +277,24 @@ fn a_netd_that_was_away_is_handed_the_network_again() {
         machine.until_empty().await;
     });
 }
+
+/// Another cloud on the same machine may have given out the same user id.
+#[test]
+fn an_instances_end_is_not_that_of_others_under_the_same_user_id() {
+    on_a_machine(async |machine| {
+        use std::os::unix::fs::MetadataExt;
+        use std::os::unix::process::CommandExt;
+        let kernel = machine.controller.add_blob(guest::idle());
+        want(machine, vec![instance(1, kernel)]);
+        running(machine, 1).await;
+        let uid = std::fs::metadata(machine.path("state/instances").join(id(1)).join("vm")).unwrap().uid();
+        let mut other = std::process::Command::new("sleep").arg("1000").uid(uid).spawn().unwrap();
+        want(machine, vec![]);
+        machine.until_true("the instance to go", || machine.controller.observed.borrow().instances.is_empty()).await;
+        let ended = other.try_wait().unwrap();
+        other.kill().unwrap();
+        other.wait().unwrap();
+        assert!(ended.is_none(), "{ended:?}");
+        machine.until_empty().await;
+    });
+}

@@ -53,6 +53,8 @@ fn ask(method: &str, path: &str, headers: &[(&str, &str)]) -> Answer {
     stream.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
     let headers: String = headers.iter().map(|(name, value)| format!("{name}: {value}\r\n")).collect();
     write!(stream, "{method} {path} HTTP/1.1\r\nHost: m\r\nConnection: close\r\n{headers}\r\n").unwrap();
+    // As clients do that have nothing more to say (`nc`).
+    stream.shutdown(std::net::Shutdown::Write).unwrap();
     let mut bytes = Vec::new();
     stream.read_to_end(&mut bytes).unwrap();
     let split = bytes.windows(4).position(|window| window == b"\r\n\r\n").unwrap();
