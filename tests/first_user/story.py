@@ -56,6 +56,10 @@ def start_cloud():
             say("  The probe image runs on this machine's own KVM beside it.")
 
     chapter("The cloud")
+    if kind != "hardware":
+        # Before there are networks of ours: nothing that comes from outside is fetched behind them.
+        with step("packages for a node of the virtual lab"):
+            run(BIN / "mallee-lab", "fetch")
     if status():
         say("  ✓ a cloud already runs here and is used")
     else:

@@ -8,7 +8,7 @@ use std::{
 };
 
 use clap::{Args, Parser, Subcommand};
-use mallee_tests::lab::{Lab, LabError, Node, Wanted, channel, machine, monitor, programs::Places};
+use mallee_tests::lab::{Lab, LabError, Node, Wanted, channel, machine, monitor, packages, programs::Places};
 
 #[derive(Parser)]
 #[command(name = "mallee-lab", version, about = "Bare-metal nodes made out of QEMU")]
@@ -21,6 +21,8 @@ struct Command {
 enum Verb {
     /// Start nodes and wait until they are up.
     Up(Up),
+    /// Fetch the packages that nodes are made of, so that a later `up` needs no network.
+    Fetch,
     /// Run a command in a node; its output and its status come back.
     Run(Run),
     /// Show what a node wrote to its console.
@@ -92,6 +94,7 @@ struct Down {
 fn main() -> ExitCode {
     let done = match Command::parse().verb {
         Verb::Up(up) => up.execute(),
+        Verb::Fetch => packages::fetch(&say).map(|set| println!("kernel {}", set.release)),
         Verb::Run(run) => return run.execute(),
         Verb::Console(console) => console.execute(),
         Verb::Status(place) => status(&place),
@@ -113,7 +116,7 @@ impl Up {
         let began = Instant::now();
         let lab = Lab::at(&self.lab.folder)?;
         let places = Places::new(self.programs.as_deref());
-        let nodes = self.wanted.start(&lab, &places, &|text| eprintln!("  {text}"))?;
+        let nodes = self.wanted.start(&lab, &places, &say)?;
         for node in nodes {
             let status = machine::wait_booted(&node, Duration::from_secs(90))?;
             println!(
@@ -214,6 +217,10 @@ fn reset(one: &OneNode) -> Result<(), LabError> {
     let node = known(&one.lab, &one.node)?;
     monitor::execute(&node.folder, "system_reset")?;
     machine::wait_booted(&node, Duration::from_secs(90)).map(drop)
+}
+
+fn say(text: &str) {
+    eprintln!("  {text}");
 }
 
 fn known(place: &Where, node: &str) -> Result<Node, LabError> {
