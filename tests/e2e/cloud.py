@@ -78,7 +78,7 @@ class Cloud:
     def start(self):
         # Before there are networks of ours: nothing that comes from outside is fetched behind them.
         if self.kvm != "hardware":
-            self.lab_command("fetch", bound_s=600)
+            run(self.programs / "mallee-lab", "fetch", bound_s=600)
         self.mallee(
             "up", "--detach",
             "--state", self.state / "cloud",
