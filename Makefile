@@ -25,8 +25,8 @@ build: packages
 	cargo build --release --workspace --locked
 
 images: build
-	@$(MALLEE_BIN)/mallee-images build tiny --out $(MALLEE_IMAGES)/tiny
-	@$(MALLEE_BIN)/mallee-images build probe --out $(MALLEE_IMAGES)/probe
+	@$(MALLEE_BIN)/mallee-images build tiny --source $(CURDIR) --out $(MALLEE_IMAGES)/tiny
+	@$(MALLEE_BIN)/mallee-images build probe --source $(CURDIR) --out $(MALLEE_IMAGES)/probe
 
 venv: packages
 	@setup/venv $(MALLEE_VENV)
