@@ -12,6 +12,7 @@ use futures::stream::BoxStream;
 use nix::fcntl::{Flock, FlockArg};
 use sha2::{Digest as _, Sha256};
 use tokio::task::block_in_place;
+use tonic::codec::CompressionEncoding;
 use tonic::transport::Channel;
 
 use crate::api::FetchBlobRequest;
@@ -63,7 +64,7 @@ pub struct ControllerBlobs(pub Channel);
 
 impl BlobSource for ControllerBlobs {
     fn read(&self, digest: &Digest, offset: u64) -> BoxStream<'static, Result<Vec<u8>, SourceError>> {
-        let mut client = NodeClient::new(self.0.clone());
+        let mut client = NodeClient::new(self.0.clone()).accept_compressed(CompressionEncoding::Zstd);
         let request = FetchBlobRequest { sha256: digest.to_string(), offset };
         let chunks = async move { client.fetch_blob(request).await.map(tonic::Response::into_inner) };
         futures::stream::once(chunks)

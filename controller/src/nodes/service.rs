@@ -11,6 +11,7 @@ use mallee_agent::api;
 use mallee_agent::api::node_server::{Node, NodeServer};
 use tokio::net::TcpListener;
 use tokio_stream::wrappers::{ReceiverStream, TcpListenerStream};
+use tonic::codec::CompressionEncoding;
 use tonic::transport::Server;
 use tonic::{Request, Response, Status, Streaming};
 
@@ -20,7 +21,8 @@ use crate::error::Result;
 
 /// Serves agents until `shutdown` is done; streams that are open then are cut.
 pub async fn serve(cloud: Cloud, listener: TcpListener, shutdown: impl Future<Output = ()>) -> Result<()> {
-    let service = NodeServer::new(NodeService { cloud: cloud.clone() });
+    // Image parts are mostly code and zeroes; only who says that it understands zstd is sent it.
+    let service = NodeServer::new(NodeService { cloud: cloud.clone() }).send_compressed(CompressionEncoding::Zstd);
     let server = Server::builder()
         .tls_config(cloud.pki.server_config())?
         // A node whose power went would keep its place for hours without this.
