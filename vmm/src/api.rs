@@ -124,6 +124,50 @@ pub struct Serial {
     pub size_limit: Option<u64>,
 }
 
+/// `PUT /metrics`: where a JSON line is written at each FlushMetrics action and every 60 s.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Metrics {
+    /// A file (made if it is not there) or a fifo.
+    pub metrics_path: PathBuf,
+}
+
+/// `PUT /logger`. What is not given stays as it is.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Logger {
+    /// A file (made if it is not there) or a fifo; standard error until it is given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub log_path: Option<PathBuf>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub level: Option<LogLevel>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub show_level: Option<bool>,
+    /// File and line that a message comes from.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub show_log_origin: Option<bool>,
+    /// Only messages of this module and those below it, such as `mallee_vmm::devices`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub module: Option<String>,
+}
+
+/// Firecracker's names and their usual spellings.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum LogLevel {
+    #[serde(alias = "OFF", alias = "off")]
+    Off,
+    #[serde(alias = "ERROR", alias = "error")]
+    Error,
+    #[serde(alias = "WARN", alias = "WARNING", alias = "Warn", alias = "warn", alias = "warning")]
+    Warning,
+    #[serde(alias = "INFO", alias = "info")]
+    Info,
+    #[serde(alias = "DEBUG", alias = "debug")]
+    Debug,
+    #[serde(alias = "TRACE", alias = "trace")]
+    Trace,
+}
+
 /// The firmware tables' identity (SMBIOS). Our own: `PUT /mallee/identity`.
 ///
 /// cloud-init takes the platform for EC2 when `uuid` and `serial` are equal and begin with `ec2`.
@@ -152,6 +196,10 @@ pub struct VmConfig {
     pub serial: Option<Serial>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub identity: Option<Identity>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub metrics: Option<Metrics>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub logger: Option<Logger>,
 }
 
 /// `PUT /actions`.

@@ -110,7 +110,7 @@ fn open_devices(config: &VmConfig) -> Result<Vec<Box<dyn VirtioDevice>>> {
     }
     for interface in &config.network_interfaces {
         let mac = interface.guest_mac.as_deref().map(MacAddress::parse).transpose()?;
-        devices.push(Box::new(Net::new(Tap::open(&interface.host_dev_name)?, mac)));
+        devices.push(Box::new(Net::new(Tap::open(&interface.host_dev_name)?, &interface.iface_id, mac)));
     }
     if config.entropy.is_some() {
         devices.push(Box::new(Rng::default()));

@@ -10,6 +10,8 @@ use crate::api::{EventKind, ExitReason, VmConfig};
 use crate::check_kvm;
 use crate::error::{Error, Result};
 use crate::events::Events;
+use crate::log::Log;
+use crate::metrics;
 use crate::monitor::Monitor;
 
 /// Runs one microVM.
@@ -38,8 +40,9 @@ struct Arguments {
 
 /// The program's `main`.
 pub fn main() -> ExitCode {
+    metrics::process_started();
     let arguments = Arguments::parse();
-    tracing_subscriber::fmt().with_max_level(arguments.log_level).with_writer(std::io::stderr).init();
+    let log = Log::start(arguments.log_level);
     if arguments.check_kvm {
         return print_check();
     }
@@ -54,7 +57,7 @@ pub fn main() -> ExitCode {
             return ExitCode::from(status(error.reason()));
         }
     };
-    let (reason, message) = run(arguments, &events).unwrap_or_else(|e| (e.reason(), e.to_string()));
+    let (reason, message) = run(arguments, &events, log).unwrap_or_else(|e| (e.reason(), e.to_string()));
     if matches!(reason, ExitReason::BadConfiguration | ExitReason::HostFailure) {
         eprintln!("mallee-vmm: {message}");
     }
@@ -66,10 +69,10 @@ pub fn main() -> ExitCode {
     ExitCode::from(status)
 }
 
-fn run(arguments: Arguments, events: &Arc<Events>) -> Result<(ExitReason, String)> {
+fn run(arguments: Arguments, events: &Arc<Events>, log: Log) -> Result<(ExitReason, String)> {
     events.emit(EventKind::ProcessStarted { pid: std::process::id() });
     let config = arguments.config_file.as_deref().map(read_config).transpose()?;
-    let mut monitor = Monitor::new(arguments.id, events.clone())?;
+    let mut monitor = Monitor::new(arguments.id, events.clone(), log)?;
     if let Some(config) = config {
         monitor.start(config)?;
     }

@@ -56,7 +56,11 @@ mod error;
 #[cfg(feature = "monitor")]
 mod events;
 #[cfg(feature = "monitor")]
+mod log;
+#[cfg(feature = "monitor")]
 mod memory;
+#[cfg(feature = "monitor")]
+mod metrics;
 #[cfg(feature = "monitor")]
 mod monitor;
 #[cfg(feature = "monitor")]

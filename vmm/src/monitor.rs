@@ -8,11 +8,13 @@ use std::sync::Arc;
 
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 
-use crate::api::{Action, EventKind, ExitReason, InstanceInfo, VmConfig};
+use crate::api::{Action, EventKind, ExitReason, InstanceInfo, Metrics, VmConfig};
 use crate::builder;
 use crate::bus::lock;
 use crate::error::{Error, Result};
 use crate::events::{self, Events};
+use crate::log::Log;
+use crate::metrics;
 use crate::rest::{Call, Reply, Server};
 use crate::vcpu::{ExitSignal, install_kick_handler};
 use crate::vm::RunningVm;
@@ -20,6 +22,7 @@ use crate::vm::RunningVm;
 /// Message of the exit event after SIGINT.
 pub const INTERRUPTED: &str = "SIGINT";
 const TERMINATED: &str = "SIGTERM";
+const NOT_AFTER_START: &str = "The requested operation is not supported after starting the microVM.";
 
 /// What an event of the epoll set is about.
 #[repr(u64)]
@@ -30,10 +33,11 @@ enum Source {
     Requests,
     SerialTimer,
     StandardInput,
+    MetricsTimer,
 }
 
-const SOURCES: [Source; 5] =
-    [Source::Exit, Source::Signal, Source::Requests, Source::SerialTimer, Source::StandardInput];
+const SOURCES: [Source; 6] =
+    [Source::Exit, Source::Signal, Source::Requests, Source::SerialTimer, Source::StandardInput, Source::MetricsTimer];
 
 enum State {
     /// Collects its configuration.
@@ -50,11 +54,13 @@ pub struct Monitor {
     epoll: Epoll,
     signals: OwnedFd,
     server: Option<Server>,
+    log: Log,
+    metrics: Option<metrics::Sink>,
 }
 
 impl Monitor {
     /// To be called before any thread exists: signals are blocked here, for all of them.
-    pub fn new(id: String, events: Arc<Events>) -> Result<Self> {
+    pub fn new(id: String, events: Arc<Events>, log: Log) -> Result<Self> {
         install_kick_handler()?;
         let monitor = Monitor {
             id,
@@ -65,6 +71,8 @@ impl Monitor {
             epoll: Epoll::new().map_err(Error::host("epoll"))?,
             signals: block_signals().map_err(Error::host("signalfd"))?,
             server: None,
+            log,
+            metrics: None,
         };
         monitor.watch(monitor.exit.event().as_raw_fd(), Source::Exit)?;
         monitor.watch(monitor.signals.as_raw_fd(), Source::Signal)?;
@@ -73,9 +81,11 @@ impl Monitor {
 
     /// Builds the VM and starts it.
     pub fn start(&mut self, config: VmConfig) -> Result<()> {
+        self.open_logs(&config)?;
         let vm = builder::build(&config, &self.events)?;
         let built = events::now(EventKind::VmBuilt);
         let first_run = events::now(EventKind::FirstRun);
+        metrics::first_run();
         let running = vm.start(&self.exit)?;
         // Written when the guest runs already: its first instruction does not wait for a disk.
         self.events.write(&built);
@@ -100,6 +110,7 @@ impl Monitor {
     /// Waits until the VM ends, and stops it in order.
     pub fn run(mut self) -> Result<(ExitReason, String)> {
         let verdict = self.wait()?;
+        self.flush_metrics();
         if let State::Running(vm) = self.state {
             vm.stop();
         }
@@ -138,6 +149,11 @@ impl Monitor {
                 }
             }
             Source::StandardInput => self.forward_input(),
+            Source::MetricsTimer => {
+                if let Some(sink) = &mut self.metrics {
+                    sink.tick();
+                }
+            }
         }
         None
     }
@@ -154,11 +170,23 @@ impl Monitor {
             Call::Configuration(read) => read(&self.config),
             Call::Configure(change) => match &self.state {
                 State::NotStarted => change(&mut self.config),
-                State::Running(_) => {
-                    Reply::refused("The requested operation is not supported after starting the microVM.")
-                }
+                State::Running(_) => Reply::refused(NOT_AFTER_START),
             },
             Call::Act(action) => self.act(action),
+            Call::ConfigureMetrics(_) | Call::ConfigureLogger(_) if matches!(self.state, State::Running(_)) => {
+                Reply::refused(NOT_AFTER_START)
+            }
+            Call::ConfigureMetrics(_) if self.metrics.is_some() => Reply::refused("The metrics have a path already."),
+            Call::ConfigureMetrics(metrics) => {
+                let reply = Reply::from_result(self.open_metrics(&metrics));
+                self.config.metrics = Some(metrics);
+                reply
+            }
+            Call::ConfigureLogger(logger) => {
+                let reply = Reply::from_result(self.log.configure(&logger));
+                self.config.logger = Some(logger);
+                reply
+            }
         }
     }
 
@@ -181,7 +209,10 @@ impl Monitor {
                 Err(error) => Reply::refused(error.to_string()),
             },
             (Action::InstanceStart, State::Running(_)) => Reply::refused("The microVM has already been started."),
-            (Action::FlushMetrics, _) => Reply::refused("Metrics are not served by this version; see the events file."),
+            (Action::FlushMetrics, _) => match &mut self.metrics {
+                Some(sink) => Reply::from_result(sink.flush().map_err(Error::host("metrics"))),
+                None => Reply::refused("The metrics have no path; give one with PUT /metrics."),
+            },
             (_, State::NotStarted) => Reply::refused("The microVM has not been started."),
             (Action::SendCtrlAltDel, State::Running(vm)) => match lock(&vm.bus.keyboard).ctrl_alt_del() {
                 true => Reply::done(),
@@ -191,6 +222,31 @@ impl Monitor {
                 Ok(()) => Reply::done(),
                 Err(error) => Reply::refused(format!("power button: {error}")),
             },
+        }
+    }
+
+    /// What a configuration file says of logs; through the socket it has been done already.
+    fn open_logs(&mut self, config: &VmConfig) -> Result<()> {
+        if let Some(logger) = config.logger.as_ref().filter(|logger| self.config.logger.as_ref() != Some(*logger)) {
+            self.log.configure(logger)?;
+        }
+        match &config.metrics {
+            Some(metrics) if self.metrics.is_none() => self.open_metrics(metrics),
+            _ => Ok(()),
+        }
+    }
+
+    fn open_metrics(&mut self, metrics: &Metrics) -> Result<()> {
+        let sink = metrics::Sink::open(&metrics.metrics_path)?;
+        self.watch(sink.timer_fd(), Source::MetricsTimer)?;
+        self.metrics = Some(sink);
+        Ok(())
+    }
+
+    /// The last line, when the VM ends.
+    fn flush_metrics(&mut self) {
+        if let Some(sink) = &mut self.metrics {
+            let _ = sink.flush();
         }
     }
 

@@ -17,6 +17,7 @@ use crate::api::ExitReason;
 use crate::bus::{Bus, lock};
 use crate::devices::MachineRequest;
 use crate::error::{Error, Result};
+use crate::metrics::{self, ExitKind, VcpuMetrics};
 
 /// Why the VM ends. The first one who says so is heard.
 pub struct ExitSignal {
@@ -95,8 +96,9 @@ pub fn install_kick_handler() -> Result<()> {
 }
 
 fn run(mut vcpu: Vcpu, bus: &Bus, exit: &ExitSignal, stop: &AtomicBool) {
+    let metrics = metrics::vcpu(vcpu.index);
     while !stop.load(Ordering::Acquire) {
-        if let Some((reason, message)) = run_once(&mut vcpu, bus) {
+        if let Some((reason, message)) = run_once(&mut vcpu, bus, &metrics) {
             exit.raise(reason, message);
             return;
         }
@@ -107,10 +109,12 @@ fn run(mut vcpu: Vcpu, bus: &Bus, exit: &ExitSignal, stop: &AtomicBool) {
 }
 
 /// Enters the guest until its next exit. `Some` ends the machine.
-fn run_once(vcpu: &mut Vcpu, bus: &Bus) -> Option<(ExitReason, String)> {
+fn run_once(vcpu: &mut Vcpu, bus: &Bus, metrics: &VcpuMetrics) -> Option<(ExitReason, String)> {
     let index = vcpu.index;
     let failure = |what: String| Some((ExitReason::HostFailure, format!("vCPU {index}: {what}")));
-    match vcpu.fd.run() {
+    let came_out = vcpu.fd.run();
+    metrics.count(ExitKind::of(&came_out));
+    match came_out {
         Ok(VcpuExit::IoOut(port, data)) => bus.write_port(port, data).map(machine_request),
         Ok(VcpuExit::IoIn(port, data)) => {
             bus.read_port(port, data);

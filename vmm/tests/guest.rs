@@ -302,3 +302,41 @@ fn the_kvm_check_prints_its_class() {
     let check: mallee_vmm::api::KvmCheck = serde_json::from_slice(&output.stdout).unwrap();
     assert_ne!(check.class, mallee_vmm::api::KvmClass::None, "{}", check.detail);
 }
+
+#[test]
+fn metrics_are_written_on_demand_and_at_the_end_and_told_as_prometheus_text() {
+    let place = Place::new(SPIN);
+    let socket = place.path("api.sock");
+    let mut child = Guarded(place.command().arg("--api-sock").arg(&socket).spawn().unwrap());
+    wait_until("the socket", || socket_answers(&socket));
+    let client = Client::new(&socket);
+    let config: VmConfig = serde_json::from_str(&place.config()).unwrap();
+    client.put("/boot-source", &config.boot_source).unwrap();
+    client.put("/serial", &config.serial).unwrap();
+    let refused = client.act(Action::FlushMetrics).unwrap_err();
+    assert!(matches!(refused, ClientError::Refused { status: 400, .. }), "{refused}");
+    client.put("/metrics", &serde_json::json!({ "metrics_path": place.path("metrics") })).unwrap();
+    let logger = serde_json::json!({ "log_path": place.path("log"), "level": "Debug", "show_log_origin": true });
+    client.put("/logger", &logger).unwrap();
+    client.act(Action::InstanceStart).unwrap();
+    wait_until("the guest's line", || place.console().ends_with("ring 3\n"));
+    client.act(Action::FlushMetrics).unwrap();
+    let lines = || std::fs::read_to_string(place.path("metrics")).unwrap();
+    let first: serde_json::Value = serde_json::from_str(lines().lines().next().unwrap()).unwrap();
+    assert!(first["vcpu"]["exit_io_out"].as_u64().unwrap() >= 18, "{first}");
+    assert_eq!(first["api_server"]["failed_request_count"], 1);
+    assert!(first["mallee"]["start_us"].as_u64().unwrap() > 0);
+
+    let mut stream = std::os::unix::net::UnixStream::connect(&socket).unwrap();
+    std::io::Write::write_all(&mut stream, b"GET /metrics HTTP/1.1\r\nConnection: close\r\n\r\n").unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    assert!(answer.contains("Content-Type: text/plain"), "{answer}");
+    assert!(answer.contains("mallee_vmm_vcpu_exits_total{vcpu=\"0\",reason=\"io_out\"}"), "{answer}");
+
+    Command::new("kill").arg(child.0.id().to_string()).status().unwrap();
+    assert_eq!(child.0.wait().unwrap().code(), Some(143));
+    assert_eq!(lines().lines().count(), 2);
+    let log = std::fs::read_to_string(place.path("log")).unwrap();
+    assert!(log.contains("events.rs"), "{log}");
+}

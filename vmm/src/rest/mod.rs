@@ -8,7 +8,7 @@
 mod routes;
 mod server;
 
-use crate::api::{Action, Fault, VmConfig};
+use crate::api::{Action, Fault, Logger, Metrics, VmConfig};
 
 pub use server::Server;
 
@@ -22,6 +22,10 @@ pub enum Call {
     Configure(Box<dyn FnOnce(&mut VmConfig) -> Reply + Send>),
     /// `PUT /actions`.
     Act(Action),
+    /// `PUT /metrics`.
+    ConfigureMetrics(Metrics),
+    /// `PUT /logger`.
+    ConfigureLogger(Logger),
 }
 
 /// Status and body of an answer.
@@ -29,19 +33,35 @@ pub enum Call {
 pub struct Reply {
     pub status: u16,
     pub body: Option<String>,
+    pub content_type: &'static str,
 }
+
+const JSON: &str = "application/json";
 
 impl Reply {
     /// 204, as Firecracker answers all that succeeds without a body.
     pub fn done() -> Self {
-        Reply { status: 204, body: None }
+        Reply { status: 204, body: None, content_type: JSON }
     }
 
     pub fn json<T: serde::Serialize>(value: &T) -> Self {
         match serde_json::to_string(value) {
-            Ok(body) => Reply { status: 200, body: Some(body) },
+            Ok(body) => Reply { status: 200, body: Some(body), content_type: JSON },
             Err(error) => Reply::refused(error.to_string()),
         }
+    }
+
+    /// 204, or 400 with the error.
+    pub fn from_result<E: std::fmt::Display>(result: Result<(), E>) -> Self {
+        match result {
+            Ok(()) => Reply::done(),
+            Err(error) => Reply::refused(error.to_string()),
+        }
+    }
+
+    /// 200 with Prometheus' text format.
+    pub fn prometheus(text: String) -> Self {
+        Reply { status: 200, body: Some(text), content_type: "text/plain; version=0.0.4" }
     }
 
     /// 400 with Firecracker's body.
@@ -51,6 +71,6 @@ impl Reply {
 
     pub fn fault(status: u16, message: impl Into<String>) -> Self {
         let fault = Fault { fault_message: message.into() };
-        Reply { status, body: serde_json::to_string(&fault).ok() }
+        Reply { status, body: serde_json::to_string(&fault).ok(), content_type: JSON }
     }
 }

@@ -6,6 +6,7 @@ use super::{Call, Reply};
 use crate::api::{Action, BootSource, Drive, Entropy, Identity, MachineConfig, NetworkInterface, Serial, VmConfig};
 use crate::builder::MAX_VCPUS;
 use crate::memory::{MAX_MIB, MIN_MIB};
+use crate::metrics;
 
 type Parsed = Result<Call, Reply>;
 
@@ -51,6 +52,9 @@ pub fn parse(method: &str, path: &str, body: &[u8]) -> Parsed {
                 Reply::done()
             }))
         }
+        ("GET", ["metrics"]) => Ok(read(|_| Reply::prometheus(metrics::prometheus_text()))),
+        ("PUT", ["metrics"]) => json(body).map(Call::ConfigureMetrics),
+        ("PUT", ["logger"]) => json(body).map(Call::ConfigureLogger),
         ("PUT", ["actions"]) => json::<Action>(body).map(Call::Act),
         ("GET" | "PUT" | "PATCH", _) => {
             Err(Reply::refused(format!("Invalid request method and/or path: {method} {path}.")))

@@ -10,6 +10,7 @@ use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use super::{Call, Reply, routes};
 use crate::error::{Error, Result};
+use crate::metrics::PROCESS;
 
 /// Firecracker's own limit of a request (51200 bytes).
 const MAX_REQUEST: usize = 51_200;
@@ -101,6 +102,7 @@ fn serve_connection(mut stream: UnixStream, monitor: &Monitor) -> io::Result<()>
                     Ok(call) => monitor.ask(call),
                     Err(refusal) => refusal,
                 };
+                count(&request.method, &reply);
                 write_reply(&mut stream, &reply)?;
                 if request.close {
                     return Ok(());
@@ -109,6 +111,18 @@ fn serve_connection(mut stream: UnixStream, monitor: &Monitor) -> io::Result<()>
             Incoming::Malformed(why) => return write_reply(&mut stream, &Reply::refused(why)),
             Incoming::End => return Ok(()),
         }
+    }
+}
+
+fn count(method: &str, reply: &Reply) {
+    match method {
+        "GET" => PROCESS.get_requests.increment(),
+        "PUT" => PROCESS.put_requests.increment(),
+        "PATCH" => PROCESS.patch_requests.increment(),
+        _ => {}
+    }
+    if reply.status >= 400 {
+        PROCESS.failed_requests.increment();
     }
 }
 
@@ -219,7 +233,7 @@ fn write_reply(stream: &mut UnixStream, reply: &Reply) -> io::Result<()> {
     };
     let mut message = format!("HTTP/1.1 {} {reason}\r\nServer: mallee-vmm\r\n", reply.status);
     if let Some(body) = &reply.body {
-        message += &format!("Content-Type: application/json\r\nContent-Length: {}\r\n\r\n{body}", body.len());
+        message += &format!("Content-Type: {}\r\nContent-Length: {}\r\n\r\n{body}", reply.content_type, body.len());
     } else {
         message += "\r\n";
     }

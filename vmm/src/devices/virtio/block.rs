@@ -31,6 +31,7 @@ pub struct Block {
     /// Here while no worker has it.
     disk: Option<Disk>,
     id: [u8; ID_LENGTH],
+    name: String,
     features: u64,
     config: [u8; 16],
     running: Option<Running<BlockWorker>>,
@@ -49,13 +50,17 @@ impl Block {
         config[12..].copy_from_slice(&(u32::from(QUEUE_SIZE) - 2).to_le_bytes());
         let mut padded = [0; ID_LENGTH];
         padded.iter_mut().zip(id.bytes()).for_each(|(to, from)| *to = from);
-        Block { disk: Some(disk), id: padded, features, config, running: None }
+        Block { disk: Some(disk), id: padded, name: id.to_owned(), features, config, running: None }
     }
 }
 
 impl VirtioDevice for Block {
     fn id(&self) -> u32 {
         VIRTIO_ID_BLOCK
+    }
+
+    fn name(&self) -> &str {
+        &self.name
     }
 
     fn features(&self) -> u64 {
@@ -115,7 +120,7 @@ impl Worker for BlockWorker {
     }
 
     fn handle(&mut self, _: u64, _: EventSet, _: &Epoll) -> Result<(), Broken> {
-        let _ = self.queue.kick.read();
+        self.queue.take_kick();
         let queue = &mut self.queue.queue;
         queue.disable_kicks()?;
         for _ in 0..BATCH {

@@ -20,6 +20,7 @@ use super::queue::VirtQueue;
 use super::{Activation, ActiveQueue, Interrupt, TRANSPORT_FEATURES, VirtioDevice};
 use crate::error::{Error, Result};
 use crate::memory::GuestMemory;
+use crate::metrics::{self, DeviceMetrics};
 
 /// "virt" in little-endian.
 const MAGIC: u32 = 0x7472_6976;
@@ -65,6 +66,7 @@ pub struct MmioTransport {
     driver_features: u64,
     queue_select: u32,
     queues: Vec<QueueRegisters>,
+    metrics: Arc<DeviceMetrics>,
 }
 
 impl MmioTransport {
@@ -75,7 +77,9 @@ impl MmioTransport {
             .map(|_| EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC))
             .collect::<std::io::Result<_>>()
             .map_err(Error::host("eventfd"))?;
+        let metrics = metrics::device(device.id(), device.name(), sizes.len());
         Ok(MmioTransport {
+            metrics,
             queues: sizes.iter().map(|size| QueueRegisters::new(*size)).collect(),
             device,
             memory,
@@ -235,6 +239,9 @@ impl MmioTransport {
                 if let Err(why) = self.activate() {
                     tracing::warn!(device = self.device.id(), %why, "device not activated");
                     self.interrupt.need_reset();
+                    self.metrics.needs_reset.increment();
+                } else {
+                    self.metrics.activations.increment();
                 }
                 true
             }
@@ -244,8 +251,8 @@ impl MmioTransport {
 
     fn activate(&mut self) -> std::result::Result<(), String> {
         let mut queues = Vec::with_capacity(self.queues.len());
-        for (registers, kick) in self.queues.iter().zip(&self.kicks) {
-            let queue = self.freeze(registers)?;
+        for (index, (registers, kick)) in self.queues.iter().zip(&self.kicks).enumerate() {
+            let queue = self.freeze(registers)?.counted_in(self.metrics.queue(index));
             // A kick from before belongs to no queue.
             let _ = kick.read();
             let kick = kick.try_clone().map_err(|error| error.to_string())?;
@@ -265,6 +272,7 @@ impl MmioTransport {
                 queues,
                 interrupt: self.interrupt.clone(),
                 memory: self.memory.clone(),
+                metrics: self.metrics.clone(),
             })
             .map_err(|error| error.to_string())
     }

@@ -28,6 +28,7 @@ use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 use std::sync::Arc;
 
 use crate::memory::GuestMemory;
+use crate::metrics::DeviceMetrics;
 use queue::VirtQueue;
 
 /// What the transport offers for every device.
@@ -38,6 +39,11 @@ pub const TRANSPORT_FEATURES: u64 =
 pub trait VirtioDevice: Send {
     /// Device id (virtio 1.2, 5).
     fn id(&self) -> u32;
+
+    /// What the configuration calls the device, where there may be several of its kind.
+    fn name(&self) -> &str {
+        ""
+    }
 
     /// Feature bits of the device type, without the transport's own.
     fn features(&self) -> u64;
@@ -63,6 +69,9 @@ pub struct Activation {
     pub interrupt: Arc<Interrupt>,
     /// The mapping that the queues and their requests point into.
     pub memory: GuestMemory,
+    /// Where the device counts; each queue has its own within it.
+    #[allow(dead_code)] // for devices that count what is theirs alone
+    pub metrics: Arc<DeviceMetrics>,
 }
 
 impl Activation {
@@ -75,6 +84,15 @@ impl Activation {
 pub struct ActiveQueue {
     pub queue: VirtQueue,
     pub kick: EventFd,
+}
+
+impl ActiveQueue {
+    /// Takes note of the driver's kicks so far.
+    pub fn take_kick(&self) {
+        if self.kick.read().is_ok() {
+            self.queue.metrics().kicks.increment();
+        }
+    }
 }
 
 /// The way from a device to its driver: interrupt line and the reason for it.

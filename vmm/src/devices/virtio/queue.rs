@@ -7,6 +7,7 @@
 //! "no interrupt" flag is honoured where event indices are not negotiated.
 
 use std::num::Wrapping;
+use std::sync::Arc;
 use std::sync::atomic::{Ordering, fence};
 
 use virtio_bindings::virtio_ring::VRING_AVAIL_F_NO_INTERRUPT;
@@ -16,6 +17,7 @@ use vm_memory::{Address, Bytes, GuestAddress};
 
 use super::iovec::IoVec;
 use crate::memory::GuestMemory;
+use crate::metrics::QueueMetrics;
 
 /// The driver has broken the ring; the queue must not be used again before a reset.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -46,17 +48,44 @@ pub struct VirtQueue {
     event_idx: bool,
     /// Used elements published since the driver was last considered for an interrupt.
     published: Wrapping<u16>,
+    /// Bytes that the driver gave with the request popped last.
+    popped_bytes: u64,
+    metrics: Arc<QueueMetrics>,
 }
 
 impl VirtQueue {
     /// `queue` has been checked with `is_valid` against `memory`, and both stay as they are.
     pub fn new(queue: Queue, memory: GuestMemory) -> Self {
         let event_idx = queue.event_idx_enabled();
-        VirtQueue { queue, memory, event_idx, published: Wrapping(0) }
+        VirtQueue { queue, memory, event_idx, published: Wrapping(0), popped_bytes: 0, metrics: Arc::default() }
+    }
+
+    /// What happens in the queue is counted in `metrics` from now on, by the one thread that has the queue.
+    pub fn counted_in(self, metrics: Arc<QueueMetrics>) -> Self {
+        VirtQueue { metrics, ..self }
+    }
+
+    /// Where this queue's work is counted.
+    pub fn metrics(&self) -> &QueueMetrics {
+        &self.metrics
     }
 
     /// Takes the next request into `chain`; false if there is none.
     pub fn pop(&mut self, chain: &mut Chain) -> Result<bool, Broken> {
+        let popped = self.pop_uncounted(chain);
+        match &popped {
+            Ok(true) => {
+                self.popped_bytes = chain.readable.len() as u64;
+                self.metrics.requests.increment();
+                self.metrics.bytes_read.add(self.popped_bytes);
+            }
+            Ok(false) => {}
+            Err(_) => self.metrics.descriptor_errors.increment(),
+        }
+        popped
+    }
+
+    fn pop_uncounted(&mut self, chain: &mut Chain) -> Result<bool, Broken> {
         chain.readable.clear();
         chain.writable.clear();
         let mut available = self.queue.iter(&self.memory).map_err(|_| Broken("available index out of range"))?;
@@ -85,6 +114,8 @@ impl VirtQueue {
     /// Puts back the request that was popped last.
     pub fn undo_pop(&mut self) {
         self.queue.go_to_previous_position();
+        self.metrics.requests.take_back(1);
+        self.metrics.bytes_read.take_back(self.popped_bytes);
     }
 
     /// Gives requests back, all at the same instant in the driver's eyes.
@@ -101,6 +132,7 @@ impl VirtQueue {
                 .write_slice(&bytes, GuestAddress(ring).unchecked_add(4 + 8 * u64::from(slot)))
                 .map_err(|_| Broken("used ring"))?;
         }
+        self.metrics.bytes_written.add(used.iter().map(|element| u64::from(element.length)).sum());
         let next = first + Wrapping(used.len() as u16);
         self.memory
             .store(next.0.to_le(), GuestAddress(ring).unchecked_add(2), Ordering::Release)
@@ -117,6 +149,16 @@ impl VirtQueue {
         if published.0 == 0 {
             return Ok(false);
         }
+        self.metrics.batch.record(published.0.into());
+        let wanted = self.is_interrupt_wanted(published)?;
+        match wanted {
+            true => self.metrics.interrupts.increment(),
+            false => self.metrics.interrupts_suppressed.increment(),
+        }
+        Ok(wanted)
+    }
+
+    fn is_interrupt_wanted(&self, published: Wrapping<u16>) -> Result<bool, Broken> {
         // What was published must be seen before the driver's wish is read.
         fence(Ordering::SeqCst);
         let available = GuestAddress(self.queue.avail_ring());
@@ -249,6 +291,21 @@ mod tests {
         assert_eq!(used(&memory, &queue), elements);
         assert!(queue.needs_interrupt().unwrap());
         assert!(!queue.needs_interrupt().unwrap());
+        let counted = queue.metrics();
+        assert_eq!((counted.bytes_written.get(), counted.interrupts.get(), counted.batch.sum()), (6, 1, 2));
+    }
+
+    #[test]
+    fn a_request_that_is_put_back_is_not_counted() {
+        let memory = memory();
+        let mut queue = queue_with(&memory, &[&[(0x8000, 16, false)]]);
+        let mut chain = Chain::default();
+        assert!(queue.pop(&mut chain).unwrap());
+        queue.undo_pop();
+        let counted = |queue: &VirtQueue| (queue.metrics().requests.get(), queue.metrics().bytes_read.get());
+        assert_eq!(counted(&queue), (0, 0));
+        assert!(queue.pop(&mut chain).unwrap());
+        assert_eq!(counted(&queue), (1, 16));
     }
 
     proptest! {

@@ -70,7 +70,7 @@ impl Worker for RngWorker {
     }
 
     fn handle(&mut self, _: u64, _: EventSet, _: &Epoll) -> Result<(), Broken> {
-        let _ = self.queue.kick.read();
+        self.queue.take_kick();
         let queue = &mut self.queue.queue;
         while queue.pop(&mut self.chain)? {
             let length = fill(&mut self.chain) as u32;

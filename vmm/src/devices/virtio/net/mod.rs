@@ -44,13 +44,15 @@ const TRANSMIT_KICK: u64 = 2;
 pub struct Net {
     /// Here while no worker has it.
     tap: Option<Tap>,
+    name: String,
     features: u64,
     config: Vec<u8>,
     running: Option<Running<NetWorker>>,
 }
 
 impl Net {
-    pub fn new(tap: Tap, mac: Option<MacAddress>) -> Self {
+    /// `name` is what the configuration calls the interface.
+    pub fn new(tap: Tap, name: &str, mac: Option<MacAddress>) -> Self {
         let mut features = 0;
         for bit in [
             VIRTIO_NET_F_CSUM,
@@ -74,13 +76,17 @@ impl Net {
         if mac.is_some() {
             features |= 1 << VIRTIO_NET_F_MAC;
         }
-        Net { tap: Some(tap), features, config, running: None }
+        Net { tap: Some(tap), name: name.to_owned(), features, config, running: None }
     }
 }
 
 impl VirtioDevice for Net {
     fn id(&self) -> u32 {
         VIRTIO_ID_NET
+    }
+
+    fn name(&self) -> &str {
+        &self.name
     }
 
     fn features(&self) -> u64 {
@@ -171,11 +177,11 @@ impl Worker for NetWorker {
                 }
             }
             RECEIVE_KICK => {
-                let _ = self.receiver.kick().read();
+                self.receiver.take_kick();
                 self.receiver.run(&self.tap, &self.interrupt)?;
             }
             TRANSMIT_KICK => {
-                let _ = self.transmitter.kick().read();
+                self.transmitter.take_kick();
                 self.transmitter.run(&self.tap, &self.interrupt)?;
             }
             _ => {}

@@ -49,6 +49,10 @@ impl Receiver {
         &self.queue.kick
     }
 
+    pub fn take_kick(&self) {
+        self.queue.take_kick();
+    }
+
     /// Whether a kick, and not the tap, is what receiving waits for.
     pub fn waits_for_buffers(&self) -> bool {
         self.waits_for_buffers
@@ -60,6 +64,7 @@ impl Receiver {
         for _ in 0..BATCH {
             if !self.gather()? {
                 self.waits_for_buffers = true;
+                self.queue.queue.metrics().stalls.increment();
                 break;
             }
             match self.space.read_from(tap.fd()) {

@@ -27,6 +27,10 @@ impl Transmitter {
         &self.queue.kick
     }
 
+    pub fn take_kick(&self) {
+        self.queue.take_kick();
+    }
+
     /// Whether the tap is full, and there is a frame for it.
     pub fn waits_for_tap(&self) -> bool {
         self.waits_for_tap
@@ -57,6 +61,7 @@ impl Transmitter {
                     io::ErrorKind::WouldBlock => {
                         self.queue.queue.undo_pop();
                         self.waits_for_tap = true;
+                        self.queue.queue.metrics().stalls.increment();
                         return Ok(());
                     }
                     // A header that makes no sense, a tap that is down: the frame is lost, as on a wire.

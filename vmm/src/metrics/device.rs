@@ -1,0 +1,80 @@
+//! A virtio device's counters: its queues', and those that only its own kind has.
+
+use std::sync::Arc;
+
+use virtio_bindings::virtio_ids::*;
+
+use super::counters::{Counter, Histogram, Tally};
+
+/// Counted by the worker that owns the queue.
+#[derive(Debug, Default)]
+pub struct QueueMetrics {
+    /// Kicks of the driver that the worker woke up for (several in between count once).
+    pub kicks: Tally,
+    /// Requests taken from the ring.
+    pub requests: Tally,
+    /// Bytes of these that the driver gave the device to read.
+    pub bytes_read: Tally,
+    /// Bytes that the device says it wrote.
+    pub bytes_written: Tally,
+    pub interrupts: Tally,
+    /// Interrupts that the driver did not want (event index or flag).
+    pub interrupts_suppressed: Tally,
+    /// Broken rings and chains. Each ends the device's work until a reset.
+    pub descriptor_errors: Tally,
+    /// Times that work had to wait for the other side: the backend had something and the ring no buffer, or the ring something and
+    /// the backend no room (a full tap, a rate limit).
+    pub stalls: Tally,
+    /// Requests given back at once, between two looks at whether the driver wants an interrupt.
+    pub batch: Histogram,
+}
+
+/// See [`super::device`].
+#[derive(Debug)]
+pub struct DeviceMetrics {
+    /// `net`, `block`, `entropy` …
+    pub kind: &'static str,
+    /// What the configuration calls the device; empty where it gives no name.
+    pub id: String,
+    pub queues: Vec<Arc<QueueMetrics>>,
+    /// Activations by a driver.
+    pub activations: Counter,
+    /// Times that the device had to ask for a reset (DEVICE_NEEDS_RESET).
+    pub needs_reset: Counter,
+    /// Requests that the backend failed.
+    pub backend_errors: Counter,
+    /// How long the backend took for a request (µs), where the device measures it.
+    pub latency: Histogram,
+}
+
+impl DeviceMetrics {
+    pub(super) fn new(kind: u32, id: &str, queues: usize) -> Self {
+        DeviceMetrics {
+            kind: kind_name(kind),
+            id: id.to_owned(),
+            queues: (0..queues).map(|_| Arc::default()).collect(),
+            activations: Counter::new(),
+            needs_reset: Counter::new(),
+            backend_errors: Counter::new(),
+            latency: Histogram::default(),
+        }
+    }
+
+    /// The counters of one queue; those of a queue that is not there count for nobody.
+    pub fn queue(&self, index: usize) -> Arc<QueueMetrics> {
+        self.queues.get(index).cloned().unwrap_or_default()
+    }
+}
+
+/// Firecracker's names of the objects in its metrics.
+fn kind_name(id: u32) -> &'static str {
+    match id {
+        VIRTIO_ID_NET => "net",
+        VIRTIO_ID_BLOCK => "block",
+        VIRTIO_ID_CONSOLE => "console",
+        VIRTIO_ID_RNG => "entropy",
+        VIRTIO_ID_BALLOON => "balloon",
+        VIRTIO_ID_VSOCK => "vsock",
+        _ => "other",
+    }
+}
