@@ -35,8 +35,8 @@ run: images venv
 	@$(MALLEE_VENV)/bin/python tests/first_user/story.py $(if $(ONCE),--once)
 
 down:
-	@$(MALLEE_BIN)/mallee-lab down
 	@$(MALLEE_BIN)/mallee down
+	@$(MALLEE_BIN)/mallee-lab down
 
 test: packages
 	@tests/check

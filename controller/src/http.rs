@@ -119,6 +119,8 @@ fn connection(
     hyper::server::conn::http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(READ_TIMEOUT)
+        // A client that shuts down its sending side after the request still wants the reply.
+        .half_close(true)
         .serve_connection(TokioIo::new(stream), answer)
 }
 

@@ -1,5 +1,6 @@
 """What the tests share: one cloud, its clients, the registered images, a key pair, one Linux guest."""
 
+import fcntl
 import json
 import pathlib
 import uuid
@@ -12,14 +13,22 @@ from leaks import Footprint
 
 
 @pytest.fixture(scope="session")
-def cloud():
-    before = Footprint.of_this_machine()
+def alone():
+    """Waits for another run on this machine to end: both would have the same bridge, ports and addresses."""
+    with open("/run/lock/mallee-e2e", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+@pytest.fixture(scope="session")
+def cloud(alone):
     made = Cloud()
+    before = Footprint.of_this_machine(made.state)
     try:
         yield made.start()
     finally:
         made.stop()
-        left = Footprint.of_this_machine().beyond(before)
+        left = Footprint.of_this_machine(made.state).beyond(before)
         made.forget()
         assert not left, f"the cloud left behind: {left}"
 

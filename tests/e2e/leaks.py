@@ -11,16 +11,17 @@ def _lines(*command):
     return done.stdout.splitlines()
 
 
-def _processes():
-    """Our programs and the lab's machines, as `pid name`."""
+def _processes(state):
+    """What works in or with the folder `state`, as `pid name`: others' clouds are none of ours."""
     found = set()
     for entry in pathlib.Path("/proc").glob("[0-9]*"):
         try:
-            words = (entry / "cmdline").read_bytes().split(b"\0")
+            command = (entry / "cmdline").read_bytes().decode(errors="replace")
+            places = [command, str((entry / "cwd").readlink()), str((entry / "root").readlink())]
         except OSError:
             continue
-        name = pathlib.PurePath(words[0].decode(errors="replace")).name
-        if name.startswith("mallee") or name.startswith("qemu-system"):
+        if any(str(state) in place for place in places):
+            name = pathlib.PurePath(command.split("\0")[0]).name
             found.add(f"{entry.name} {name}")
     return frozenset(found)
 
@@ -36,10 +37,10 @@ class Footprint:
     mounts: frozenset
 
     @classmethod
-    def of_this_machine(cls):
+    def of_this_machine(cls, state):
         links = json.loads("".join(_lines("ip", "-j", "link")) or "[]")
         return cls(
-            processes=_processes(),
+            processes=_processes(state),
             namespaces=frozenset(line.split()[0] for line in _lines("ip", "netns", "list") if line.strip()),
             links=frozenset(link["ifname"] for link in links),
             tables=frozenset(_lines("nft", "list", "tables")),

@@ -241,15 +241,15 @@ def lines_to_paste(key, address):
 """)
 
 
-def clean_up(before):
+def clean_up(folder, before):
     chapter("The end: everything that was made is removed")
     with step("instances, nodes, cloud"):
-        run(BIN / "mallee-lab", "down", check=False)
         mallee("down", "--purge", check=False)
-        shutil.rmtree(pathlib.Path(os.environ["MALLEE_STATE"]).parent, ignore_errors=True)
-    clean = until(lambda: not Footprint.of_this_machine().beyond(before), 20)
+        run(BIN / "mallee-lab", "down", check=False)
+        shutil.rmtree(folder, ignore_errors=True)
+    clean = until(lambda: not Footprint.of_this_machine(folder).beyond(before), 20)
     if not clean:
-        raise Failed(f"left behind: {Footprint.of_this_machine().beyond(before)}")
+        raise Failed(f"left behind: {Footprint.of_this_machine(folder).beyond(before)}")
     say("  ✓ processes, namespaces, links, rules and mounts are those of before")
 
 
@@ -273,13 +273,13 @@ def main():
     options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     options.add_argument("--once", action="store_true", help="end and remove everything at the end")
     once = options.parse_args().once
-    before = Footprint.of_this_machine()
     if once and status():
         sys.exit("A cloud already runs on this machine; `make down` ends it. ONCE=1 wants a cloud of its own.")
     if once:
         # Its own state, so that the end can remove all of it and nothing of anybody else's.
         folder = pathlib.Path(tempfile.mkdtemp(prefix="mallee-once-"))
         os.environ |= {"MALLEE_STATE": str(folder / "cloud"), "MALLEE_LAB": str(folder / "lab")}
+        before = Footprint.of_this_machine(folder)
     # An end by SIGTERM goes the way of Ctrl-C: through the cleaning up.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("interrupted"))
     try:
@@ -289,7 +289,7 @@ def main():
         sys.exit(1)
     finally:
         if once:
-            clean_up(before)
+            clean_up(folder, before)
 
 
 if __name__ == "__main__":

@@ -72,8 +72,9 @@ impl Port {
         let mut line = Vec::new();
         loop {
             if lines.read_until(b'\n', &mut line)? == 0 {
-                // Nobody is connected. Interrupted is as good as woken: the port is looked at again.
-                let _ = changes.wait(&mut [EpollEvent::empty()], EpollTimeout::NONE);
+                // Nobody is connected. Interrupted is as good as woken: the port is looked at again; and once
+                // a second anyway, since a host that connects while this goes to sleep may make no edge.
+                let _ = changes.wait(&mut [EpollEvent::empty()], EpollTimeout::from(1000u16));
                 continue;
             }
             if let Ok(request) = serde_json::from_slice::<Request>(&line) {
