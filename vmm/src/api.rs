@@ -64,7 +64,7 @@ impl Default for MachineConfig {
 }
 
 /// `PUT /boot-source`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct BootSource {
     pub kernel_image_path: PathBuf,
@@ -84,7 +84,7 @@ pub enum DriveFormat {
 }
 
 /// `PUT /drives/{drive_id}`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Drive {
     pub drive_id: String,
@@ -97,7 +97,7 @@ pub struct Drive {
 }
 
 /// `PUT /network-interfaces/{iface_id}`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct NetworkInterface {
     pub iface_id: String,
@@ -114,7 +114,7 @@ pub struct NetworkInterface {
 pub struct Entropy {}
 
 /// `PUT /serial`. Without it the guest's serial port is the process's standard input and output.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Serial {
     pub serial_out_path: PathBuf,

@@ -20,6 +20,7 @@ const VM: &str = "/vm";
 const CONSOLE_LIMIT: u64 = 1 << 20;
 
 /// What goes into `vmm.json`.
+#[allow(clippy::needless_update, reason = "what a VMM offers grows; an agent states what it wants of it")]
 pub fn configuration(id: &InstanceId, machine: &Machine, interface: &str, mac: &str) -> VmConfig {
     let image = &machine.image;
     VmConfig {
@@ -32,19 +33,23 @@ pub fn configuration(id: &InstanceId, machine: &Machine, interface: &str, mac: &
             kernel_image_path: KERNEL.into(),
             initrd_path: image.initrd.as_ref().map(|_| INITRD.into()),
             boot_args: (!image.cmdline.is_empty()).then(|| image.cmdline.clone()),
+            ..BootSource::default()
         }),
         drives: image.root.iter().map(|_| root_drive()).collect(),
         network_interfaces: vec![NetworkInterface {
             iface_id: "eth0".to_owned(),
             host_dev_name: tap_name(interface),
             guest_mac: Some(mac.to_owned()),
+            ..NetworkInterface::default()
         }],
         entropy: Some(Entropy::default()),
         serial: Some(Serial { serial_out_path: format!("{VM}/console").into(), size_limit: Some(CONSOLE_LIMIT) }),
         identity: Some(Identity { uuid: id.platform_uuid(), serial: id.platform_uuid() }),
+        ..VmConfig::default()
     }
 }
 
+#[allow(clippy::needless_update, reason = "what a VMM offers grows; an agent states what it wants of it")]
 fn root_drive() -> Drive {
     Drive {
         drive_id: "root".to_owned(),
@@ -52,6 +57,7 @@ fn root_drive() -> Drive {
         is_root_device: true,
         is_read_only: false,
         format: DriveFormat::Raw,
+        ..Drive::default()
     }
 }
 
