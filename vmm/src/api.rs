@@ -44,6 +44,7 @@ pub mod guest {
 
 /// `GET|PUT|PATCH /machine-config`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct MachineConfig {
     /// 1 to 32.
@@ -56,6 +57,21 @@ pub struct MachineConfig {
     pub track_dirty_pages: bool,
 }
 
+/// `PATCH /machine-config`: members that are given replace the present ones.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+#[serde(deny_unknown_fields)]
+pub struct MachineConfigPatch {
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub vcpu_count: Option<u8>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mem_size_mib: Option<u64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub smt: Option<bool>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub track_dirty_pages: Option<bool>,
+}
+
 impl Default for MachineConfig {
     /// Firecracker's own defaults.
     fn default() -> Self {
@@ -65,6 +81,7 @@ impl Default for MachineConfig {
 
 /// `PUT /boot-source`.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct BootSource {
     pub kernel_image_path: PathBuf,
@@ -76,6 +93,7 @@ pub struct BootSource {
 
 /// Format of a drive's file. Always stated, never guessed from the file's content. Our own member.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "lowercase")]
 pub enum DriveFormat {
     #[default]
@@ -85,6 +103,7 @@ pub enum DriveFormat {
 
 /// `PUT /drives/{drive_id}`.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct Drive {
     pub drive_id: String,
@@ -98,6 +117,7 @@ pub struct Drive {
 
 /// `PUT /network-interfaces/{iface_id}`.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct NetworkInterface {
     pub iface_id: String,
@@ -110,11 +130,13 @@ pub struct NetworkInterface {
 
 /// `PUT /entropy`: a virtio-rng device. (No members are served yet.)
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct Entropy {}
 
 /// `PUT /serial`. Without it the guest's serial port is the process's standard input and output.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct Serial {
     pub serial_out_path: PathBuf,
@@ -126,6 +148,7 @@ pub struct Serial {
 
 /// `PUT /metrics`: where a JSON line is written at each FlushMetrics action and every 60 s.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct Metrics {
     /// A file (made if it is not there) or a fifo.
@@ -134,6 +157,7 @@ pub struct Metrics {
 
 /// `PUT /logger`. What is not given stays as it is.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct Logger {
     /// A file (made if it is not there) or a fifo; standard error until it is given.
@@ -153,6 +177,7 @@ pub struct Logger {
 
 /// Firecracker's names and their usual spellings.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub enum LogLevel {
     #[serde(alias = "OFF", alias = "off")]
     Off,
@@ -172,6 +197,7 @@ pub enum LogLevel {
 ///
 /// cloud-init takes the platform for EC2 when `uuid` and `serial` are equal and begin with `ec2`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct Identity {
     pub uuid: String,
@@ -180,6 +206,7 @@ pub struct Identity {
 
 /// The file given with `--config-file`: member names as in Firecracker's.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub struct VmConfig {
     #[serde(default)]
@@ -204,7 +231,15 @@ pub struct VmConfig {
 
 /// `PUT /actions`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(tag = "action_type", deny_unknown_fields)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+#[serde(deny_unknown_fields)]
+pub struct ActionRequest {
+    pub action_type: Action,
+}
+
+/// What can be asked of a VM.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub enum Action {
     InstanceStart,
     FlushMetrics,
@@ -216,6 +251,7 @@ pub enum Action {
 
 /// `GET /`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct InstanceInfo {
     pub id: String,
     /// `Not started`, `Running` or `Paused`.
@@ -224,8 +260,16 @@ pub struct InstanceInfo {
     pub app_name: String,
 }
 
+/// `GET /version`. The member's name is Firecracker's; the version is ours.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub struct Version {
+    pub firecracker_version: String,
+}
+
 /// Body of every refusal.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Fault {
     pub fault_message: String,
 }

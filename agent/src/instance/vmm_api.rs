@@ -10,7 +10,7 @@ use bytes::Bytes;
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::Request;
 use hyper_util::rt::TokioIo;
-use mallee_vmm::api::{Action, Fault};
+use mallee_vmm::api::{Action, ActionRequest, Fault};
 use tokio::net::UnixStream;
 
 use super::folder::Folder;
@@ -33,7 +33,7 @@ async fn put(folder: &Folder, action: Action) -> io::Result<()> {
     let stream = connect(folder).await?;
     let (mut sender, connection) =
         hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(io::Error::other)?;
-    let body = serde_json::to_vec(&action).map_err(io::Error::other)?;
+    let body = serde_json::to_vec(&ActionRequest { action_type: action }).map_err(io::Error::other)?;
     let request = Request::put("/actions")
         .header("host", "localhost")
         .header("content-type", "application/json")

@@ -11,7 +11,7 @@ use std::time::Duration;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use super::{Action, Fault, InstanceInfo};
+use super::{Action, ActionRequest, Fault, InstanceInfo};
 
 /// An answer larger than this is not one of ours (bytes).
 const MAX_ANSWER: u64 = 1 << 20;
@@ -61,7 +61,7 @@ impl Client {
 
     /// `PUT /actions`.
     pub fn act(&self, action: Action) -> Result<(), ClientError> {
-        self.put("/actions", &action)
+        self.put("/actions", &ActionRequest { action_type: action })
     }
 
     /// `GET` of any path.

@@ -5,8 +5,11 @@
 //! owns all state. One connection is served at a time, as in Firecracker; requests are bounded in
 //! size and a silent client is cut off.
 
+#[cfg(test)]
+mod openapi;
 mod routes;
 mod server;
+mod table;
 
 use crate::api::{Action, Fault, Logger, Metrics, VmConfig};
 

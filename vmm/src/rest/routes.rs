@@ -1,104 +1,84 @@
 //! Which path and method is which [`Call`]. Paths, bodies and refusals are Firecracker's.
+//!
+//! A new route is a line of [`ROUTES`]; the OpenAPI document is made from it (`openapi`).
 
-use serde::de::DeserializeOwned;
-
+use super::table::{self, Parsed, Route, route};
 use super::{Call, Reply};
-use crate::api::{Action, BootSource, Drive, Entropy, Identity, MachineConfig, NetworkInterface, Serial, VmConfig};
+use crate::api::{
+    ActionRequest, BootSource, Drive, Entropy, Identity, Logger, MachineConfig, MachineConfigPatch, Metrics,
+    NetworkInterface, Serial, Version, VmConfig,
+};
 use crate::builder::MAX_VCPUS;
 use crate::memory::{MAX_MIB, MIN_MIB};
 use crate::metrics;
 
-type Parsed = Result<Call, Reply>;
+#[cfg(test)]
+use super::openapi::PrometheusText;
+#[cfg(test)]
+use crate::api::InstanceInfo;
+
+/// All that is served.
+pub const ROUTES: &[Route] = &[
+    route!("GET" "/" "What VM this is, and its state." => InstanceInfo, |_| Ok(Call::DescribeInstance)),
+    route!("GET" "/version" "The monitor's version." => Version, |_| read(|_| Reply::json(&version()))),
+    route!("GET" "/vm/config" "The whole configuration." => VmConfig, |_| read(Reply::json)),
+    route!("GET" "/machine-config" "vCPUs and memory." => MachineConfig,
+        |_| read(|config| Reply::json(&config.machine_config))),
+    route!("PUT" "/machine-config" "Replaces vCPUs and memory; before the start." (MachineConfig), put_machine_config),
+    route!("PATCH" "/machine-config" "Changes vCPUs or memory; before the start." (MachineConfigPatch), patch_machine_config),
+    route!("PUT" "/boot-source" "Kernel, initrd, command line; before the start." (BootSource),
+        |_, source| configure(move |config| config.boot_source = Some(source))),
+    route!("PUT" "/drives/{drive_id}" "Adds or replaces a drive; before the start." (Drive), put_drive),
+    route!("PUT" "/network-interfaces/{iface_id}" "Adds or replaces a network interface; before the start."
+        (NetworkInterface), put_interface),
+    route!("PUT" "/entropy" "Adds the entropy device; before the start." (Entropy),
+        |_, entropy| configure(move |config| config.entropy = Some(entropy))),
+    route!("PUT" "/serial" "Where the serial port's output goes; before the start." (Serial),
+        |_, serial| configure(move |config| config.serial = Some(serial))),
+    route!("PUT" "/mallee/identity" "Our own: UUID and serial of the firmware tables; before the start." (Identity),
+        |_, identity| configure(move |config| config.identity = Some(identity))),
+    route!("GET" "/metrics" "Our own: all counters since the start, for Prometheus." => PrometheusText,
+        |_| read(|_| Reply::prometheus(metrics::prometheus_text()))),
+    route!("PUT" "/metrics" "Where lines of metrics are written; before the start, once." (Metrics),
+        |_, metrics| Ok(Call::ConfigureMetrics(metrics))),
+    route!("PUT" "/logger" "Where the log goes and what is in it; before the start." (Logger),
+        |_, logger| Ok(Call::ConfigureLogger(logger))),
+    route!("PUT" "/actions" "Starts the VM, flushes metrics, presses keys or the power button." (ActionRequest),
+        |_, request: ActionRequest| Ok(Call::Act(request.action_type))),
+];
 
 /// Understands a request, or says what is wrong with it.
 pub fn parse(method: &str, path: &str, body: &[u8]) -> Parsed {
-    let segments: Vec<&str> = path.split('/').filter(|segment| !segment.is_empty()).collect();
-    match (method, segments.as_slice()) {
-        ("GET", []) => Ok(Call::DescribeInstance),
-        ("GET", ["version"]) => {
-            Ok(read(|_| Reply::json(&serde_json::json!({ "firecracker_version": env!("CARGO_PKG_VERSION") }))))
-        }
-        ("GET", ["vm", "config"]) => Ok(read(Reply::json)),
-        ("GET", ["machine-config"]) => Ok(read(|config| Reply::json(&config.machine_config))),
-        ("PUT", ["machine-config"]) => put_machine_config(body),
-        ("PATCH", ["machine-config"]) => patch_machine_config(body),
-        ("PUT", ["boot-source"]) => {
-            let source: BootSource = json(body)?;
-            Ok(configure(move |config| {
-                config.boot_source = Some(source);
-                Reply::done()
-            }))
-        }
-        ("PUT", ["drives", id]) => put_drive(id, body),
-        ("PUT", ["network-interfaces", id]) => put_interface(id, body),
-        ("PUT", ["entropy"]) => {
-            let entropy: Entropy = json(body)?;
-            Ok(configure(move |config| {
-                config.entropy = Some(entropy);
-                Reply::done()
-            }))
-        }
-        ("PUT", ["serial"]) => {
-            let serial: Serial = json(body)?;
-            Ok(configure(move |config| {
-                config.serial = Some(serial);
-                Reply::done()
-            }))
-        }
-        ("PUT", ["mallee", "identity"]) => {
-            let identity: Identity = json(body)?;
-            Ok(configure(move |config| {
-                config.identity = Some(identity);
-                Reply::done()
-            }))
-        }
-        ("GET", ["metrics"]) => Ok(read(|_| Reply::prometheus(metrics::prometheus_text()))),
-        ("PUT", ["metrics"]) => json(body).map(Call::ConfigureMetrics),
-        ("PUT", ["logger"]) => json(body).map(Call::ConfigureLogger),
-        ("PUT", ["actions"]) => json::<Action>(body).map(Call::Act),
-        ("GET" | "PUT" | "PATCH", _) => {
-            Err(Reply::refused(format!("Invalid request method and/or path: {method} {path}.")))
-        }
-        _ => Err(Reply::refused(format!("Unsupported HTTP method: {method}."))),
-    }
+    table::parse(ROUTES, method, path, body)
 }
 
-fn read(of: impl FnOnce(&VmConfig) -> Reply + Send + 'static) -> Call {
-    Call::Configuration(Box::new(of))
+fn read(of: impl FnOnce(&VmConfig) -> Reply + Send + 'static) -> Parsed {
+    Ok(Call::Configuration(Box::new(of)))
 }
 
-fn configure(change: impl FnOnce(&mut VmConfig) -> Reply + Send + 'static) -> Call {
-    Call::Configure(Box::new(change))
-}
-
-fn json<T: DeserializeOwned>(body: &[u8]) -> Result<T, Reply> {
-    serde_json::from_slice(body).map_err(|error| {
-        Reply::refused(format!("An error occurred when deserializing the json body of a request: {error}."))
+/// A change that cannot be refused.
+fn configure(change: impl FnOnce(&mut VmConfig) + Send + 'static) -> Parsed {
+    try_configure(move |config| {
+        change(config);
+        Reply::done()
     })
 }
 
-fn put_machine_config(body: &[u8]) -> Parsed {
-    let machine: MachineConfig = json(body)?;
+fn try_configure(change: impl FnOnce(&mut VmConfig) -> Reply + Send + 'static) -> Parsed {
+    Ok(Call::Configure(Box::new(change)))
+}
+
+fn version() -> Version {
+    Version { firecracker_version: env!("CARGO_PKG_VERSION").into() }
+}
+
+fn put_machine_config(_: &[&str], machine: MachineConfig) -> Parsed {
     check_machine_config(&machine)?;
-    Ok(configure(move |config| {
-        config.machine_config = machine;
-        Reply::done()
-    }))
+    configure(move |config| config.machine_config = machine)
 }
 
-/// Members of `PATCH /machine-config`: those given replace the present ones.
-#[derive(serde::Deserialize)]
-#[serde(deny_unknown_fields)]
-struct MachineConfigPatch {
-    vcpu_count: Option<u8>,
-    mem_size_mib: Option<u64>,
-    smt: Option<bool>,
-    track_dirty_pages: Option<bool>,
-}
-
-fn patch_machine_config(body: &[u8]) -> Parsed {
-    let patch: MachineConfigPatch = json(body)?;
-    Ok(configure(move |config| {
+fn patch_machine_config(_: &[&str], patch: MachineConfigPatch) -> Parsed {
+    try_configure(move |config| {
         let present = &config.machine_config;
         let machine = MachineConfig {
             vcpu_count: patch.vcpu_count.unwrap_or(present.vcpu_count),
@@ -111,7 +91,7 @@ fn patch_machine_config(body: &[u8]) -> Parsed {
         }
         config.machine_config = machine;
         Reply::done()
-    }))
+    })
 }
 
 fn check_machine_config(machine: &MachineConfig) -> Result<(), Reply> {
@@ -129,12 +109,9 @@ fn check_machine_config(machine: &MachineConfig) -> Result<(), Reply> {
     Ok(())
 }
 
-fn put_drive(id: &str, body: &[u8]) -> Parsed {
-    let drive: Drive = json(body)?;
-    if drive.drive_id != id {
-        return Err(Reply::refused("The id from the path does not match the id from the body!"));
-    }
-    Ok(configure(move |config| {
+fn put_drive(names: &[&str], drive: Drive) -> Parsed {
+    refuse_other_id(names, &drive.drive_id)?;
+    try_configure(move |config| {
         let another_root = config.drives.iter().any(|other| other.is_root_device && other.drive_id != drive.drive_id);
         if drive.is_root_device && another_root {
             return Reply::refused("A root block device already exists!");
@@ -142,19 +119,22 @@ fn put_drive(id: &str, body: &[u8]) -> Parsed {
         config.drives.retain(|other| other.drive_id != drive.drive_id);
         config.drives.push(drive);
         Reply::done()
-    }))
+    })
 }
 
-fn put_interface(id: &str, body: &[u8]) -> Parsed {
-    let interface: NetworkInterface = json(body)?;
-    if interface.iface_id != id {
-        return Err(Reply::refused("The id from the path does not match the id from the body!"));
-    }
-    Ok(configure(move |config| {
+fn put_interface(names: &[&str], interface: NetworkInterface) -> Parsed {
+    refuse_other_id(names, &interface.iface_id)?;
+    configure(move |config| {
         config.network_interfaces.retain(|other| other.iface_id != interface.iface_id);
         config.network_interfaces.push(interface);
-        Reply::done()
-    }))
+    })
+}
+
+fn refuse_other_id(names: &[&str], id: &str) -> Result<(), Reply> {
+    match names == [id] {
+        true => Ok(()),
+        false => Err(Reply::refused("The id from the path does not match the id from the body!")),
+    }
 }
 
 #[cfg(test)]
@@ -183,6 +163,18 @@ mod tests {
     }
 
     #[test]
+    fn a_refusal_names_the_member_that_is_not_known() {
+        let refusal = parse("PUT", "/entropy", br#"{"rate_limitter":{}}"#).err().unwrap();
+        let fault: crate::api::Fault = serde_json::from_str(&refusal.body.unwrap()).unwrap();
+        assert!(
+            fault
+                .fault_message
+                .starts_with("An error occurred when deserializing the json body of a request: unknown field")
+        );
+        assert!(fault.fault_message.contains("`rate_limitter`"), "{}", fault.fault_message);
+    }
+
+    #[test]
     fn a_second_root_device_and_false_ids_are_refused() {
         let mut config = VmConfig::default();
         let drive = |id: &str| format!(r#"{{"drive_id":"{id}","path_on_host":"/x","is_root_device":true}}"#);
@@ -199,6 +191,10 @@ mod tests {
             ("PUT", "/machine-config", r#"{"vcpu_count":1,"mem_size_mib":64,"turbo":true}"#),
             ("PUT", "/machine-config", r#"{"vcpu_count":33,"mem_size_mib":64}"#),
             ("PUT", "/actions", r#"{"action_type":"Explode"}"#),
+            ("PUT", "/actions", r#"{"action_type":"FlushMetrics","now":true}"#),
+            ("PUT", "/actions", ""),
+            ("GET", "/version", "{}"),
+            ("PUT", "/drives", r#"{"drive_id":"a"}"#),
             ("GET", "/nowhere", ""),
             ("DELETE", "/actions", ""),
         ] {
