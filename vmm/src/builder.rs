@@ -9,7 +9,7 @@ use kvm_ioctls::{IoEventAddress, Kvm, VcpuFd, VmFd};
 use virtio_bindings::virtio_mmio::VIRTIO_MMIO_QUEUE_NOTIFY;
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
-use crate::api::{BootSource, VmConfig, guest};
+use crate::api::{self, BootSource, VmConfig, guest};
 use crate::backends::console::{self, Console};
 use crate::backends::disk::Disk;
 use crate::backends::tap::Tap;
@@ -28,6 +28,7 @@ use crate::devices::{IrqLine, MAX_VIRTIO_DEVICES, POWER_BUTTON_GSI};
 use crate::error::{Error, Result};
 use crate::events::Events;
 use crate::memory::{self, GuestMemory, layout};
+use crate::rate_limiter::RateLimiter;
 use crate::vcpu::Vcpu;
 use crate::vm::Vm;
 
@@ -106,7 +107,11 @@ fn open_devices(config: &VmConfig) -> Result<Vec<Box<dyn VirtioDevice>>> {
     let (roots, others): (Vec<_>, Vec<_>) = config.drives.iter().partition(|drive| drive.is_root_device);
     let mut devices: Vec<Box<dyn VirtioDevice>> = Vec::new();
     for drive in roots.into_iter().chain(others) {
-        devices.push(Box::new(Block::new(Disk::open(drive)?, &drive.drive_id)));
+        devices.push(Box::new(Block::new(
+            Disk::open(drive)?,
+            &drive.drive_id,
+            rate_limiter(drive.rate_limiter.as_ref())?,
+        )));
     }
     for interface in &config.network_interfaces {
         let mac = interface.guest_mac.as_deref().map(MacAddress::parse).transpose()?;
@@ -122,6 +127,10 @@ fn open_devices(config: &VmConfig) -> Result<Vec<Box<dyn VirtioDevice>>> {
         )));
     }
     Ok(devices)
+}
+
+fn rate_limiter(config: Option<&api::RateLimiter>) -> Result<Option<RateLimiter>> {
+    config.map(RateLimiter::new).transpose().map(Option::flatten).map_err(Error::host("rate limiter's timer"))
 }
 
 /// A configuration file can say what the REST interface would have refused.

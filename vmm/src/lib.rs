@@ -64,6 +64,8 @@ mod metrics;
 #[cfg(feature = "monitor")]
 mod monitor;
 #[cfg(feature = "monitor")]
+mod rate_limiter;
+#[cfg(feature = "monitor")]
 mod rest;
 #[cfg(feature = "monitor")]
 mod vcpu;

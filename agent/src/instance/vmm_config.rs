@@ -55,7 +55,6 @@ fn root_drive() -> Drive {
         drive_id: "root".to_owned(),
         path_on_host: format!("{VM}/disk").into(),
         is_root_device: true,
-        is_read_only: false,
         format: DriveFormat::Raw,
         ..Drive::default()
     }

@@ -81,7 +81,7 @@ mod tests {
     use super::*;
 
     fn drive(path: &Path, is_read_only: bool, format: DriveFormat) -> Drive {
-        Drive { drive_id: "d".into(), path_on_host: path.to_owned(), is_root_device: false, is_read_only, format }
+        Drive { drive_id: "d".into(), path_on_host: path.to_owned(), is_read_only, format, ..Drive::default() }
     }
 
     #[test]

@@ -17,6 +17,7 @@ use super::worker::{Running, Worker, watch};
 use super::{Activation, ActiveQueue, Interrupt, VirtioDevice};
 use crate::backends::disk::{Disk, SECTOR};
 use crate::memory::GuestMemory;
+use crate::rate_limiter::RateLimiter;
 
 const QUEUE_SIZE: u16 = 256;
 const QUEUE_SIZES: &[u16] = &[QUEUE_SIZE];
@@ -26,10 +27,13 @@ const ID_LENGTH: usize = VIRTIO_BLK_ID_BYTES as usize;
 /// Requests served before the worker looks at its stop event again.
 const BATCH: usize = 64;
 const KICK: u64 = 0;
+const TOKENS: u64 = 1;
 
 pub struct Block {
     /// Here while no worker has it.
     disk: Option<Disk>,
+    /// Goes with the disk.
+    limiter: Option<RateLimiter>,
     id: [u8; ID_LENGTH],
     name: String,
     features: u64,
@@ -39,7 +43,7 @@ pub struct Block {
 
 impl Block {
     /// `id` is what the guest sees as the disk's serial (cut to 20 bytes).
-    pub fn new(disk: Disk, id: &str) -> Self {
+    pub fn new(disk: Disk, id: &str, limiter: Option<RateLimiter>) -> Self {
         let mut features = 1 << VIRTIO_BLK_F_FLUSH | 1 << VIRTIO_BLK_F_SEG_MAX;
         if disk.is_read_only() {
             features |= 1 << VIRTIO_BLK_F_RO;
@@ -50,7 +54,12 @@ impl Block {
         config[12..].copy_from_slice(&(u32::from(QUEUE_SIZE) - 2).to_le_bytes());
         let mut padded = [0; ID_LENGTH];
         padded.iter_mut().zip(id.bytes()).for_each(|(to, from)| *to = from);
-        Block { disk: Some(disk), id: padded, name: id.to_owned(), features, config, running: None }
+        Block { disk: Some(disk), limiter, id: padded, name: id.to_owned(), features, config, running: None }
+    }
+
+    fn take_back(&mut self, worker: BlockWorker) {
+        self.disk = Some(worker.requests.disk);
+        self.limiter = worker.limiter;
     }
 }
 
@@ -81,6 +90,7 @@ impl VirtioDevice for Block {
         let disk = self.disk.take().ok_or(io::ErrorKind::ResourceBusy)?;
         let worker = BlockWorker {
             requests: Requests { disk, id: self.id, write_through },
+            limiter: self.limiter.take(),
             queue,
             interrupt: activation.interrupt,
             chain: Chain::default(),
@@ -89,7 +99,7 @@ impl VirtioDevice for Block {
         match Running::start(worker) {
             Ok(running) => self.running = Some(running),
             Err((worker, error)) => {
-                self.disk = Some(worker.requests.disk);
+                self.take_back(worker);
                 return Err(error);
             }
         }
@@ -98,13 +108,14 @@ impl VirtioDevice for Block {
 
     fn reset(&mut self) {
         if let Some(worker) = self.running.take().and_then(Running::stop) {
-            self.disk = Some(worker.requests.disk);
+            self.take_back(worker);
         }
     }
 }
 
 struct BlockWorker {
     requests: Requests,
+    limiter: Option<RateLimiter>,
     queue: ActiveQueue,
     interrupt: Arc<Interrupt>,
     chain: Chain,
@@ -116,16 +127,30 @@ impl Worker for BlockWorker {
     const NAME: &'static str = "virtio-blk";
 
     fn register(&self, epoll: &Epoll) -> io::Result<()> {
+        if let Some(limiter) = &self.limiter {
+            watch(epoll, limiter.timer(), EventSet::IN, TOKENS)?;
+        }
         watch(epoll, self.queue.kick.as_raw_fd(), EventSet::IN, KICK)
     }
 
-    fn handle(&mut self, _: u64, _: EventSet, _: &Epoll) -> Result<(), Broken> {
-        self.queue.take_kick();
+    fn handle(&mut self, number: u64, _: EventSet, _: &Epoll) -> Result<(), Broken> {
+        match (number, &mut self.limiter) {
+            (TOKENS, Some(limiter)) => limiter.wake(),
+            _ => self.queue.take_kick(),
+        }
         let queue = &mut self.queue.queue;
         queue.disable_kicks()?;
         for _ in 0..BATCH {
             if !queue.pop(&mut self.chain)? {
                 break;
+            }
+            if let Some(limiter) = &mut self.limiter
+                && !limiter.admit(cost(&self.chain))
+            {
+                queue.undo_pop();
+                queue.metrics().stalls.increment();
+                // No kick is waited for: the limiter's timer comes first.
+                return Ok(());
             }
             let length = self.requests.serve(&mut self.chain)?;
             queue.publish(&[Used { head: self.chain.head, length }])?;
@@ -143,6 +168,11 @@ impl Worker for BlockWorker {
         tracing::warn!(%why, "virtio-blk: the driver must reset the device");
         self.interrupt.need_reset();
     }
+}
+
+/// Bytes that a request moves, which is what its chain has beyond header and status.
+fn cost(chain: &Chain) -> u64 {
+    (chain.readable.len() + chain.writable.len()).saturating_sub(HEADER + 1) as u64
 }
 
 /// Serves requests on a disk.
@@ -238,9 +268,10 @@ impl From<io::Error> for Refusal {
 mod tests {
     use super::*;
     use crate::api::{Drive, DriveFormat};
-    use crate::devices::virtio::queue::testing::{Buffer, memory, queue_with};
+    use crate::devices::virtio::queue::testing::{Buffer, memory, queue_with, used_index};
     use proptest::prelude::*;
     use vm_memory::{Bytes, GuestAddress};
+    use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
     const AT_HEADER: u64 = 0x8000;
     const AT_DATA: u64 = 0x9000;
@@ -251,9 +282,9 @@ mod tests {
         let drive = Drive {
             drive_id: "d".into(),
             path_on_host: file.path().to_owned(),
-            is_root_device: false,
             is_read_only,
             format: DriveFormat::Raw,
+            ..Drive::default()
         };
         let disk = Disk::open(&drive).unwrap();
         Requests { disk, id: *b"vol-1\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0", write_through: false }
@@ -323,6 +354,38 @@ mod tests {
             queue.pop(&mut chain).unwrap();
             assert!(requests.serve(&mut chain).is_err());
         }
+    }
+
+    #[test]
+    fn a_limited_drive_serves_everything_in_time_and_keeps_nothing() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let (disk, memory) = (requests(&file, false).disk, memory());
+        let bucket = crate::api::TokenBucket { size: 1, one_time_burst: None, refill_time: 2 };
+        let limiter = crate::api::RateLimiter { ops: Some(bucket), bandwidth: None };
+        let mut device = Block::new(disk, "d", RateLimiter::new(&limiter).unwrap());
+        memory.write_obj([VIRTIO_BLK_T_FLUSH, 0], GuestAddress(AT_HEADER)).unwrap();
+        let chain: &[Buffer] = &[(AT_HEADER, 16, false), (AT_STATUS, 1, true)];
+        let metrics = Arc::new(crate::metrics::QueueMetrics::default());
+        let queue = queue_with(&memory, &[chain; 5]).counted_in(metrics.clone());
+        let used_index = used_index(&queue);
+        let kick = EventFd::new(EFD_NONBLOCK).unwrap();
+        kick.write(1).unwrap();
+        let interrupt = Arc::new(Interrupt::new().unwrap());
+        let queues = vec![ActiveQueue { queue, kick }];
+        let activation = Activation {
+            features: 0,
+            queues,
+            interrupt,
+            memory: memory.clone(),
+            metrics: crate::metrics::device(VIRTIO_ID_BLOCK, "d", 1),
+        };
+        device.activate(activation).unwrap();
+        while memory.read_obj::<u16>(used_index).unwrap() < 5 {
+            std::thread::sleep(std::time::Duration::from_millis(1));
+        }
+        device.reset();
+        assert!(metrics.stalls.get() > 0);
+        assert!(device.limiter.is_some() && device.disk.is_some());
     }
 
     proptest! {

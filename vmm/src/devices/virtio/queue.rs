@@ -222,6 +222,11 @@ pub mod testing {
         VirtQueue::new(driver.create_queue().unwrap(), memory.clone())
     }
 
+    /// Where the number of requests that were given back is.
+    pub fn used_index(queue: &VirtQueue) -> GuestAddress {
+        GuestAddress(queue.queue.used_ring() + 2)
+    }
+
     /// What the device gave back so far.
     pub fn used(memory: &GuestMemory, queue: &VirtQueue) -> Vec<Used> {
         let ring = queue.queue.used_ring();
