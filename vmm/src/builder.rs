@@ -30,7 +30,7 @@ use crate::events::Events;
 use crate::memory::{self, GuestMemory, layout};
 use crate::rate_limiter::RateLimiter;
 use crate::vcpu::Vcpu;
-use crate::vm::Vm;
+use crate::vm::{Activations, Vm};
 
 /// Largest number of vCPUs.
 pub const MAX_VCPUS: u8 = 32;
@@ -55,6 +55,7 @@ pub fn build(config: &VmConfig, events: &Arc<Events>) -> Result<Vm> {
 
     let kvm = Kvm::new().map_err(Error::kvm("open /dev/kvm"))?;
     let vm = Arc::new(create_vm(&kvm, &memory)?);
+    let activations = Arc::new(Activations::new()?);
     let bus = Arc::new(Bus {
         serial: Mutex::new(
             SerialPort::new(irq_line(&vm, serial::GSI)?, console, events.clone())
@@ -62,11 +63,11 @@ pub fn build(config: &VmConfig, events: &Arc<Events>) -> Result<Vm> {
         ),
         keyboard: Mutex::new(I8042::new(irq_line(&vm, i8042::GSI)?)),
         boot_timer: BootTimer::new(events.clone()),
-        virtio: attach_devices(devices, &vm, &memory)?,
+        virtio: attach_devices(devices, &vm, &memory, &activations)?,
     });
     let vcpus = create_vcpus(&kvm, &vm, vcpu_count)?;
     cpu::regs::set_up_boot_cpu(&vcpus[0].fd, &memory, kernel.entry)?;
-    Ok(Vm { power_button: irq_line(&vm, POWER_BUTTON_GSI)?, fd: vm, memory, bus, vcpus })
+    Ok(Vm { power_button: irq_line(&vm, POWER_BUTTON_GSI)?, fd: vm, memory, bus, vcpus, activations })
 }
 
 fn boot_source(config: &VmConfig) -> Result<&BootSource> {
@@ -153,6 +154,7 @@ fn attach_devices(
     devices: Vec<Box<dyn VirtioDevice>>,
     vm: &Arc<VmFd>,
     memory: &GuestMemory,
+    activations: &Arc<Activations>,
 ) -> Result<Vec<Mutex<MmioTransport>>> {
     devices
         .into_iter()
@@ -162,6 +164,7 @@ fn attach_devices(
                 vm: vm.clone(),
                 base: guest::VIRTIO_MMIO_BASE + index as u64 * guest::VIRTIO_MMIO_STRIDE,
                 gsi: guest::VIRTIO_MMIO_FIRST_GSI + index as u32,
+                activations: activations.clone(),
             };
             MmioTransport::new(device, memory.clone(), Box::new(wiring)).map(Mutex::new)
         })
@@ -173,6 +176,7 @@ struct KvmWiring {
     vm: Arc<VmFd>,
     base: u64,
     gsi: u32,
+    activations: Arc<Activations>,
 }
 
 impl Wiring for KvmWiring {
@@ -182,6 +186,11 @@ impl Wiring for KvmWiring {
             self.vm.register_ioevent(kick, &notify, queue as u32).map_err(Error::kvm("KVM_IOEVENTFD"))?;
         }
         self.vm.register_irqfd(interrupt, self.gsi).map_err(Error::kvm("KVM_IRQFD"))
+    }
+
+    fn defers_activation(&self) -> bool {
+        self.activations.ask();
+        true
     }
 }
 

@@ -34,10 +34,18 @@ enum Source {
     SerialTimer,
     StandardInput,
     MetricsTimer,
+    Activations,
 }
 
-const SOURCES: [Source; 6] =
-    [Source::Exit, Source::Signal, Source::Requests, Source::SerialTimer, Source::StandardInput, Source::MetricsTimer];
+const SOURCES: [Source; 7] = [
+    Source::Exit,
+    Source::Signal,
+    Source::Requests,
+    Source::SerialTimer,
+    Source::StandardInput,
+    Source::MetricsTimer,
+    Source::Activations,
+];
 
 enum State {
     /// Collects its configuration.
@@ -90,6 +98,7 @@ impl Monitor {
         // Written when the guest runs already: its first instruction does not wait for a disk.
         self.events.write(&built);
         self.events.write(&first_run);
+        self.watch(running.activations.event().as_raw_fd(), Source::Activations)?;
         self.watch(lock(&running.bus.serial).timer_fd(), Source::SerialTimer)?;
         if config.serial.is_none() {
             self.watch_standard_input();
@@ -149,6 +158,11 @@ impl Monitor {
                 }
             }
             Source::StandardInput => self.forward_input(),
+            Source::Activations => {
+                if let State::Running(vm) = &self.state {
+                    vm.activate_devices();
+                }
+            }
             Source::MetricsTimer => {
                 if let Some(sink) = &mut self.metrics {
                     sink.tick();

@@ -3,12 +3,37 @@
 use std::sync::Arc;
 
 use kvm_ioctls::VmFd;
+use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use crate::bus::{Bus, lock};
 use crate::devices::IrqLine;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::memory::GuestMemory;
 use crate::vcpu::{ExitSignal, RunningVcpu, Vcpu};
+
+/// How a vCPU's thread, which may start no thread, has the main thread start a device's worker.
+pub struct Activations(EventFd);
+
+impl Activations {
+    pub fn new() -> Result<Self> {
+        EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC).map(Activations).map_err(Error::host("eventfd"))
+    }
+
+    /// Becomes readable when a driver is ready.
+    pub fn event(&self) -> &EventFd {
+        &self.0
+    }
+
+    pub fn ask(&self) {
+        if let Err(error) = self.0.write(1) {
+            tracing::error!(%error, "cannot ask for a device's worker");
+        }
+    }
+
+    fn take(&self) {
+        let _ = self.0.read();
+    }
+}
 
 /// A VM that is built and has not run.
 pub struct Vm {
@@ -17,6 +42,7 @@ pub struct Vm {
     pub bus: Arc<Bus>,
     pub vcpus: Vec<Vcpu>,
     pub power_button: IrqLine,
+    pub activations: Arc<Activations>,
 }
 
 /// A VM whose vCPUs run.
@@ -24,6 +50,7 @@ pub struct RunningVm {
     vcpus: Vec<RunningVcpu>,
     pub bus: Arc<Bus>,
     pub power_button: IrqLine,
+    pub activations: Arc<Activations>,
     // Dropped last: vCPUs and workers use them.
     _memory: GuestMemory,
     _fd: Arc<VmFd>,
@@ -36,6 +63,7 @@ impl Vm {
             vcpus: Vec::with_capacity(self.vcpus.len()),
             bus: self.bus,
             power_button: self.power_button,
+            activations: self.activations,
             _memory: self.memory,
             _fd: self.fd,
         };
@@ -53,6 +81,14 @@ impl Vm {
 }
 
 impl RunningVm {
+    /// Starts the workers of devices whose drivers are ready.
+    pub fn activate_devices(&self) {
+        self.activations.take();
+        for device in &self.bus.virtio {
+            lock(device).activate_pending();
+        }
+    }
+
     /// Stops the vCPUs, then the devices, so that no request comes after its device is gone, and writes
     /// out what the console holds.
     pub fn stop(self) {

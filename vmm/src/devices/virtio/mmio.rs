@@ -34,6 +34,12 @@ const NO_SHARED_MEMORY: u32 = u32::MAX;
 pub trait Wiring: Send {
     /// Called once, when the device is first activated: what a guest never uses costs nothing.
     fn connect(&self, kicks: &[EventFd], interrupt: &EventFd) -> Result<()>;
+
+    /// Called by a vCPU's thread on DRIVER_OK. True: somebody will call [`MmioTransport::activate_pending`] soon, and the vCPU
+    /// goes on. A vCPU's thread may not start a worker itself, as what it may not do its children may not either.
+    fn defers_activation(&self) -> bool {
+        false
+    }
 }
 
 /// A queue as the driver describes it.
@@ -58,6 +64,8 @@ pub struct MmioTransport {
     memory: GuestMemory,
     wiring: Box<dyn Wiring>,
     wired: bool,
+    /// DRIVER_OK was written, and the worker is still to be started.
+    pending: bool,
     interrupt: Arc<Interrupt>,
     kicks: Vec<EventFd>,
     status: u32,
@@ -85,6 +93,7 @@ impl MmioTransport {
             memory,
             wiring,
             wired: false,
+            pending: false,
             interrupt: Arc::new(Interrupt::new().map_err(Error::host("eventfd"))?),
             kicks,
             status: 0,
@@ -236,16 +245,28 @@ impl MmioTransport {
                 self.driver_features & !self.offered() == 0 && self.driver_features & 1 << VIRTIO_F_VERSION_1 != 0
             }
             VIRTIO_CONFIG_S_DRIVER_OK => {
-                if let Err(why) = self.activate() {
-                    tracing::warn!(device = self.device.id(), %why, "device not activated");
-                    self.interrupt.need_reset();
-                    self.metrics.needs_reset.increment();
-                } else {
-                    self.metrics.activations.increment();
+                self.pending = true;
+                if !self.wiring.defers_activation() {
+                    self.activate_pending();
                 }
                 true
             }
             _ => true,
+        }
+    }
+
+    /// Starts the worker of a device whose driver is ready; does nothing for any other.
+    pub fn activate_pending(&mut self) {
+        if !std::mem::take(&mut self.pending) {
+            return;
+        }
+        match self.activate() {
+            Ok(()) => self.metrics.activations.increment(),
+            Err(why) => {
+                tracing::warn!(device = self.device.id(), %why, "device not activated");
+                self.interrupt.need_reset();
+                self.metrics.needs_reset.increment();
+            }
         }
     }
 
@@ -296,6 +317,7 @@ impl MmioTransport {
 
     fn reset(&mut self) {
         self.device.reset();
+        self.pending = false;
         self.status = 0;
         self.device_features_select = 0;
         self.driver_features_select = 0;
@@ -360,6 +382,35 @@ mod tests {
         }
         fn reset(&mut self) {
             self.0.lock().unwrap().take();
+        }
+    }
+
+    struct Deferred;
+
+    impl Wiring for Deferred {
+        fn connect(&self, _: &[EventFd], _: &EventFd) -> Result<()> {
+            Ok(())
+        }
+        fn defers_activation(&self) -> bool {
+            true
+        }
+    }
+
+    #[test]
+    fn a_deferred_activation_comes_once_and_not_after_a_reset() {
+        let device = Recorder::default();
+        let mut transport = MmioTransport::new(Box::new(device.clone()), memory(), Box::new(Deferred)).unwrap();
+        for reset_in_between in [true, false] {
+            negotiate(&mut transport);
+            place_queues(&mut transport);
+            write(&mut transport, VIRTIO_MMIO_STATUS, 15);
+            assert_eq!(*device.0.lock().unwrap(), None);
+            if reset_in_between {
+                write(&mut transport, VIRTIO_MMIO_STATUS, 0);
+            }
+            transport.activate_pending();
+            transport.activate_pending();
+            assert_eq!(device.0.lock().unwrap().is_some(), !reset_in_between);
         }
     }
 
