@@ -48,6 +48,8 @@ mod check_kvm;
 #[cfg(feature = "monitor")]
 pub mod cli;
 #[cfg(feature = "monitor")]
+mod confine;
+#[cfg(feature = "monitor")]
 mod cpu;
 #[cfg(feature = "monitor")]
 mod devices;

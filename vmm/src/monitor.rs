@@ -11,6 +11,7 @@ use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 use crate::api::{Action, EventKind, ExitReason, InstanceInfo, Metrics, VmConfig};
 use crate::builder;
 use crate::bus::lock;
+use crate::confine::{self, ThreadKind};
 use crate::error::{Error, Result};
 use crate::events::{self, Events};
 use crate::log::Log;
@@ -64,6 +65,8 @@ pub struct Monitor {
     server: Option<Server>,
     log: Log,
     metrics: Option<metrics::Sink>,
+    /// The VM was started, and this thread is not under its filter yet: what it starts would be, too.
+    is_confinement_due: bool,
 }
 
 impl Monitor {
@@ -81,6 +84,7 @@ impl Monitor {
             server: None,
             log,
             metrics: None,
+            is_confinement_due: false,
         };
         monitor.watch(monitor.exit.event().as_raw_fd(), Source::Exit)?;
         monitor.watch(monitor.signals.as_raw_fd(), Source::Signal)?;
@@ -105,6 +109,7 @@ impl Monitor {
         }
         self.config = config;
         self.state = State::Running(running);
+        self.is_confinement_due = true;
         Ok(())
     }
 
@@ -129,6 +134,9 @@ impl Monitor {
     fn wait(&mut self) -> Result<(ExitReason, String)> {
         let mut ready = [EpollEvent::default(); SOURCES.len()];
         loop {
+            if std::mem::take(&mut self.is_confinement_due) {
+                confine::enter(ThreadKind::Monitor);
+            }
             let count = match self.epoll.wait(-1, &mut ready) {
                 Ok(count) => count,
                 Err(error) if error.raw_os_error() == Some(libc::EINTR) => continue,

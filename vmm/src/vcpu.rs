@@ -15,6 +15,7 @@ use vmm_sys_util::signal::{SIGRTMIN, register_signal_handler};
 
 use crate::api::ExitReason;
 use crate::bus::{Bus, lock};
+use crate::confine::{self, ThreadKind};
 use crate::devices::MachineRequest;
 use crate::error::{Error, Result};
 use crate::metrics::{self, ExitKind, VcpuMetrics};
@@ -97,6 +98,7 @@ pub fn install_kick_handler() -> Result<()> {
 
 fn run(mut vcpu: Vcpu, bus: &Bus, exit: &ExitSignal, stop: &AtomicBool) {
     let metrics = metrics::vcpu(vcpu.index);
+    confine::enter(ThreadKind::Vcpu);
     while !stop.load(Ordering::Acquire) {
         if let Some((reason, message)) = run_once(&mut vcpu, bus, &metrics) {
             exit.raise(reason, message);

@@ -18,10 +18,13 @@ use super::IrqLine;
 use crate::api::EventKind;
 use crate::backends::console::Console;
 use crate::events::Events;
+use crate::metrics::PROCESS;
 
 /// Interrupt of the first serial port.
 pub const GSI: u32 = 4;
 const WINDOW: Duration = Duration::from_millis(20);
+/// The shortest time that a timer takes; zero would stop it.
+const AT_ONCE: Duration = Duration::from_nanos(1);
 const BUFFER: usize = 4096;
 
 pub struct SerialPort {
@@ -35,6 +38,7 @@ impl SerialPort {
             buffer: Vec::with_capacity(BUFFER),
             timer: TimerFd::new().map_err(|error| io::Error::from_raw_os_error(error.errno()))?,
             window_is_open: false,
+            rotation_is_asked_for: false,
             events: Some(events),
         };
         Ok(SerialPort { uart: Serial::new(irq, output) })
@@ -70,9 +74,12 @@ impl SerialPort {
         self.uart.writer().timer.as_raw_fd()
     }
 
-    /// Writes what is held and closes the window.
+    /// Writes what is held, closes the window, and begins a new file where the present one is full. For the main thread: a vCPU's
+    /// may not open files.
     pub fn flush(&mut self) {
-        self.uart.writer_mut().close_window();
+        let output = self.uart.writer_mut();
+        output.close_window();
+        output.console.rotate();
     }
 }
 
@@ -82,6 +89,8 @@ struct Output {
     buffer: Vec<u8>,
     timer: TimerFd,
     window_is_open: bool,
+    /// The timer was set for the sake of the console's file.
+    rotation_is_asked_for: bool,
     /// Taken when the first byte has been reported.
     events: Option<Arc<Events>>,
 }
@@ -90,13 +99,14 @@ impl Output {
     fn drain(&mut self) {
         if !self.buffer.is_empty() {
             self.console.write(&self.buffer);
+            PROCESS.serial_written.add(self.buffer.len() as u64);
             self.buffer.clear();
         }
     }
 
     /// Without a timer there is no window, and every byte is written at once.
-    fn open_window(&mut self) {
-        self.window_is_open = self.timer.reset(WINDOW, None).is_ok();
+    fn open_window(&mut self, length: Duration) {
+        self.window_is_open = self.timer.reset(length, None).is_ok();
     }
 
     fn close_window(&mut self) {
@@ -104,6 +114,7 @@ impl Output {
             // An expired timer is cleared as one that runs is, and is not readable any more.
             let _ = self.timer.clear();
             self.window_is_open = false;
+            self.rotation_is_asked_for = false;
         }
         self.drain();
     }
@@ -117,9 +128,14 @@ impl Write for Output {
         self.buffer.extend_from_slice(bytes);
         if !self.window_is_open {
             self.drain();
-            self.open_window();
+            self.open_window(WINDOW);
         } else if bytes.last() == Some(&b'\n') || self.buffer.len() >= BUFFER {
             self.drain();
+        }
+        if self.console.is_rotation_due() && !self.rotation_is_asked_for {
+            // The main thread waits for the timer.
+            self.open_window(AT_ONCE);
+            self.rotation_is_asked_for = self.window_is_open;
         }
         Ok(bytes.len())
     }

@@ -9,6 +9,7 @@ use std::time::Duration;
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use super::{Call, Reply, routes};
+use crate::confine::{self, ThreadKind};
 use crate::error::{Error, Result};
 use crate::metrics::PROCESS;
 
@@ -83,6 +84,7 @@ impl Monitor {
 }
 
 fn serve(listener: &UnixListener, monitor: &Monitor) {
+    confine::enter(ThreadKind::Api);
     for stream in listener.incoming() {
         let result = stream.and_then(|stream| serve_connection(stream, monitor));
         if let Err(error) = result {

@@ -16,6 +16,7 @@ use super::queue::{Broken, Chain, Used};
 use super::worker::{Running, Worker, watch};
 use super::{Activation, ActiveQueue, Interrupt, VirtioDevice};
 use crate::backends::disk::{Disk, SECTOR};
+use crate::confine::ThreadKind;
 use crate::memory::GuestMemory;
 use crate::rate_limiter::RateLimiter;
 
@@ -125,6 +126,7 @@ struct BlockWorker {
 
 impl Worker for BlockWorker {
     const NAME: &'static str = "virtio-blk";
+    const KIND: ThreadKind = ThreadKind::Block;
 
     fn register(&self, epoll: &Epoll) -> io::Result<()> {
         if let Some(limiter) = &self.limiter {

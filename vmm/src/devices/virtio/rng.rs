@@ -10,6 +10,7 @@ use vmm_sys_util::epoll::{Epoll, EventSet};
 use super::queue::{Broken, Chain, Used};
 use super::worker::{Running, Worker, watch};
 use super::{Activation, ActiveQueue, Interrupt, VirtioDevice};
+use crate::confine::ThreadKind;
 use crate::memory::GuestMemory;
 
 const QUEUE_SIZES: &[u16] = &[64];
@@ -64,6 +65,7 @@ struct RngWorker {
 
 impl Worker for RngWorker {
     const NAME: &'static str = "virtio-rng";
+    const KIND: ThreadKind = ThreadKind::Rng;
 
     fn register(&self, epoll: &Epoll) -> io::Result<()> {
         watch(epoll, self.queue.kick.as_raw_fd(), EventSet::IN, KICK)

@@ -12,6 +12,7 @@ use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use super::queue::Broken;
+use crate::confine::{self, ThreadKind};
 
 /// Number under which the stop event is in the epoll set; a worker's own are below.
 const STOP: u64 = u64::MAX;
@@ -20,6 +21,9 @@ const STOP: u64 = u64::MAX;
 pub trait Worker: Send + 'static {
     /// Name of the thread.
     const NAME: &'static str;
+
+    /// What it may do.
+    const KIND: ThreadKind;
 
     /// Adds what the worker waits for, under numbers of its choice.
     fn register(&self, epoll: &Epoll) -> io::Result<()>;
@@ -77,6 +81,7 @@ impl<W: Worker> Running<W> {
 }
 
 fn work<W: Worker>(mut worker: W, epoll: &Epoll, stop: &EventFd) -> W {
+    confine::enter(W::KIND);
     let mut ready = [EpollEvent::default(); 8];
     loop {
         let count = match epoll.wait(-1, &mut ready) {

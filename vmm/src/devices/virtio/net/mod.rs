@@ -27,6 +27,7 @@ use super::queue::Broken;
 use super::worker::{Running, Worker, rewatch, watch};
 use super::{Activation, Interrupt, VirtioDevice};
 use crate::backends::tap::{Offloads, Tap};
+use crate::confine::ThreadKind;
 use crate::error::{Error, Result};
 use crate::memory::GuestMemory;
 use receive::Receiver;
@@ -156,6 +157,7 @@ struct NetWorker {
 
 impl Worker for NetWorker {
     const NAME: &'static str = "virtio-net";
+    const KIND: ThreadKind = ThreadKind::Net;
 
     fn register(&self, epoll: &Epoll) -> io::Result<()> {
         watch(epoll, self.tap.fd(), self.watched, TAP)?;

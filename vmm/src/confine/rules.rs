@@ -1,0 +1,171 @@
+//! Which system calls each kind of thread may make, and with what arguments.
+//!
+//! Data and nothing else: `build.rs` compiles it to BPF, `confine::seccomp` holds the programs, and `tests/confinement.rs`
+//! checks that every rule here was needed in a run of the test guests. A call that is in no rule ends the
+//! process (SIGSYS).
+//!
+//! A thread inherits the filters of the thread that starts it, and filters only ever add up. Therefore the main thread,
+//! which starts the workers, may do all that a worker may; a vCPU's thread, the one nearest to the guest, starts none and may do
+//! very little.
+
+#![allow(dead_code)] // each of its three readers needs another part
+
+/// A test of one argument.
+#[derive(Debug, Clone, Copy)]
+pub struct Arg {
+    /// 0 to 5.
+    pub index: u8,
+    /// Which bits matter. Only the lower 32 are looked at.
+    pub mask: u32,
+    pub value: u32,
+}
+
+/// A call that is allowed.
+#[derive(Debug, Clone, Copy)]
+pub struct Rule {
+    pub name: &'static str,
+    pub call: i64,
+    /// All of these must hold.
+    pub args: &'static [Arg],
+}
+
+/// A kind of thread.
+#[derive(Debug, Clone, Copy)]
+pub struct Kind {
+    /// Name of the filter.
+    pub name: &'static str,
+    /// Name of the thread, or its beginning (`/proc/*/task/*/comm`).
+    pub thread: &'static str,
+    pub rules: &'static [&'static [Rule]],
+}
+
+macro_rules! call {
+    ($name:ident) => {
+        Rule { name: stringify!($name), call: libc_number::$name as i64, args: &[] }
+    };
+    ($name:ident, $($index:literal: $value:expr),+) => {
+        Rule {
+            name: stringify!($name),
+            call: libc_number::$name as i64,
+            args: &[$(Arg { index: $index, mask: u32::MAX, value: $value as u32 }),+],
+        }
+    };
+    ($name:ident, $index:literal & $mask:expr => $value:expr) => {
+        Rule {
+            name: stringify!($name),
+            call: libc_number::$name as i64,
+            args: &[Arg { index: $index, mask: $mask as u32, value: $value as u32 }],
+        }
+    };
+}
+
+/// The numbers under the calls' own names.
+mod libc_number {
+    pub use libc::{
+        SYS_accept4 as accept4, SYS_brk as brk, SYS_clock_nanosleep as clock_nanosleep, SYS_clone as clone,
+        SYS_clone3 as clone3, SYS_close as close, SYS_epoll_create1 as epoll_create1, SYS_epoll_ctl as epoll_ctl,
+        SYS_epoll_wait as epoll_wait, SYS_eventfd2 as eventfd2, SYS_exit as exit, SYS_exit_group as exit_group,
+        SYS_fcntl as fcntl, SYS_fdatasync as fdatasync, SYS_futex as futex, SYS_getpid as getpid,
+        SYS_getrandom as getrandom, SYS_ioctl as ioctl, SYS_madvise as madvise, SYS_mmap as mmap,
+        SYS_mprotect as mprotect, SYS_munmap as munmap, SYS_openat as openat, SYS_prctl as prctl, SYS_preadv as preadv,
+        SYS_pwritev as pwritev, SYS_read as read, SYS_readv as readv, SYS_recvfrom as recvfrom, SYS_rename as rename,
+        SYS_rseq as rseq, SYS_rt_sigprocmask as rt_sigprocmask, SYS_rt_sigreturn as rt_sigreturn,
+        SYS_seccomp as seccomp, SYS_sendto as sendto, SYS_set_robust_list as set_robust_list,
+        SYS_setsockopt as setsockopt, SYS_sigaltstack as sigaltstack, SYS_tgkill as tgkill,
+        SYS_timerfd_settime as timerfd_settime, SYS_write as write, SYS_writev as writev,
+    };
+}
+
+// include/uapi/linux/kvm.h, if_tun.h
+const KVM_RUN: u32 = 0xae80;
+const KVM_GET_REGS: u32 = 0x8090_ae81;
+const KVM_IRQFD: u32 = 0x4020_ae76;
+const KVM_IOEVENTFD: u32 = 0x4040_ae79;
+const TUNSETOFFLOAD: u32 = 0x4004_54d0;
+
+/// What every thread of a Rust program on glibc does: memory, locks, its end.
+const RUNTIME: &[Rule] = &[
+    call!(futex),
+    call!(munmap),
+    call!(madvise, 2: libc::MADV_DONTNEED),
+    call!(mmap, 2 & libc::PROT_EXEC => 0),
+    call!(mprotect, 2 & libc::PROT_EXEC => 0),
+    call!(brk),
+    call!(rt_sigprocmask),
+    call!(sigaltstack),
+    call!(exit),
+    call!(write),
+    call!(close),
+];
+
+/// Waiting for several descriptors.
+const WAIT: &[Rule] = &[call!(epoll_wait), call!(epoll_ctl), call!(read)];
+
+const VCPU: &[Rule] = &[
+    call!(ioctl, 1: KVM_RUN),
+    // Where the guest stood when it was stopped or KVM gave up.
+    call!(ioctl, 1: KVM_GET_REGS),
+    // The signal that interrupts KVM_RUN.
+    call!(rt_sigreturn),
+    // The console's window.
+    call!(timerfd_settime),
+];
+
+const API: &[Rule] = &[call!(accept4), call!(setsockopt), call!(recvfrom), call!(sendto)];
+
+const BLOCK: &[Rule] = &[call!(preadv), call!(pwritev), call!(fdatasync)];
+
+const NET: &[Rule] = &[call!(readv), call!(writev)];
+
+const RNG: &[Rule] = &[call!(getrandom)];
+
+/// Starting a worker when its driver is ready.
+const START_WORKER: &[Rule] = &[
+    call!(clone, 0: CLONE_THREAD_FLAGS),
+    // Answered with ENOSYS by a filter of its own, because its flags are in memory, where no filter sees them; glibc then uses clone.
+    call!(clone3),
+    call!(rseq),
+    call!(set_robust_list),
+    call!(prctl, 0: libc::PR_SET_NAME),
+    // The worker's own filter.
+    call!(seccomp, 0: libc::SECCOMP_SET_MODE_FILTER),
+    call!(eventfd2),
+    call!(epoll_create1),
+    call!(fcntl, 1: libc::F_DUPFD_CLOEXEC),
+    call!(ioctl, 1: KVM_IRQFD),
+    call!(ioctl, 1: KVM_IOEVENTFD),
+    call!(ioctl, 1: TUNSETOFFLOAD),
+];
+
+/// As glibc's pthread_create passes them (nptl/pthread_create.c).
+pub const CLONE_THREAD_FLAGS: i32 = libc::CLONE_VM
+    | libc::CLONE_FS
+    | libc::CLONE_FILES
+    | libc::CLONE_SIGHAND
+    | libc::CLONE_THREAD
+    | libc::CLONE_SYSVSEM
+    | libc::CLONE_SETTLS
+    | libc::CLONE_PARENT_SETTID
+    | libc::CLONE_CHILD_CLEARTID;
+
+const MONITOR: &[Rule] = &[
+    call!(timerfd_settime),
+    // The console's file is begun anew.
+    call!(openat),
+    call!(rename),
+    // vCPUs are stopped with a signal, again until they have stopped.
+    call!(tgkill, 2: 34),
+    call!(getpid),
+    call!(clock_nanosleep),
+    call!(exit_group),
+];
+
+/// Names as of the threads.
+pub const KINDS: &[Kind] = &[
+    Kind { name: "MONITOR", thread: "mallee-vmm", rules: &[RUNTIME, WAIT, MONITOR, START_WORKER, BLOCK, NET, RNG] },
+    Kind { name: "API", thread: "api", rules: &[RUNTIME, API] },
+    Kind { name: "VCPU", thread: "vcpu", rules: &[RUNTIME, VCPU] },
+    Kind { name: "BLOCK", thread: "virtio-blk", rules: &[RUNTIME, WAIT, BLOCK] },
+    Kind { name: "NET", thread: "virtio-net", rules: &[RUNTIME, WAIT, NET] },
+    Kind { name: "RNG", thread: "virtio-rng", rules: &[RUNTIME, WAIT, RNG] },
+];
