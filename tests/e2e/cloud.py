@@ -98,11 +98,17 @@ class Cloud:
         wait_for("every node to attend", self.nodes_ready, bound_s=120)
         return self
 
+    def ends(self):
+        """The commands that end everything, whatever state it is in; to be run last to first."""
+        down = [self.programs / "mallee", "down", "--state", self.state / "cloud"]
+        lab_down = [self.programs / "mallee-lab", "down", "--lab", self.lab]
+        # Sessions that a test had open when it was ended.
+        hang_up = ["pkill", "-f", f"^ssh -i {self.state}/"]
+        return [["rm", "-rf", self.state], lab_down, down, hang_up]
+
     def stop(self):
-        """Ends everything, whatever state it is in, and says what was left behind."""
-        if self.kvm != "hardware":
-            self.lab_command("down", check=False, bound_s=120)
-        self.mallee("down", "--state", self.state / "cloud", check=False, bound_s=120)
+        for command in reversed(self.ends()[1:]):
+            run(*command, check=False, bound_s=120)
 
     def forget(self):
         shutil.rmtree(self.state, ignore_errors=True)

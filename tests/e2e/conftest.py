@@ -1,29 +1,52 @@
 """What the tests share: one cloud, its clients, the registered images, a key pair, one Linux guest."""
 
+import ctypes
 import fcntl
 import json
 import pathlib
+import signal
 import uuid
 
 import pytest
 
 import guests
 from cloud import Cloud, run
+from keeper import Keeper
 from leaks import Footprint
 
 
+PR_SET_PDEATHSIG = 1
+
+
+def pytest_configure():
+    """An interruption, however it comes, goes the way of a test that fails: through the taking down."""
+    def end(number, _):
+        pytest.exit(f"ended by {signal.Signals(number).name}", returncode=128 + number)
+
+    signal.signal(signal.SIGTERM, end)
+    # A shell gives its background jobs an ignored SIGINT.
+    signal.signal(signal.SIGINT, end)
+    # Who started the tests and was killed does not pass the signal on.
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
 @pytest.fixture(scope="session")
-def alone():
-    """Waits for another run on this machine to end: both would have the same bridge, ports and addresses."""
+def keeper():
+    """Waits for another run on this machine to end (both would have the same bridge, ports and
+    addresses); then remembers how to end what this one starts."""
     with open("/run/lock/mallee-e2e", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
+        made = Keeper(lock)
+        yield made
+        made.finish()
 
 
 @pytest.fixture(scope="session")
-def cloud(alone):
+def cloud(keeper):
     made = Cloud()
     before = Footprint.of_this_machine(made.state)
+    for command in made.ends():
+        keeper.at_the_end(*command)
     try:
         yield made.start()
     finally:

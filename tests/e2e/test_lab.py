@@ -30,8 +30,9 @@ class Lab:
 
 
 @pytest.fixture(scope="module")
-def lab(cloud, tmp_path_factory):
+def lab(cloud, keeper, tmp_path_factory):
     made = Lab(cloud, tmp_path_factory.mktemp("lab"))
+    keeper.at_the_end(made.program, "down", "--lab", made.folder)
     try:
         made("up", *UP)
         yield made
