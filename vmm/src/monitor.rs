@@ -23,6 +23,7 @@ use crate::vm::RunningVm;
 /// Message of the exit event after SIGINT.
 pub const INTERRUPTED: &str = "SIGINT";
 const TERMINATED: &str = "SIGTERM";
+const NOT_BEFORE_START: &str = "The requested operation is not supported before starting the microVM.";
 const NOT_AFTER_START: &str = "The requested operation is not supported after starting the microVM.";
 
 /// What an event of the epoll set is about.
@@ -193,6 +194,10 @@ impl Monitor {
             Call::Configure(change) => match &self.state {
                 State::NotStarted => change(&mut self.config),
                 State::Running(_) => Reply::refused(NOT_AFTER_START),
+            },
+            Call::Change(change) => match &self.state {
+                State::NotStarted => Reply::refused(NOT_BEFORE_START),
+                State::Running(vm) => change(vm, &mut self.config),
             },
             Call::Act(action) => self.act(action),
             Call::ConfigureMetrics(_) | Call::ConfigureLogger(_) if matches!(self.state, State::Running(_)) => {

@@ -7,6 +7,7 @@ use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use crate::bus::{Bus, lock};
 use crate::devices::IrqLine;
+use crate::devices::virtio::VirtioDevice;
 use crate::error::{Error, Result};
 use crate::memory::GuestMemory;
 use crate::vcpu::{ExitSignal, RunningVcpu, Vcpu};
@@ -87,6 +88,21 @@ impl RunningVm {
         for device in &self.bus.virtio {
             lock(device).activate_pending();
         }
+    }
+
+    /// Has `change` do something to the device of type `D` that the configuration calls `name`, while it does not work; `change` says
+    /// whether the configuration space is another now. `None` if there is no such device.
+    #[allow(dead_code)] // for changes of a running VM and snapshots
+    pub fn change_device<D: VirtioDevice, T>(&self, name: &str, change: impl FnOnce(&mut D) -> (bool, T)) -> Option<T> {
+        self.bus
+            .virtio
+            .iter()
+            .map(lock)
+            .find_map(|mut device| {
+                let is_meant = device.device_name() == name && device.device_as::<D>().is_some();
+                is_meant.then_some(device)
+            })?
+            .change(change)
     }
 
     /// Stops the vCPUs, then the devices, so that no request comes after its device is gone, and writes

@@ -12,8 +12,12 @@ mod server;
 mod table;
 
 use crate::api::{Action, Fault, Logger, Metrics, VmConfig};
+use crate::vm::RunningVm;
 
 pub use server::Server;
+
+/// What is done to a running VM; the configuration is to describe it afterwards too.
+pub type RunningChange = Box<dyn FnOnce(&RunningVm, &mut VmConfig) -> Reply + Send>;
 
 /// A request that was understood.
 pub enum Call {
@@ -23,6 +27,9 @@ pub enum Call {
     Configuration(Box<dyn FnOnce(&VmConfig) -> Reply + Send>),
     /// A `PUT` or `PATCH` of a part of it.
     Configure(Box<dyn FnOnce(&mut VmConfig) -> Reply + Send>),
+    /// A change of the running VM.
+    #[allow(dead_code)] // for changes of a running VM and snapshots
+    Change(RunningChange),
     /// `PUT /actions`.
     Act(Action),
     /// `PUT /metrics`.

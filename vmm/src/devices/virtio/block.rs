@@ -14,7 +14,7 @@ use vmm_sys_util::epoll::{Epoll, EventSet};
 
 use super::queue::{Broken, Chain, Used};
 use super::worker::{Running, Worker, watch};
-use super::{Activation, ActiveQueue, Interrupt, VirtioDevice};
+use super::{Activation, ActiveQueue, Interrupt, QueuePosition, VirtioDevice};
 use crate::backends::disk::{Disk, SECTOR};
 use crate::confine::ThreadKind;
 use crate::memory::GuestMemory;
@@ -77,7 +77,7 @@ impl VirtioDevice for Block {
         self.features
     }
 
-    fn queue_sizes(&self) -> &'static [u16] {
+    fn queue_sizes(&self) -> &[u16] {
         QUEUE_SIZES
     }
 
@@ -107,10 +107,11 @@ impl VirtioDevice for Block {
         Ok(())
     }
 
-    fn reset(&mut self) {
-        if let Some(worker) = self.running.take().and_then(Running::stop) {
-            self.take_back(worker);
-        }
+    fn deactivate(&mut self) -> Vec<QueuePosition> {
+        let Some(worker) = self.running.take().and_then(Running::stop) else { return Vec::new() };
+        let position = worker.queue.queue.position();
+        self.take_back(worker);
+        vec![position]
     }
 }
 
@@ -385,7 +386,7 @@ mod tests {
         while memory.read_obj::<u16>(used_index).unwrap() < 5 {
             std::thread::sleep(std::time::Duration::from_millis(1));
         }
-        device.reset();
+        device.deactivate();
         assert!(metrics.stalls.get() > 0);
         assert!(device.limiter.is_some() && device.disk.is_some());
     }

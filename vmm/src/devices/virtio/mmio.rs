@@ -17,7 +17,7 @@ use vm_memory::GuestAddress;
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use super::queue::VirtQueue;
-use super::{Activation, ActiveQueue, Interrupt, TRANSPORT_FEATURES, VirtioDevice};
+use super::{Activation, ActiveQueue, Interrupt, QueuePosition, TRANSPORT_FEATURES, VirtioDevice};
 use crate::error::{Error, Result};
 use crate::memory::GuestMemory;
 use crate::metrics::{self, DeviceMetrics};
@@ -59,13 +59,24 @@ impl QueueRegisters {
     }
 }
 
+/// What of the device works.
+enum Activity {
+    /// The driver is not ready, or has broken something.
+    Idle,
+    /// DRIVER_OK was written, and the worker is still to be started.
+    Pending,
+    Active,
+    /// Stopped by us, to go on from these positions; the driver has not noticed.
+    #[allow(dead_code)] // for changes of a running VM and snapshots
+    Paused(Vec<QueuePosition>),
+}
+
 pub struct MmioTransport {
     device: Box<dyn VirtioDevice>,
     memory: GuestMemory,
     wiring: Box<dyn Wiring>,
     wired: bool,
-    /// DRIVER_OK was written, and the worker is still to be started.
-    pending: bool,
+    activity: Activity,
     interrupt: Arc<Interrupt>,
     kicks: Vec<EventFd>,
     status: u32,
@@ -74,6 +85,8 @@ pub struct MmioTransport {
     driver_features: u64,
     queue_select: u32,
     queues: Vec<QueueRegisters>,
+    /// Grows with each change of the configuration space (virtio 1.2, 4.2.2).
+    generation: u32,
     metrics: Arc<DeviceMetrics>,
 }
 
@@ -93,7 +106,8 @@ impl MmioTransport {
             memory,
             wiring,
             wired: false,
-            pending: false,
+            activity: Activity::Idle,
+            generation: 0,
             interrupt: Arc::new(Interrupt::new().map_err(Error::host("eventfd"))?),
             kicks,
             status: 0,
@@ -137,17 +151,21 @@ impl MmioTransport {
             | VIRTIO_MMIO_SHM_LEN_HIGH
             | VIRTIO_MMIO_SHM_BASE_LOW
             | VIRTIO_MMIO_SHM_BASE_HIGH => NO_SHARED_MEMORY,
-            // The configuration generation among them: the space never changes.
+            VIRTIO_MMIO_CONFIG_GENERATION => self.generation,
             _ => 0,
         }
     }
 
-    /// Registers are written as 32 bits; the configuration space not at all.
+    /// Registers are written as 32 bits; the configuration space in any width.
     pub fn write(&mut self, offset: u64, data: &[u8]) {
-        let Ok(value) = <[u8; 4]>::try_from(data).map(u32::from_le_bytes) else { return };
-        if offset < u64::from(VIRTIO_MMIO_CONFIG) {
-            self.write_register(offset as u32, value);
+        if let Some(offset) = offset.checked_sub(u64::from(VIRTIO_MMIO_CONFIG)) {
+            if self.has(VIRTIO_CONFIG_S_DRIVER) {
+                self.device.write_config(offset, data);
+            }
+            return;
         }
+        let Ok(value) = <[u8; 4]>::try_from(data).map(u32::from_le_bytes) else { return };
+        self.write_register(offset as u32, value);
     }
 
     fn write_register(&mut self, register: u32, value: u32) {
@@ -245,7 +263,7 @@ impl MmioTransport {
                 self.driver_features & !self.offered() == 0 && self.driver_features & 1 << VIRTIO_F_VERSION_1 != 0
             }
             VIRTIO_CONFIG_S_DRIVER_OK => {
-                self.pending = true;
+                self.activity = Activity::Pending;
                 if !self.wiring.defers_activation() {
                     self.activate_pending();
                 }
@@ -257,23 +275,83 @@ impl MmioTransport {
 
     /// Starts the worker of a device whose driver is ready; does nothing for any other.
     pub fn activate_pending(&mut self) {
-        if !std::mem::take(&mut self.pending) {
-            return;
+        if matches!(self.activity, Activity::Pending) && self.activate_from(&[]) {
+            self.metrics.activations.increment();
         }
-        match self.activate() {
-            Ok(()) => self.metrics.activations.increment(),
+    }
+
+    /// Stops the device's work so that it can go on later as if nothing had been.
+    #[allow(dead_code)] // for changes of a running VM and snapshots
+    pub fn pause(&mut self) {
+        if matches!(self.activity, Activity::Active) {
+            let positions = self.device.deactivate();
+            self.activity = match self.interrupt.is_reset_needed() {
+                true => Activity::Idle,
+                false => Activity::Paused(positions),
+            };
+        }
+    }
+
+    /// Goes on after [`Self::pause`].
+    #[allow(dead_code)] // for changes of a running VM and snapshots
+    pub fn resume(&mut self) {
+        if let Activity::Paused(positions) = std::mem::replace(&mut self.activity, Activity::Idle) {
+            self.activate_from(&positions);
+        }
+    }
+
+    /// Has `change` do something to the device, if it is a `D`, while it does not work; `change` says whether the configuration space is
+    /// another now. `None` if the device is of another type.
+    #[allow(dead_code)] // for changes of a running VM and snapshots
+    pub fn change<D: VirtioDevice, T>(&mut self, change: impl FnOnce(&mut D) -> (bool, T)) -> Option<T> {
+        self.device_as::<D>()?;
+        self.pause();
+        let (is_config_changed, outcome) = change(self.device_as::<D>()?);
+        self.resume();
+        if is_config_changed {
+            self.generation = self.generation.wrapping_add(1);
+            if self.has(VIRTIO_CONFIG_S_DRIVER_OK) {
+                self.interrupt.configuration();
+            }
+        }
+        Some(outcome)
+    }
+
+    /// The device, if it is a `D`. It may be at work.
+    #[allow(dead_code)] // for changes of a running VM and snapshots
+    pub fn device_as<D: VirtioDevice>(&mut self) -> Option<&mut D> {
+        let device: &mut dyn std::any::Any = &mut *self.device;
+        device.downcast_mut()
+    }
+
+    /// What the configuration calls the device.
+    #[allow(dead_code)] // for changes of a running VM and snapshots
+    pub fn device_name(&self) -> &str {
+        self.device.name()
+    }
+
+    /// Makes the device active with its queues at `positions` (at their beginning where there are none); false if it cannot be.
+    fn activate_from(&mut self, positions: &[QueuePosition]) -> bool {
+        match self.activate(positions) {
+            Ok(()) => {
+                self.activity = Activity::Active;
+                true
+            }
             Err(why) => {
                 tracing::warn!(device = self.device.id(), %why, "device not activated");
+                self.activity = Activity::Idle;
                 self.interrupt.need_reset();
                 self.metrics.needs_reset.increment();
+                false
             }
         }
     }
 
-    fn activate(&mut self) -> std::result::Result<(), String> {
+    fn activate(&mut self, positions: &[QueuePosition]) -> std::result::Result<(), String> {
         let mut queues = Vec::with_capacity(self.queues.len());
         for (index, (registers, kick)) in self.queues.iter().zip(&self.kicks).enumerate() {
-            let queue = self.freeze(registers)?.counted_in(self.metrics.queue(index));
+            let mut queue = self.freeze(registers)?.counted_in(self.metrics.queue(index));
+            queue.go_to(positions.get(index).copied().unwrap_or_default());
             // A kick from before belongs to no queue.
             let _ = kick.read();
             let kick = kick.try_clone().map_err(|error| error.to_string())?;
@@ -283,7 +361,7 @@ impl MmioTransport {
             self.wiring.connect(&self.kicks, self.interrupt.line()).map_err(|error| error.to_string())?;
             self.wired = true;
         }
-        // A driver may have made buffers available before DRIVER_OK and kick no more.
+        // A driver may have made buffers available before DRIVER_OK, or while the device was paused, and kick no more.
         for queue in &queues {
             let _ = queue.kick.write(1);
         }
@@ -316,8 +394,8 @@ impl MmioTransport {
     }
 
     fn reset(&mut self) {
-        self.device.reset();
-        self.pending = false;
+        self.device.deactivate();
+        self.activity = Activity::Idle;
         self.status = 0;
         self.device_features_select = 0;
         self.driver_features_select = 0;
@@ -331,7 +409,8 @@ impl MmioTransport {
 
     /// Ends the device's work for good.
     pub fn stop(&mut self) {
-        self.device.reset();
+        self.device.deactivate();
+        self.activity = Activity::Idle;
     }
 }
 
@@ -369,7 +448,7 @@ mod tests {
         fn features(&self) -> u64 {
             0b101
         }
-        fn queue_sizes(&self) -> &'static [u16] {
+        fn queue_sizes(&self) -> &[u16] {
             &[256, 64]
         }
         fn config(&self) -> &[u8] {
@@ -380,8 +459,9 @@ mod tests {
             assert_eq!(before, None, "activated twice");
             Ok(())
         }
-        fn reset(&mut self) {
-            self.0.lock().unwrap().take();
+        fn deactivate(&mut self) -> Vec<QueuePosition> {
+            let position = QueuePosition { next_available: 7, next_used: 5 };
+            self.0.lock().unwrap().take().map_or(Vec::new(), |_| vec![position; 2])
         }
     }
 
@@ -514,6 +594,26 @@ mod tests {
         let mut byte = [9];
         transport.read(u64::from(VIRTIO_MMIO_CONFIG), &mut byte);
         assert_eq!(byte, [1]);
+    }
+
+    #[test]
+    fn a_change_is_made_while_the_device_does_not_work_and_queues_go_on_where_they_were() {
+        let (mut transport, device) = transport();
+        negotiate(&mut transport);
+        place_queues(&mut transport);
+        write(&mut transport, VIRTIO_MMIO_STATUS, 15);
+        let before = read(&transport, VIRTIO_MMIO_CONFIG_GENERATION);
+        let was_active = transport.change(|device: &mut Recorder| (true, device.0.lock().unwrap().is_some()));
+        assert_eq!(was_active, Some(false));
+        assert_eq!(*device.0.lock().unwrap(), Some(1 << 32));
+        assert_eq!(read(&transport, VIRTIO_MMIO_CONFIG_GENERATION), before + 1);
+        assert_eq!(read(&transport, VIRTIO_MMIO_INTERRUPT_STATUS), VIRTIO_MMIO_INT_CONFIG);
+        transport.pause();
+        let Activity::Paused(positions) = &transport.activity else { panic!("not paused") };
+        assert_eq!(positions[1], QueuePosition { next_available: 7, next_used: 5 });
+        write(&mut transport, VIRTIO_MMIO_STATUS, 0);
+        transport.resume();
+        assert_eq!(*device.0.lock().unwrap(), None, "a driver that has reset the device stays in charge");
     }
 
     proptest! {

@@ -5,6 +5,9 @@
 //! * `worker` is the thread that a device becomes between DRIVER_OK and reset.
 //! * `block`, `net`, `rng` are the devices.
 //!
+//! A device stops and goes on without its driver noticing: [`VirtioDevice::deactivate`] tells where the queues stand, and the
+//! transport activates it again from there. Snapshots and every change of a running device are made between the two.
+//!
 //! The cut between transport and device is [`VirtioDevice`]: before activation a device only describes
 //! itself, afterwards its worker owns the queues and the backend, and nothing is shared with the vCPUs but
 //! the [`Interrupt`].
@@ -17,6 +20,7 @@ pub mod queue;
 pub mod rng;
 pub mod worker;
 
+use std::any::Any;
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
@@ -35,8 +39,8 @@ use queue::VirtQueue;
 pub const TRANSPORT_FEATURES: u64 =
     1 << VIRTIO_F_VERSION_1 | 1 << VIRTIO_RING_F_EVENT_IDX | 1 << VIRTIO_RING_F_INDIRECT_DESC;
 
-/// A device type, as the transport sees it.
-pub trait VirtioDevice: Send {
+/// A device type, as the transport sees it. Every one is reached by its own type through `Any`.
+pub trait VirtioDevice: Any + Send {
     /// Device id (virtio 1.2, 5).
     fn id(&self) -> u32;
 
@@ -49,16 +53,30 @@ pub trait VirtioDevice: Send {
     fn features(&self) -> u64;
 
     /// Largest size of each queue; their number is the number of queues.
-    fn queue_sizes(&self) -> &'static [u16];
+    fn queue_sizes(&self) -> &[u16];
 
-    /// The configuration space. None of ours can be written by the driver.
+    /// The configuration space.
     fn config(&self) -> &[u8];
+
+    /// The driver wrote to the configuration space. Most of ours cannot be written.
+    fn write_config(&mut self, _offset: u64, _data: &[u8]) {}
 
     /// Starts the worker. An error leaves the device as it was.
     fn activate(&mut self, activation: Activation) -> io::Result<()>;
 
-    /// Ends the worker and takes the backend back. Does nothing if there is none.
-    fn reset(&mut self);
+    /// Ends the workers and takes the backend back. No request is left half done: one that was taken from a queue is finished
+    /// or put back. Says where each queue stands, in their order; nothing if the device is not active, or cannot be active
+    /// again before a reset because its driver broke a queue.
+    fn deactivate(&mut self) -> Vec<QueuePosition>;
+}
+
+/// How far a queue has come: what of the rings' counters only the device has (virtio 1.2, 2.7.6 and 2.7.8).
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct QueuePosition {
+    /// Index of the available ring's entry that is taken next.
+    pub next_available: u16,
+    /// Index of the used ring's entry that is written next.
+    pub next_used: u16,
 }
 
 /// What a worker gets: all of it is frozen until the device is reset.
@@ -118,6 +136,12 @@ impl Interrupt {
     /// Used buffers are there.
     pub fn queue(&self) {
         self.raise(VIRTIO_MMIO_INT_VRING);
+    }
+
+    /// The configuration space has changed.
+    #[allow(dead_code)] // for changes of a running VM and snapshots
+    pub fn configuration(&self) {
+        self.raise(VIRTIO_MMIO_INT_CONFIG);
     }
 
     /// The driver has broken the rules or the host the backend: nothing more happens until a reset

@@ -15,6 +15,7 @@ use virtio_queue::desc::split::Descriptor;
 use virtio_queue::{Queue, QueueOwnedT, QueueT};
 use vm_memory::{Address, Bytes, GuestAddress};
 
+use super::QueuePosition;
 use super::iovec::IoVec;
 use crate::memory::GuestMemory;
 use crate::metrics::QueueMetrics;
@@ -63,6 +64,16 @@ impl VirtQueue {
     /// What happens in the queue is counted in `metrics` from now on, by the one thread that has the queue.
     pub fn counted_in(self, metrics: Arc<QueueMetrics>) -> Self {
         VirtQueue { metrics, ..self }
+    }
+
+    /// Goes on where a queue over the same rings has stopped.
+    pub fn go_to(&mut self, position: QueuePosition) {
+        self.queue.set_next_avail(position.next_available);
+        self.queue.set_next_used(position.next_used);
+    }
+
+    pub fn position(&self) -> QueuePosition {
+        QueuePosition { next_available: self.queue.next_avail(), next_used: self.queue.next_used() }
     }
 
     /// Where this queue's work is counted.

@@ -9,7 +9,7 @@ use vmm_sys_util::epoll::{Epoll, EventSet};
 
 use super::queue::{Broken, Chain, Used};
 use super::worker::{Running, Worker, watch};
-use super::{Activation, ActiveQueue, Interrupt, VirtioDevice};
+use super::{Activation, ActiveQueue, Interrupt, QueuePosition, VirtioDevice};
 use crate::confine::ThreadKind;
 use crate::memory::GuestMemory;
 
@@ -32,7 +32,7 @@ impl VirtioDevice for Rng {
         0
     }
 
-    fn queue_sizes(&self) -> &'static [u16] {
+    fn queue_sizes(&self) -> &[u16] {
         QUEUE_SIZES
     }
 
@@ -48,10 +48,9 @@ impl VirtioDevice for Rng {
         Ok(())
     }
 
-    fn reset(&mut self) {
-        if let Some(running) = self.running.take() {
-            running.stop();
-        }
+    fn deactivate(&mut self) -> Vec<QueuePosition> {
+        let worker = self.running.take().and_then(Running::stop);
+        worker.map_or(Vec::new(), |worker| vec![worker.queue.queue.position()])
     }
 }
 

@@ -25,7 +25,7 @@ use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 
 use super::queue::Broken;
 use super::worker::{Running, Worker, rewatch, watch};
-use super::{Activation, Interrupt, VirtioDevice};
+use super::{Activation, Interrupt, QueuePosition, VirtioDevice};
 use crate::backends::tap::{Offloads, Tap};
 use crate::confine::ThreadKind;
 use crate::error::{Error, Result};
@@ -94,7 +94,7 @@ impl VirtioDevice for Net {
         self.features
     }
 
-    fn queue_sizes(&self) -> &'static [u16] {
+    fn queue_sizes(&self) -> &[u16] {
         QUEUE_SIZES
     }
 
@@ -126,10 +126,10 @@ impl VirtioDevice for Net {
         Ok(())
     }
 
-    fn reset(&mut self) {
-        if let Some(worker) = self.running.take().and_then(Running::stop) {
-            self.tap = Some(worker.tap);
-        }
+    fn deactivate(&mut self) -> Vec<QueuePosition> {
+        let Some(worker) = self.running.take().and_then(Running::stop) else { return Vec::new() };
+        self.tap = Some(worker.tap);
+        vec![worker.receiver.stop(), worker.transmitter.stop()]
     }
 }
 

@@ -11,7 +11,7 @@ use vmm_sys_util::eventfd::EventFd;
 
 use super::super::iovec::{IoVec, MAX_SEGMENTS};
 use super::super::queue::{Broken, Chain, Used, VirtQueue};
-use super::super::{ActiveQueue, Interrupt};
+use super::super::{ActiveQueue, Interrupt, QueuePosition};
 use super::BATCH;
 use crate::backends::tap::{HEADER, Tap};
 
@@ -56,6 +56,14 @@ impl Receiver {
     /// Whether a kick, and not the tap, is what receiving waits for.
     pub fn waits_for_buffers(&self) -> bool {
         self.waits_for_buffers
+    }
+
+    /// Puts the buffers back that no frame has come for, and says where the queue stands.
+    pub fn stop(mut self) -> QueuePosition {
+        for _ in &self.gathered {
+            self.queue.queue.undo_pop();
+        }
+        self.queue.queue.position()
     }
 
     /// Receives until the tap or the ring is empty, or a batch is full.
@@ -214,6 +222,18 @@ mod tests {
         receiver.run(&tap, &interrupt).unwrap();
         let lengths: Vec<u32> = used(&memory, &receiver.queue.queue).iter().map(|u| u.length).collect();
         assert_eq!(lengths, [22, 32]);
+    }
+
+    #[test]
+    fn a_stop_puts_gathered_buffers_back() {
+        let memory = memory();
+        let buffers: Vec<[(u64, u32, bool); 1]> = (0..4).map(|i| [(0x8000 + i * 0x1000, 512, true)]).collect();
+        let chains: Vec<&[_]> = buffers.iter().map(|buffer| &buffer[..]).collect();
+        let (tap, host) = tap();
+        let mut receiver = receiver(queue_with(&memory, &chains), true);
+        host.send(&frame(600)).unwrap();
+        receiver.run(&tap, &Interrupt::new().unwrap()).unwrap();
+        assert_eq!(receiver.stop(), QueuePosition { next_available: 2, next_used: 2 });
     }
 
     #[test]

@@ -5,7 +5,7 @@ use std::io;
 use vmm_sys_util::eventfd::EventFd;
 
 use super::super::queue::{Broken, Chain, Used};
-use super::super::{ActiveQueue, Interrupt};
+use super::super::{ActiveQueue, Interrupt, QueuePosition};
 use super::BATCH;
 use crate::backends::tap::{HEADER, Tap};
 
@@ -34,6 +34,11 @@ impl Transmitter {
     /// Whether the tap is full, and there is a frame for it.
     pub fn waits_for_tap(&self) -> bool {
         self.waits_for_tap
+    }
+
+    /// Says where the queue stands; a frame that waits for the tap is still in it.
+    pub fn stop(self) -> QueuePosition {
+        self.queue.queue.position()
     }
 
     /// Transmits until the ring is empty or the tap is full, or a batch is done.

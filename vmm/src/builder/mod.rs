@@ -3,32 +3,25 @@
 //! Whatever the configuration names is opened first. Only when all of it can be used is a VM made, so a wrong
 //! path, a truncated kernel or a busy tap leaves nothing behind.
 
+mod devices;
+
 use std::sync::{Arc, Mutex};
 
-use kvm_ioctls::{IoEventAddress, Kvm, VcpuFd, VmFd};
-use virtio_bindings::virtio_mmio::VIRTIO_MMIO_QUEUE_NOTIFY;
+use kvm_ioctls::{Kvm, VcpuFd, VmFd};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
-use crate::api::{self, BootSource, VmConfig, guest};
+use crate::api::{BootSource, VmConfig};
 use crate::backends::console::{self, Console};
-use crate::backends::disk::Disk;
-use crate::backends::tap::Tap;
 use crate::boot::{acpi, initrd, kernel, reset_vector, smbios, zero_page};
 use crate::bus::Bus;
 use crate::cpu;
 use crate::devices::boot_timer::BootTimer;
 use crate::devices::i8042::{self, I8042};
 use crate::devices::serial::{self, SerialPort};
-use crate::devices::virtio::VirtioDevice;
-use crate::devices::virtio::block::Block;
-use crate::devices::virtio::mmio::{MmioTransport, Wiring};
-use crate::devices::virtio::net::{MacAddress, Net};
-use crate::devices::virtio::rng::Rng;
-use crate::devices::{IrqLine, MAX_VIRTIO_DEVICES, POWER_BUTTON_GSI};
+use crate::devices::{IrqLine, POWER_BUTTON_GSI};
 use crate::error::{Error, Result};
 use crate::events::Events;
 use crate::memory::{self, GuestMemory, layout};
-use crate::rate_limiter::RateLimiter;
 use crate::vcpu::Vcpu;
 use crate::vm::{Activations, Vm};
 
@@ -43,7 +36,7 @@ pub fn build(config: &VmConfig, events: &Arc<Events>) -> Result<Vm> {
     let boot = boot_source(config)?;
     let vcpu_count = vcpu_count(config)?;
     let console = open_console(config)?;
-    let devices = open_devices(config)?;
+    let devices = devices::open(config)?;
 
     let memory = memory::allocate(config.machine_config.mem_size_mib)?;
     let kernel = kernel::load(&memory, &boot.kernel_image_path)?;
@@ -63,7 +56,7 @@ pub fn build(config: &VmConfig, events: &Arc<Events>) -> Result<Vm> {
         ),
         keyboard: Mutex::new(I8042::new(irq_line(&vm, i8042::GSI)?)),
         boot_timer: BootTimer::new(events.clone()),
-        virtio: attach_devices(devices, &vm, &memory, &activations)?,
+        virtio: devices::attach(devices, &vm, &memory, &activations)?,
     });
     let vcpus = create_vcpus(&kvm, &vm, vcpu_count)?;
     cpu::regs::set_up_boot_cpu(&vcpus[0].fd, &memory, kernel.entry)?;
@@ -98,99 +91,6 @@ fn open_console(config: &VmConfig) -> Result<Console> {
             let limit = serial.size_limit.unwrap_or(console::DEFAULT_LIMIT);
             Console::file(&serial.serial_out_path, limit).map_err(Error::file("serial output", &serial.serial_out_path))
         }
-    }
-}
-
-/// The virtio devices, in the order of their windows: drives with the root device first, so that it is
-/// `/dev/vda`, then network interfaces, then entropy.
-fn open_devices(config: &VmConfig) -> Result<Vec<Box<dyn VirtioDevice>>> {
-    refuse_ambiguous(config)?;
-    let (roots, others): (Vec<_>, Vec<_>) = config.drives.iter().partition(|drive| drive.is_root_device);
-    let mut devices: Vec<Box<dyn VirtioDevice>> = Vec::new();
-    for drive in roots.into_iter().chain(others) {
-        devices.push(Box::new(Block::new(
-            Disk::open(drive)?,
-            &drive.drive_id,
-            rate_limiter(drive.rate_limiter.as_ref())?,
-        )));
-    }
-    for interface in &config.network_interfaces {
-        let mac = interface.guest_mac.as_deref().map(MacAddress::parse).transpose()?;
-        devices.push(Box::new(Net::new(Tap::open(&interface.host_dev_name)?, &interface.iface_id, mac)));
-    }
-    if config.entropy.is_some() {
-        devices.push(Box::new(Rng::default()));
-    }
-    if devices.len() > MAX_VIRTIO_DEVICES {
-        return Err(Error::BadConfiguration(format!(
-            "{} virtio devices; at most {MAX_VIRTIO_DEVICES} fit",
-            devices.len()
-        )));
-    }
-    Ok(devices)
-}
-
-fn rate_limiter(config: Option<&api::RateLimiter>) -> Result<Option<RateLimiter>> {
-    config.map(RateLimiter::new).transpose().map(Option::flatten).map_err(Error::host("rate limiter's timer"))
-}
-
-/// A configuration file can say what the REST interface would have refused.
-fn refuse_ambiguous(config: &VmConfig) -> Result<()> {
-    let drives = config.drives.iter().map(|drive| &drive.drive_id);
-    let interfaces = config.network_interfaces.iter().map(|interface| &interface.iface_id);
-    for ids in [drives.collect::<Vec<_>>(), interfaces.collect()] {
-        if let Some(twice) = ids.iter().enumerate().find(|(i, id)| ids[..*i].contains(id)) {
-            return Err(Error::BadConfiguration(format!("the id {:?} is there twice", twice.1)));
-        }
-    }
-    if config.drives.iter().filter(|drive| drive.is_root_device).count() > 1 {
-        return Err(Error::BadConfiguration("more than one drive is_root_device".into()));
-    }
-    Ok(())
-}
-
-/// Gives each device its window and interrupt.
-fn attach_devices(
-    devices: Vec<Box<dyn VirtioDevice>>,
-    vm: &Arc<VmFd>,
-    memory: &GuestMemory,
-    activations: &Arc<Activations>,
-) -> Result<Vec<Mutex<MmioTransport>>> {
-    devices
-        .into_iter()
-        .enumerate()
-        .map(|(index, device)| {
-            let wiring = KvmWiring {
-                vm: vm.clone(),
-                base: guest::VIRTIO_MMIO_BASE + index as u64 * guest::VIRTIO_MMIO_STRIDE,
-                gsi: guest::VIRTIO_MMIO_FIRST_GSI + index as u32,
-                activations: activations.clone(),
-            };
-            MmioTransport::new(device, memory.clone(), Box::new(wiring)).map(Mutex::new)
-        })
-        .collect()
-}
-
-/// Notifications as ioeventfds, the interrupt as an irqfd: neither direction passes through a vCPU's thread.
-struct KvmWiring {
-    vm: Arc<VmFd>,
-    base: u64,
-    gsi: u32,
-    activations: Arc<Activations>,
-}
-
-impl Wiring for KvmWiring {
-    fn connect(&self, kicks: &[EventFd], interrupt: &EventFd) -> Result<()> {
-        let notify = IoEventAddress::Mmio(self.base + u64::from(VIRTIO_MMIO_QUEUE_NOTIFY));
-        for (queue, kick) in kicks.iter().enumerate() {
-            self.vm.register_ioevent(kick, &notify, queue as u32).map_err(Error::kvm("KVM_IOEVENTFD"))?;
-        }
-        self.vm.register_irqfd(interrupt, self.gsi).map_err(Error::kvm("KVM_IRQFD"))
-    }
-
-    fn defers_activation(&self) -> bool {
-        self.activations.ask();
-        true
     }
 }
 
