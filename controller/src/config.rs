@@ -38,9 +38,13 @@ pub struct Config {
     /// Elastic IPs that one account may hold.
     #[arg(long, default_value_t = 100, value_name = "N")]
     pub address_limit: u32,
-    /// Name servers told to instances by DHCP. Without any, instances resolve no names.
+    /// Name servers told to instances by DHCP. Without any, they are told of their subnet's own resolver, which knows their private
+    /// names and asks the node's name servers for all others.
     #[arg(long = "dns-server", value_name = "ADDRESS")]
     pub dns_servers: Vec<std::net::Ipv4Addr>,
+    /// Time servers told to instances by DHCP.
+    #[arg(long = "ntp-server", value_name = "ADDRESS")]
+    pub ntp_servers: Vec<std::net::Ipv4Addr>,
 }
 
 impl Config {

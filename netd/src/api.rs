@@ -17,6 +17,9 @@ pub const DEFAULT_SOCKET: &str = "/run/mallee/netd.sock";
 /// interface; the agent listens on it. (EC2 User Guide, "Access instance metadata".)
 pub const METADATA_ADDRESS: std::net::Ipv4Addr = std::net::Ipv4Addr::new(169, 254, 169, 254);
 
+/// The address of the resolver on every segment, beside the one behind its gateway's. (EC2 User Guide, "Amazon DNS server".)
+pub const DNS_ADDRESS: std::net::Ipv4Addr = std::net::Ipv4Addr::new(169, 254, 169, 253);
+
 /// Name of the tap behind an interface.
 ///
 /// A Linux interface name has at most 15 bytes (`IFNAMSIZ` less the NUL), an interface id is

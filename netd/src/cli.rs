@@ -1,5 +1,6 @@
 //! The command line of `mallee-netd`.
 
+use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -34,6 +35,13 @@ pub struct Daemon {
     /// The interface on the public side; it has an address already.
     #[arg(long)]
     pub uplink: LinkName,
+    /// A name server that instances' questions about others' names are asked of; may be given again. Without it, those in
+    /// the file of --resolv-conf.
+    #[arg(long = "dns-upstream", value_name = "ADDRESS")]
+    pub dns_upstreams: Vec<IpAddr>,
+    /// Where the node's own name servers are written.
+    #[arg(long, default_value = "/etc/resolv.conf", value_name = "FILE")]
+    pub resolv_conf: PathBuf,
     /// How often the kernel is compared with the desired network and mended, in seconds.
     #[arg(long, default_value = "10", value_parser = seconds)]
     pub mend_every: Duration,

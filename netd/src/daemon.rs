@@ -7,6 +7,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::MissedTickBehavior;
 
 use crate::cli::Daemon;
+use crate::dns::Upstreams;
 use crate::error::{Error, Result};
 use crate::reconcile::Reconciler;
 use crate::service::Service;
@@ -15,7 +16,11 @@ use crate::store::Store;
 /// Runs until SIGTERM or SIGINT. The network stays as it is when netd ends: instances go on.
 pub async fn run(options: Daemon) -> Result<()> {
     let store = Store::open(&options.state)?;
-    let (reconciler, given) = Reconciler::new(options.uplink, store);
+    let upstreams = match options.dns_upstreams.is_empty() {
+        true => Upstreams::File(options.resolv_conf),
+        false => Upstreams::Fixed(options.dns_upstreams),
+    };
+    let (reconciler, given) = Reconciler::new(options.uplink, store, upstreams);
     let reconciler = Arc::new(reconciler);
     let recorder = reconciler.clone();
     tokio::spawn(async move { recorder.record_leases(given).await });

@@ -34,6 +34,8 @@ mod desired;
 #[cfg(feature = "daemon")]
 mod dhcp;
 #[cfg(feature = "daemon")]
+mod dns;
+#[cfg(feature = "daemon")]
 mod error;
 #[cfg(feature = "daemon")]
 mod links;

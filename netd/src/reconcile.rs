@@ -8,7 +8,7 @@
 //! 2. the nftables transaction: from here on, rules and maps are the new ones for every packet;
 //! 3. flows that contradict the new maps end;
 //! 4. the uplink answers for new addresses, new taps open;
-//! 5. new addresses are announced, DHCP learns of its clients.
+//! 5. new addresses are announced, DHCP and DNS learn of their clients.
 
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
@@ -23,7 +23,7 @@ use crate::dhcp::{Given, Servers};
 use crate::error::{Error, Result};
 use crate::links::{Links, Observed, Plan, Step, Uplink, plan};
 use crate::store::Store;
-use crate::{conntrack, nft, sysctl};
+use crate::{conntrack, dns, nft, sysctl};
 
 /// Events that a slow watcher may lag behind before it loses some.
 const EVENTS_KEPT: usize = 1024;
@@ -45,6 +45,7 @@ struct Current {
 struct State {
     current: Option<Current>,
     dhcp: Servers,
+    dns: dns::Servers,
     /// False until the network was once made whole since netd started: after a crash it cannot be
     /// told from the maps which flows were still to be ended.
     flows_checked: bool,
@@ -69,9 +70,14 @@ pub struct Outcome {
 
 impl Reconciler {
     /// `given` of the second value brings the leases; [`Self::record_leases`] must be run on it.
-    pub fn new(uplink: LinkName, store: Store) -> (Self, mpsc::UnboundedReceiver<Given>) {
+    pub fn new(uplink: LinkName, store: Store, upstreams: dns::Upstreams) -> (Self, mpsc::UnboundedReceiver<Given>) {
         let (sender, given) = mpsc::unbounded_channel();
-        let state = State { current: None, dhcp: Servers::new(sender), flows_checked: false };
+        let state = State {
+            current: None,
+            dhcp: Servers::new(sender),
+            dns: dns::Servers::new(upstreams),
+            flows_checked: false,
+        };
         let reconciler = Self {
             uplink,
             store,
@@ -159,6 +165,10 @@ impl Reconciler {
         let observed = if plan.is_empty() { observed } else { links.observe().await? };
         let index_of = indexes(observed);
         state.dhcp.apply(network, |bridge| index_of.get(bridge).copied())?;
+        // Instances run without names too; the next round tries again.
+        if let Err(error) = state.dns.apply(network, |bridge| index_of.get(bridge).copied()) {
+            tracing::warn!(%error, "instances cannot ask for names");
+        }
         self.forget_leases(network);
         Ok(rules_changed || settings_changed || !plan.is_empty())
     }

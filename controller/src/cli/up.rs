@@ -71,9 +71,12 @@ pub struct Up {
     /// upper half; with --uplink there is none]
     #[arg(long = "public-pool", value_name = "CIDR")]
     public_pools: Vec<Ipv4Net>,
-    /// Name servers told to instances; may be given again
+    /// Name servers told to instances instead of their subnet's own resolver; may be given again
     #[arg(long = "dns-server", value_name = "ADDRESS")]
     dns_servers: Vec<std::net::Ipv4Addr>,
+    /// Time servers told to instances; may be given again
+    #[arg(long = "ntp-server", value_name = "ADDRESS")]
+    ntp_servers: Vec<std::net::Ipv4Addr>,
 }
 
 impl Up {
@@ -237,6 +240,9 @@ impl Up {
         }
         for server in &self.dns_servers {
             words.extend(["--dns-server".into(), server.to_string().into()]);
+        }
+        for server in &self.ntp_servers {
+            words.extend(["--ntp-server".into(), server.to_string().into()]);
         }
         Ok(Program { name: "controller", path: program("mallee-controller")?, arguments: words, namespace: None })
     }

@@ -138,6 +138,8 @@ impl Surroundings<'_> {
             domain: config.private_domain(),
             vpc: self.vpc.id.to_string(),
             kind: Some(net::segment::Kind::Local(net::LocalSegment {})),
+            ntp_servers: config.ntp_servers.iter().map(ToString::to_string).collect(),
+            vpc_cidrs: vec![self.vpc.cidr()?.to_string()],
         };
         Ok(net::NodeNetwork {
             generation,

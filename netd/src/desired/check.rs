@@ -7,6 +7,7 @@ use std::net::Ipv4Addr;
 use super::parse::is_host_of;
 use super::{ElasticIp, Interface, InvalidNetwork, Network, Segment, SegmentId, UplinkAddresses};
 use crate::api::METADATA_ADDRESS;
+use crate::dns;
 
 /// Largest and smallest segment, as prefix lengths. EC2 has /16 to /28; a lab may want more.
 const PREFIX_LENGTHS: std::ops::RangeInclusive<u8> = 8..=29;
@@ -43,6 +44,11 @@ impl Network {
                     interface.ipv4, segment.id, segment.network, segment.gateway
                 ),
             ));
+        }
+        if Some(interface.ipv4) == dns::resolver_address(&segment.network, segment.gateway) {
+            let problem =
+                format!("address {} is the resolver's of {} (the network's plus two)", interface.ipv4, segment.id);
+            return Err(InvalidNetwork::new(item, problem));
         }
         if interface.mac == segment.gateway_mac {
             let problem = format!("MAC {} is the gateway's of {}", interface.mac, segment.id);
@@ -201,6 +207,12 @@ mod tests {
         let mut message = good();
         change(&mut message);
         Network::parse(&message, &uplink()).expect_err("it should be refused").to_string()
+    }
+
+    #[test]
+    fn the_resolvers_address_is_no_instances() {
+        let message = refusal(|n| n.interfaces[0].ipv4 = "172.31.0.2".into());
+        assert!(message.starts_with("interface eni-1") && message.contains("resolver"), "{message}");
     }
 
     #[test]

@@ -56,7 +56,11 @@ pub struct Segment {
     pub gateway_mac: MacAddress,
     /// Bytes.
     pub mtu: u32,
+    /// What guests are told instead of the segment's own resolver.
     pub dns_servers: Vec<Ipv4Addr>,
+    pub ntp_servers: Vec<Ipv4Addr>,
+    /// The VPC's networks.
+    pub vpc_networks: Vec<Ipv4Net>,
     pub domain: Option<String>,
     /// The bridge that is the segment on this node.
     pub bridge: LinkName,

@@ -101,11 +101,9 @@ fn parse_segment(message: &api::Segment) -> Result<Segment> {
                 return Err(InvalidNetwork::new(item, format!("mtu {mtu} is outside of {MIN_MTU} to {MAX_MTU}")));
             }
         },
-        dns_servers: message
-            .dns_servers
-            .iter()
-            .map(|server| field(&item, "dns_servers", server))
-            .collect::<Result<_>>()?,
+        dns_servers: fields(&item, "dns_servers", &message.dns_servers)?,
+        ntp_servers: fields(&item, "ntp_servers", &message.ntp_servers)?,
+        vpc_networks: message.vpc_cidrs.iter().map(|cidr| parse_network(&item, cidr)).collect::<Result<_>>()?,
         domain: parse_domain(&item, "domain", &message.domain)?,
         bridge: link_name(&item, &api::bridge_name(&message.id))?,
     })
@@ -147,6 +145,10 @@ fn parse_elastic_ip(message: &api::ElasticIp) -> Result<ElasticIp> {
 /// Parses one member of an item; the error names both.
 fn field<T: FromStr<Err: Display>>(item: &str, name: &str, text: &str) -> Result<T> {
     text.parse().map_err(|error| InvalidNetwork::new(item, format!("{name} `{text}`: {error}")))
+}
+
+fn fields<T: FromStr<Err: Display>>(item: &str, name: &str, texts: &[String]) -> Result<Vec<T>> {
+    texts.iter().map(|text| field(item, name, text)).collect()
 }
 
 fn link_name(item: &str, name: &str) -> Result<LinkName> {

@@ -11,6 +11,7 @@ use ipnet::Ipv4Net;
 use super::Leases;
 use crate::api::METADATA_ADDRESS;
 use crate::desired::{Interface, MacAddress, Segment};
+use crate::dns;
 
 /// Seconds. As EC2: long enough to be no load, short enough for a change of options to arrive.
 const LEASE_SECONDS: u32 = 3600;
@@ -118,8 +119,9 @@ fn add_configuration(request: &Message, options: &mut DhcpOptions, segment: &Seg
     options.insert(DhcpOption::BroadcastAddr(segment.network.broadcast()));
     // An MTU fits in 16 bits: parsing keeps it below 9217.
     options.insert(DhcpOption::InterfaceMtu(segment.mtu.try_into().unwrap_or(u16::MAX)));
-    if !segment.dns_servers.is_empty() {
-        options.insert(DhcpOption::DomainNameServer(segment.dns_servers.clone()));
+    options.insert(DhcpOption::DomainNameServer(dns::told_servers(segment)));
+    if !segment.ntp_servers.is_empty() {
+        options.insert(DhcpOption::NtpServers(segment.ntp_servers.clone()));
     }
     if let Some(domain) = &segment.domain {
         options.insert(DhcpOption::DomainName(domain.clone()));

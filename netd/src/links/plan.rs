@@ -12,8 +12,9 @@ use std::net::Ipv4Addr;
 use ipnet::Ipv4Net;
 
 use super::{Link, LinkKind, Observed};
-use crate::api::METADATA_ADDRESS;
+use crate::api::{DNS_ADDRESS, METADATA_ADDRESS};
 use crate::desired::{Interface, LinkName, MacAddress, Network, Segment};
+use crate::dns;
 use crate::error::{Error, Result};
 
 /// One change to the kernel.
@@ -200,10 +201,12 @@ fn plan_alias_and_up(name: &LinkName, alias: &str, found: Option<&Link>, steps: 
     }
 }
 
-/// The addresses of a segment's gateway: its own, and the metadata service's.
-pub(super) fn gateway_addresses(segment: &Segment) -> [Ipv4Net; 2] {
+/// The addresses of a segment's gateway: its own, and those of the services that instances find there.
+pub(super) fn gateway_addresses(segment: &Segment) -> impl Iterator<Item = Ipv4Net> {
     let own = Ipv4Net::new_assert(segment.gateway, segment.network.prefix_len());
-    [own, Ipv4Net::new_assert(METADATA_ADDRESS, 32)]
+    let resolver = dns::resolver_address(&segment.network, segment.gateway);
+    let services = [Some(METADATA_ADDRESS), Some(DNS_ADDRESS), resolver].into_iter().flatten();
+    std::iter::once(own).chain(services.map(|address| Ipv4Net::new_assert(address, 32)))
 }
 
 fn plan_bridge_addresses<'a>(

@@ -7,8 +7,9 @@ use nftnl::ProtoFamily;
 
 use super::layout::{Elements, Set, Table};
 use super::rules;
-use crate::api::METADATA_ADDRESS;
+use crate::api::{DNS_ADDRESS, METADATA_ADDRESS};
 use crate::desired::{Interface, LinkName, MacAddress, Network};
+use crate::dns;
 
 /// The elements of every set and map, by family and name.
 pub struct Contents {
@@ -63,8 +64,12 @@ impl Contents {
             }
             self.put_ip(&rules::BRIDGES, bridge);
             self.put_ip(&rules::GATEWAYS, address(segment.gateway));
+            if let Some(resolver) = dns::resolver_address(&segment.network, segment.gateway) {
+                self.put_ip(&rules::GATEWAYS, address(resolver));
+            }
         }
         self.put_ip(&rules::GATEWAYS, address(METADATA_ADDRESS));
+        self.put_ip(&rules::GATEWAYS, address(DNS_ADDRESS));
     }
 
     fn add_interface(&mut self, interface: &Interface) {

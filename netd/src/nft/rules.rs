@@ -54,7 +54,7 @@ pub const EIP_OUT_COUNT: Set = counting("eip_out_count", 4, &[Type::Ipv4]);
 pub const BRIDGES: Set = set("bridges", 5, &[Type::LinkName]);
 /// The private addresses that instances hold.
 pub const INSTANCES: Set = set("instances", 6, &[Type::Ipv4]);
-/// The gateways' addresses and the metadata service's: the node itself, as instances see it.
+/// The addresses of the gateways, the resolvers and the metadata service: the node itself, as instances see it.
 pub const GATEWAYS: Set = set("gateways", 7, &[Type::Ipv4]);
 /// Pairs of bridges that are routed to one another: segments of one VPC.
 pub const ROUTED: Set = set("routed", 8, &[Type::LinkName, Type::LinkName]);
@@ -86,6 +86,7 @@ const ETHER_IPV4: u16 = 0x0800;
 const ETHER_ARP: u16 = 0x0806;
 const DHCP_SERVER: u16 = 67;
 const DHCP_CLIENT: u16 = 68;
+const DNS: u16 = 53;
 const HTTP: u16 = 80;
 
 /// netd's two tables: that of IPv4, then that of bridges.
@@ -153,6 +154,8 @@ fn node_from_instance() -> Chain {
             Rule::new("answers").state(State::EstablishedOrRelated).accept(),
             Rule::new("metadata service").destination_is(METADATA_ADDRESS).tcp_to(HTTP).accept(),
             Rule::new("DHCP").udp_to(DHCP_SERVER).accept(),
+            Rule::new("DNS").found(&[Ipv4Destination], &GATEWAYS).udp_to(DNS).accept(),
+            Rule::new("DNS over TCP").found(&[Ipv4Destination], &GATEWAYS).tcp_to(DNS).accept(),
             Rule::new("ping the gateway")
                 .found(&[Ipv4Destination], &GATEWAYS)
                 .protocol(libc::IPPROTO_ICMP)

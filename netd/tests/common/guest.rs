@@ -88,6 +88,11 @@ impl Guest {
         self.datagrams.lock().unwrap().recv_timeout(PATIENCE).expect("no datagram came")
     }
 
+    /// The same, or none within that time.
+    pub fn receive_udp_within(&self, time: std::time::Duration) -> Option<Datagram> {
+        self.datagrams.lock().unwrap().recv_timeout(time).ok()
+    }
+
     /// Sends an echo request through the gateway and waits for its answer.
     pub fn ping(&self, to: Ipv4Addr, sequence: u16) {
         self.send_ping(to, GATEWAY_MAC, sequence);

@@ -173,6 +173,7 @@ impl Netd {
             .arg(self.folder.path().join("state"))
             // Mending is tested by what it leads to, so that it must not hide what a call does.
             .args(["--uplink", "pub0", "--mend-every", "3600"])
+            .arg(format!("--dns-upstream={OUTSIDE}"))
             .env("MALLEE_LOG", "debug,h2=info")
             .stderr(log)
             .stdin(Stdio::null())

@@ -1,0 +1,115 @@
+//! DNS for the segments: the private names of a VPC, and everything else by asking the node's own name servers.
+//!
+//! * `view.rs`: what one VPC's instances may know, and where they are asked for it.
+//! * `answer.rs`: from a query and a view to the answer, or that another must be asked; a pure function.
+//! * `forward.rs`: asking the node's name servers, with everything bounded.
+//! * `server.rs`: the sockets of one segment.
+//!
+//! [`Servers`] keeps one server per segment, on the address behind the gateway's (EC2's "VPC+2") and on
+//! [`DNS_ADDRESS`](crate::api::DNS_ADDRESS). The sockets are bound to the segment's bridge, so that what a server is asked comes from
+//! that segment and no other, also where addresses of two VPCs overlap.
+//!
+//! What may not happen here: an instance learning a name of another VPC; a question about private addresses leaving the
+//! node; one instance's questions using up what there is for the others.
+
+mod answer;
+mod forward;
+mod server;
+mod view;
+
+use std::collections::BTreeMap;
+use std::net::Ipv4Addr;
+use std::sync::Arc;
+
+use ipnet::Ipv4Net;
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+
+use crate::desired::{LinkName, Network, Segment, SegmentId};
+use crate::error::Result;
+pub use forward::Upstreams;
+use view::View;
+
+/// The resolver's address on a subnet: the network's plus two, as in EC2. None where that is the gateway's.
+pub fn resolver_address(network: &Ipv4Net, gateway: Ipv4Addr) -> Option<Ipv4Addr> {
+    let address = Ipv4Addr::from(u32::from(network.network()).checked_add(2)?);
+    (network.contains(&address) && address != network.broadcast() && address != gateway).then_some(address)
+}
+
+/// The name servers that a segment's guests are told of: those that were asked for, or else its own resolver.
+pub fn told_servers(segment: &Segment) -> Vec<Ipv4Addr> {
+    match segment.dns_servers.is_empty() {
+        false => segment.dns_servers.clone(),
+        true => vec![resolver_address(&segment.network, segment.gateway).unwrap_or(crate::api::DNS_ADDRESS)],
+    }
+}
+
+struct Server {
+    bridge_index: u32,
+    view: watch::Sender<Arc<View>>,
+    task: JoinHandle<()>,
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+/// The servers of all segments.
+pub struct Servers {
+    servers: BTreeMap<SegmentId, Server>,
+    upstreams: Arc<Upstreams>,
+}
+
+impl Servers {
+    pub fn new(upstreams: Upstreams) -> Self {
+        Self { servers: BTreeMap::new(), upstreams: Arc::new(upstreams) }
+    }
+
+    /// Makes the servers those of `network`. `index_of` tells a bridge's link index.
+    pub fn apply(&mut self, network: &Network, index_of: impl Fn(&LinkName) -> Option<u32>) -> Result<()> {
+        self.servers.retain(|id, server| {
+            let bridge = network.segments.get(id).map(|segment| &segment.bridge);
+            bridge.and_then(&index_of) == Some(server.bridge_index) && !server.task.is_finished()
+        });
+        for segment in network.segments.values() {
+            let view = Arc::new(View::of(network, segment));
+            match self.servers.get(&segment.id) {
+                Some(server) => {
+                    server.view.send_replace(view);
+                }
+                None => {
+                    if let Some(bridge_index) = index_of(&segment.bridge) {
+                        self.start(segment, bridge_index, view)?;
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn start(&mut self, segment: &Segment, bridge_index: u32, view: Arc<View>) -> Result<()> {
+        let addresses = [resolver_address(&segment.network, segment.gateway), Some(crate::api::DNS_ADDRESS)];
+        let mut sockets = Vec::new();
+        for address in addresses.into_iter().flatten() {
+            sockets.push(server::open(&segment.bridge, address)?);
+        }
+        let (sender, watched) = watch::channel(view);
+        let task = tokio::spawn(server::serve(sockets, watched, self.upstreams.clone()));
+        self.servers.insert(segment.id.clone(), Server { bridge_index, view: sender, task });
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_resolver_is_behind_the_gateway() {
+        let network: Ipv4Net = "10.0.0.0/24".parse().unwrap();
+        assert_eq!(resolver_address(&network, Ipv4Addr::new(10, 0, 0, 1)), Some(Ipv4Addr::new(10, 0, 0, 2)));
+        assert_eq!(resolver_address(&network, Ipv4Addr::new(10, 0, 0, 2)), None);
+    }
+}
