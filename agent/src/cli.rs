@@ -108,7 +108,7 @@ impl RunArgs {
         });
         let (status_sender, status) = watch::channel(network::Status::default());
         let (facts_sender, facts) = watch::channel(None);
-        let (network_sender, desired_network) = watch::channel(None);
+        let (network_sender, desired_network) = watch::channel(network::Desired::default());
         let (desired_sender, desired) = watch::channel(None);
         let (news_sender, news) = mpsc::channel(1024);
         let (back_sender, back) = watch::channel(0);
@@ -121,6 +121,7 @@ impl RunArgs {
                 self.image_cache_mib << 20,
                 Arc::new(ControllerBlobs(channel.clone())),
             ),
+            desired_network: desired_network.clone(),
             network: status.clone(),
             facts: facts.clone(),
             cgroups: find_cgroups(),

@@ -10,8 +10,10 @@ pub enum Error {
     #[error("{path}: {source}")]
     File { path: PathBuf, source: io::Error },
 
-    #[error("another agent uses the state folder {0}: stop it first, or give this one its own with --state")]
-    StateInUse(PathBuf),
+    #[error(
+        "another agent (process {holder}) uses the state folder {state}: stop it first, or give this one its own with --state"
+    )]
+    StateInUse { state: PathBuf, holder: i32 },
 
     #[error("the agent must run as root: it gives each VMM a user id, a mount namespace and a cgroup of its own")]
     NotRoot,

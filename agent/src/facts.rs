@@ -9,6 +9,7 @@ use std::process::Stdio;
 use std::sync::Arc;
 use std::time::Duration;
 
+use mallee_netd::api::{CapabilitiesReply, CapabilitiesRequest};
 use mallee_vmm::api::{KvmCheck, KvmClass};
 use tokio::sync::watch;
 
@@ -17,6 +18,10 @@ use crate::instance::Settings;
 
 /// How long the throw-away VM may take.
 const KVM_CHECK_TIMEOUT: Duration = Duration::from_secs(20);
+
+/// How long netd may take to say what it can do. The controller hears nothing of this node before the
+/// first facts are there: a netd that hangs is told to it, not waited for.
+const NETD_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Keeps `facts` true until the receiver side is gone.
 pub async fn watch(
@@ -51,7 +56,7 @@ fn gather(
     zone: &str,
     disk: &Path,
     kvm: &KvmCheck,
-    network: Result<mallee_netd::api::CapabilitiesReply, String>,
+    network: Result<CapabilitiesReply, String>,
 ) -> NodeFacts {
     let (network, uplink_address) = match network {
         Ok(reply) => (reply.capabilities, reply.uplink_address),
@@ -119,12 +124,14 @@ async fn check_kvm(vmm: &Path) -> KvmCheck {
     })
 }
 
-async fn ask_netd(socket: &Path) -> Result<mallee_netd::api::CapabilitiesReply, String> {
+async fn ask_netd(socket: &Path) -> Result<CapabilitiesReply, String> {
     let mut client = mallee_netd::api::client(socket);
-    let reply = client.capabilities(mallee_netd::api::CapabilitiesRequest {}).await;
-    reply
-        .map(tonic::Response::into_inner)
-        .map_err(|status| format!("netd does not answer on {}: {}", socket.display(), status.message()))
+    let said = match tokio::time::timeout(NETD_TIMEOUT, client.capabilities(CapabilitiesRequest {})).await {
+        Ok(Ok(reply)) => return Ok(reply.into_inner()),
+        Ok(Err(status)) => status.message().to_owned(),
+        Err(_) => format!("nothing within {NETD_TIMEOUT:?}"),
+    };
+    Err(format!("netd does not answer on {}: {said}", socket.display()))
 }
 
 #[cfg(test)]

@@ -22,6 +22,32 @@ use crate::instance::Signal;
 const REPEAT: Duration = Duration::from_secs(30);
 const RETRY: Duration = Duration::from_millis(300);
 
+/// Longer than netd takes for thousands of interfaces. One that hangs is said to hang, and asked again:
+/// to it, a network that is handed over twice is one.
+const APPLY_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// The network that the node is to have.
+#[derive(Debug, Clone, Default)]
+pub struct Desired {
+    /// Grows with each change of `network`. A generation does not tell all of them apart: owners of taps
+    /// are the node's own.
+    pub number: u64,
+    /// None before anything was heard of it.
+    pub network: Option<NodeNetwork>,
+}
+
+impl Desired {
+    /// Takes `network` in; whether it is another one.
+    pub fn replace(&mut self, network: NodeNetwork) -> bool {
+        let differs = self.network.as_ref() != Some(&network);
+        if differs {
+            self.number += 1;
+            self.network = Some(network);
+        }
+        differs
+    }
+}
+
 /// What is applied, and what is wrong.
 #[derive(Debug, Clone, Default)]
 pub struct Status {
@@ -33,6 +59,8 @@ pub struct Status {
 /// A network that the kernel has.
 #[derive(Debug)]
 pub struct Applied {
+    /// Of the [`Desired`] that it was.
+    pub number: u64,
     pub network: NodeNetwork,
     /// When it was handed to netd, and when netd had answered; nanoseconds since 1970.
     pub asked_unix_ns: u64,
@@ -44,16 +72,16 @@ pub struct Applied {
 /// Keeps the kernel's network equal to the newest of `desired`.
 pub async fn keep(
     socket: PathBuf,
-    mut desired: watch::Receiver<Option<NodeNetwork>>,
+    mut desired: watch::Receiver<Desired>,
     mut back: watch::Receiver<u64>,
     status: watch::Sender<Status>,
 ) {
     let mut client = mallee_netd::api::client(&socket);
     loop {
-        let network = desired.borrow_and_update().clone();
-        let pause = match network {
+        let now = desired.borrow_and_update().clone();
+        let pause = match now.network {
             None => REPEAT,
-            Some(network) => apply(&mut client, network, &status).await,
+            Some(network) => apply(&mut client, now.number, network, &status).await,
         };
         tokio::select! {
             changed = desired.changed() => if changed.is_err() { return },
@@ -64,15 +92,23 @@ pub async fn keep(
 }
 
 /// Hands `network` over; how long to wait before it is handed over again.
-async fn apply(client: &mut NetworkClient<Channel>, network: NodeNetwork, status: &watch::Sender<Status>) -> Duration {
+async fn apply(
+    client: &mut NetworkClient<Channel>,
+    number: u64,
+    network: NodeNetwork,
+    status: &watch::Sender<Status>,
+) -> Duration {
     let asked_unix_ns = unix_ns();
-    let answer = client.apply(ApplyRequest { desired: Some(network.clone()) }).await;
+    let asking = client.apply(ApplyRequest { desired: Some(network.clone()) });
+    let answer = tokio::time::timeout(APPLY_TIMEOUT, asking).await.unwrap_or_else(|_| {
+        Err(tonic::Status::deadline_exceeded(format!("netd did not apply the network within {APPLY_TIMEOUT:?}")))
+    });
     match answer.map(tonic::Response::into_inner) {
         Ok(reply) => {
-            let applied = Applied { network, asked_unix_ns, done_unix_ns: unix_ns(), took_us: reply.took_us };
+            let applied = Applied { number, network, asked_unix_ns, done_unix_ns: unix_ns(), took_us: reply.took_us };
             status.send_if_modified(|status| {
-                let is_news = status.applied.as_ref().is_none_or(|old| old.network != applied.network)
-                    || !status.error.is_empty();
+                let is_news =
+                    status.applied.as_ref().is_none_or(|old| old.number != applied.number) || !status.error.is_empty();
                 if is_news {
                     *status = Status { applied: Some(Arc::new(applied)), error: String::new() };
                 }

@@ -10,7 +10,6 @@ use std::ops::RangeInclusive;
 use std::sync::Arc;
 use std::time::Duration;
 
-use mallee_netd::api::NodeNetwork;
 use sha2::{Digest as _, Sha256};
 use tokio::sync::{mpsc, watch};
 
@@ -21,6 +20,7 @@ use crate::instance::record::Record;
 use crate::instance::task::Task;
 use crate::instance::{Handle, Services, Signal};
 use crate::metadata::Directory;
+use crate::network::Desired;
 use crate::store::StateDir;
 use crate::wanted::{self, Wanted};
 
@@ -34,7 +34,7 @@ pub struct Node {
     pub uids: RangeInclusive<u32>,
     pub directory: Arc<Directory>,
     /// The network with the owners of its taps, for `network::keep`.
-    pub network: watch::Sender<Option<NodeNetwork>>,
+    pub network: watch::Sender<Desired>,
     pub tasks: BTreeMap<InstanceId, Handle>,
     /// User ids in use, by instance.
     pub owners: BTreeMap<InstanceId, u32>,
@@ -198,11 +198,7 @@ impl Node {
             // Without an owner the tap is root's, which no VMM is.
             interface.owner_uid = owner.unwrap_or(0);
         }
-        self.network.send_if_modified(|old| {
-            let differs = old.as_ref() != Some(&network);
-            *old = Some(network);
-            differs
-        });
+        self.network.send_if_modified(|desired| desired.replace(network));
     }
 
     fn created(&self, id: &InstanceId) -> u64 {

@@ -14,7 +14,8 @@ use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-use nix::fcntl::{Flock, FlockArg};
+use nix::errno::Errno;
+use nix::fcntl::{FcntlArg, fcntl};
 use prost::Message;
 
 use crate::api::DesiredNode;
@@ -24,9 +25,9 @@ use crate::error::{AtPath, Error, Result};
 #[derive(Debug)]
 pub struct StateDir {
     root: PathBuf,
-    /// The lock goes when the descriptor is closed, so also when the agent is killed. VMMs do not
-    /// inherit it (`instance::confine` closes everything but their own lock).
-    _lock: Option<Flock<File>>,
+    /// Locked by [`lock_for_this_process`]. Nobody else in this process may open the file: the lock
+    /// goes with the first descriptor of it that is closed.
+    _lock: Option<File>,
 }
 
 impl StateDir {
@@ -41,9 +42,10 @@ impl StateDir {
         }
         let path = state.root.join("agent.lock");
         let file = OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(&path).at(&path)?;
-        let lock =
-            Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|_| Error::StateInUse(state.root.clone()))?;
-        state._lock = Some(lock);
+        if let Some(holder) = lock_for_this_process(&file).at(&path)? {
+            return Err(Error::StateInUse { state: state.root.clone(), holder });
+        }
+        state._lock = Some(file);
         Ok(state)
     }
 
@@ -108,6 +110,35 @@ impl StateDir {
     }
 }
 
+/// Locks the whole file for this process and for it alone; else the id of the process that has it.
+///
+/// This is a record lock (fcntl_locking(2)), which is the one kind that a forked child does not
+/// inherit. An agent that is killed may leave a child between `fork` and `exec`, which becomes a VMM
+/// and keeps every descriptor until then: a flock(2) would be held by it, and the next agent, started
+/// at once, would be turned away by nobody.
+fn lock_for_this_process(file: &File) -> io::Result<Option<libc::pid_t>> {
+    let wanted = libc::flock {
+        l_type: libc::F_WRLCK as libc::c_short,
+        l_whence: libc::SEEK_SET as libc::c_short,
+        l_start: 0,
+        l_len: 0,
+        l_pid: 0,
+    };
+    loop {
+        match fcntl(file, FcntlArg::F_SETLK(&wanted)) {
+            Ok(_) => return Ok(None),
+            Err(Errno::EACCES | Errno::EAGAIN) => {}
+            Err(errno) => return Err(errno.into()),
+        }
+        let mut held = wanted;
+        fcntl(file, FcntlArg::F_GETLK(&mut held))?;
+        if held.l_type != libc::F_UNLCK as libc::c_short {
+            return Ok(Some(held.l_pid));
+        }
+        // Its holder ended between the two calls: once more.
+    }
+}
+
 /// Replaces `path` by `bytes`: written beside it, synced, renamed, and the folder synced, so that
 /// after a crash of the machine there is the whole old or the whole new file.
 pub fn replace(path: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {
@@ -131,13 +162,48 @@ pub fn sync_folder(folder: &Path) -> io::Result<()> {
 mod tests {
     use super::*;
 
+    /// A child of this process that runs `then` and waits to be killed. It may only make system calls.
+    fn fork_and(then: impl FnOnce()) -> nix::unistd::Pid {
+        // SAFETY: the child makes system calls, allocates nothing, and never returns.
+        match unsafe { nix::unistd::fork() }.unwrap() {
+            nix::unistd::ForkResult::Parent { child } => child,
+            nix::unistd::ForkResult::Child => {
+                then();
+                loop {
+                    nix::unistd::pause();
+                }
+            }
+        }
+    }
+
+    fn kill(pid: nix::unistd::Pid) {
+        nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL).unwrap();
+        let _ = nix::sys::wait::waitpid(pid, None);
+    }
+
     #[test]
-    fn a_second_agent_is_refused_until_the_first_is_gone() {
+    fn a_second_agent_is_refused_until_the_first_is_gone_whatever_children_it_left() {
         let root = tempfile::tempdir().unwrap();
-        let first = StateDir::take(root.path()).unwrap();
-        assert!(matches!(StateDir::take(root.path()), Err(Error::StateInUse(_))));
-        drop(first);
-        StateDir::take(root.path()).unwrap();
+        drop(StateDir::take(root.path()).unwrap());
+        let file = OpenOptions::new().write(true).open(root.path().join("agent.lock")).unwrap();
+        let (mut said, say) = std::io::pipe().unwrap();
+        // An agent that has forked a child, which is not a VMM yet and has all its descriptors.
+        let agent = fork_and(|| {
+            let locked = matches!(lock_for_this_process(&file), Ok(None));
+            let child = fork_and(|| ());
+            let words = [i32::from(locked).to_ne_bytes(), child.as_raw().to_ne_bytes()];
+            let _ = nix::unistd::write(&say, words.as_flattened());
+        });
+        let mut words = [[0; 4]; 2];
+        std::io::Read::read_exact(&mut said, words.as_flattened_mut()).unwrap();
+        assert_eq!(i32::from_ne_bytes(words[0]), 1);
+        let child = nix::unistd::Pid::from_raw(i32::from_ne_bytes(words[1]));
+        let refused = StateDir::take(root.path());
+        assert!(matches!(refused, Err(Error::StateInUse { holder, .. }) if holder == agent.as_raw()), "{refused:?}");
+        kill(agent);
+        let taken = StateDir::take(root.path());
+        kill(child);
+        taken.unwrap();
     }
 
     #[test]

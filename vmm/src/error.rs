@@ -21,6 +21,10 @@ pub enum Error {
     /// A call to KVM failed.
     #[error("KVM: {call}: {source}")]
     Kvm { call: &'static str, source: kvm_ioctls::Error },
+    /// A tap cannot be had. Taps are made, given away and taken by others while a VM is started: the
+    /// same configuration may do a moment later.
+    #[error("tap {name}: {why}")]
+    Tap { name: String, why: String },
     /// Something else of the host failed.
     #[error("{what}: {source}")]
     Host { what: &'static str, source: io::Error },
@@ -36,7 +40,7 @@ impl Error {
     pub fn reason(&self) -> ExitReason {
         match self {
             Error::BadConfiguration(_) | Error::File { .. } => ExitReason::BadConfiguration,
-            Error::Kvm { .. } | Error::Host { .. } | Error::Memory(_) => ExitReason::HostFailure,
+            Error::Kvm { .. } | Error::Tap { .. } | Error::Host { .. } | Error::Memory(_) => ExitReason::HostFailure,
         }
     }
 

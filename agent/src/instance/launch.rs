@@ -118,27 +118,43 @@ pub fn make_disk(
     Ok(())
 }
 
+/// When a launch began: what is older is not news of it.
+#[derive(Debug, Clone, Copy)]
+pub struct Begin {
+    pub unix_ns: u64,
+    /// The network that was desired then ([`network::Desired::number`]).
+    pub network: u64,
+}
+
+impl Begin {
+    pub fn now(services: &Services) -> Self {
+        Self { unix_ns: unix_ns(), network: services.desired_network.borrow().number }
+    }
+}
+
 /// Waits until the network that netd has applied holds the instance's interface, with a tap that
-/// `uid` may open. `begun_unix_ns` is when the launch began; `waiting` is told, whenever it changes,
-/// what netd says.
+/// `uid` may open. `waiting` is told, whenever it changes, what netd says.
+///
+/// A network of before `begin` does not count, though it may hold the interface: netd may be taking the
+/// tap away at this moment, for a state in between in which the instance was not wanted.
 pub async fn await_network(
     services: &Services,
     names: &SpanNames,
     wanted: &Wanted,
     uid: u32,
-    begun_unix_ns: u64,
+    begin: Begin,
     mut waiting: impl FnMut(&str),
 ) -> Result<Interface, Trouble> {
     let mut status = services.network.clone();
     loop {
         let now = status.borrow_and_update().clone();
-        if let Some(applied) = &now.applied
+        if let Some(applied) = now.applied.as_ref().filter(|applied| applied.number >= begin.network)
             && let Some(interface) =
                 applied.network.interfaces.iter().find(|interface| interface.id == wanted.interface)
             && interface.owner_uid == uid
         {
             // A network that was there before is no part of this launch.
-            if applied.done_unix_ns >= begun_unix_ns {
+            if applied.done_unix_ns >= begin.unix_ns {
                 services.spans.push(network_span(names, applied));
             }
             return Ok(interface.clone());

@@ -47,6 +47,7 @@ pub struct Services {
     pub instances: PathBuf,
     pub settings: Arc<Settings>,
     pub images: ImageCache,
+    pub desired_network: watch::Receiver<network::Desired>,
     pub network: watch::Receiver<network::Status>,
     pub facts: watch::Receiver<Option<NodeFacts>>,
     pub cgroups: Option<Cgroups>,

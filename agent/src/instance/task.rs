@@ -192,7 +192,7 @@ impl Task {
         names: &SpanNames,
         wanted: &Wanted,
     ) -> Result<(launch::Files, mallee_netd::api::Interface), Trouble> {
-        let begun = unix_ns();
+        let begin = launch::Begin::now(&self.services);
         tokio::time::sleep(self.restart.time()).await;
         launch::check_kvm(&self.services.facts, &wanted.machine.image).await?;
         block_in_place(|| self.folder.make(self.record.uid)).map_err(Trouble::host("the instance's folder"))?;
@@ -202,7 +202,7 @@ impl Task {
             let reason = if error.is_empty() { String::new() } else { format!("waiting for its network: {error}") };
             self.report(self.coming_up(), &reason);
         };
-        let interface = launch::await_network(&self.services, names, wanted, self.record.uid, begun, waiting).await?;
+        let interface = launch::await_network(&self.services, names, wanted, self.record.uid, begin, waiting).await?;
         Ok((files, interface))
     }
 

@@ -2,12 +2,19 @@
 
 use std::time::Duration;
 
+use mallee_agent::api::{BlobRef, BootImage, DesiredInstance, InstancePhase, KvmClass, ObservedInstance, Power};
+use mallee_netd::api::tap_name;
+use nix::sys::signal::Signal;
+
 use crate::support::guest;
 use crate::support::machine::{Machine, interface, on_a_machine};
-use mallee_agent::api::{BlobRef, BootImage, DesiredInstance, InstancePhase, KvmClass, ObservedInstance, Power};
 
 fn id(n: u8) -> String {
     format!("i-000000000000000{n:02x}")
+}
+
+fn instance_interface(n: u8) -> String {
+    format!("eni-000000000000000{n:02x}")
 }
 
 /// The `n`-th instance, to boot `kernel`.
@@ -17,7 +24,7 @@ fn instance(n: u8, kernel: BlobRef) -> DesiredInstance {
         power: Power::On as i32,
         vcpus: 1,
         memory_mib: 32,
-        interface: format!("eni-000000000000000{n:02x}"),
+        interface: instance_interface(n),
         trace: format!("launch-{n}"),
         image: Some(BootImage {
             image_id: "ami-1".into(),
@@ -146,7 +153,7 @@ fn without_the_controller_the_node_is_what_it_was_told_to_be() {
         machine.kill_agent();
         // As after a boot of the node: the VMM is gone.
         let pid = nix::unistd::Pid::from_raw(first.vmm_pid as i32);
-        nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL).unwrap();
+        nix::sys::signal::kill(pid, Signal::SIGKILL).unwrap();
         machine.until_true("the VMM's end", || machine.processes().is_empty()).await;
         machine.start_agent();
         machine.until_true("a VMM without a controller", || machine.processes().len() == 1).await;
@@ -273,6 +280,30 @@ fn a_netd_that_was_away_is_handed_the_network_again() {
         machine.until(&id(1), "word of netd", |one| one.reason.contains("network")).await;
         machine.start_netd();
         running(machine, 1).await;
+        want(machine, vec![]);
+        machine.until_empty().await;
+    });
+}
+
+/// Ended and wanted again before netd has come to it: the tap that is still there is about to go, and a
+/// VMM that took it would have a network that leads nowhere.
+#[test]
+fn a_launch_waits_for_a_network_that_is_no_older_than_it() {
+    on_a_machine(async |machine| {
+        let kernel = machine.controller.add_blob(guest::idle());
+        want(machine, vec![instance(1, kernel.clone())]);
+        let first = running(machine, 1).await;
+        machine.signal_netd(Signal::SIGSTOP);
+        want(machine, vec![]);
+        machine.until_none_is_reported().await;
+        want(machine, vec![instance(1, kernel)]);
+        machine.until_phase(&id(1), InstancePhase::Preparing).await;
+        // Time for what must not happen.
+        tokio::time::sleep(Duration::from_millis(500)).await;
+        assert_eq!(machine.processes(), [0u32; 0], "a VMM on a tap that is about to go");
+        machine.signal_netd(Signal::SIGCONT);
+        assert_ne!(running(machine, 1).await.vmm_pid, first.vmm_pid);
+        machine.until_true("the tap to be open", || machine.has_carrier(&tap_name(&instance_interface(1)))).await;
         want(machine, vec![]);
         machine.until_empty().await;
     });

@@ -125,12 +125,15 @@ fn attach(file: &File, name: &str) -> Result<()> {
             _ => break,
         }
     }
-    result.map_err(|error| match error.raw_os_error() {
-        Some(libc::EBUSY) => Error::BadConfiguration(format!("tap {name} is in use by another process")),
-        Some(libc::EPERM) => Error::BadConfiguration(format!(
-            "tap {name} does not exist or belongs to another user, and this process may not make one"
-        )),
-        _ => Error::BadConfiguration(format!("tap {name}: {error}")),
+    result.map_err(|error| {
+        let why = match error.raw_os_error() {
+            Some(libc::EBUSY) => "it is in use by another process".to_owned(),
+            Some(libc::EPERM) => {
+                "it does not exist or belongs to another user, and this process may not make one".to_owned()
+            }
+            _ => error.to_string(),
+        };
+        Error::Tap { name: name.to_owned(), why }
     })
 }
 

@@ -127,6 +127,12 @@ impl Machine {
         kill(self.netd.take());
     }
 
+    /// SIGSTOP or SIGCONT: netd hangs, or goes on.
+    pub fn signal_netd(&self, signal: nix::sys::signal::Signal) {
+        let pid = self.netd.as_ref().unwrap().id() as i32;
+        nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), signal).unwrap();
+    }
+
     pub fn stop_controller(&mut self) {
         self.server.take().unwrap().abort();
     }
@@ -179,15 +185,19 @@ impl Machine {
 
     /// Waits until no instance is left, and nothing of one.
     pub async fn until_empty(&self) {
+        self.until_none_is_reported().await;
+        assert_eq!(self.processes(), Vec::<u32>::new(), "processes are left");
+        let folders: Vec<_> = std::fs::read_dir(self.path("state/instances")).unwrap().flatten().collect();
+        assert!(folders.is_empty(), "{folders:?} are left");
+        self.until_true("the taps to go", || !links().contains("tp")).await;
+    }
+
+    pub async fn until_none_is_reported(&self) {
         self.until_true("the node to report no instance", || {
             let observed = self.controller.observed.borrow();
             observed.instances.is_empty() && observed.generation == self.controller.desired.borrow().generation
         })
         .await;
-        assert_eq!(self.processes(), Vec::<u32>::new(), "processes are left");
-        let folders: Vec<_> = std::fs::read_dir(self.path("state/instances")).unwrap().flatten().collect();
-        assert!(folders.is_empty(), "{folders:?} are left");
-        self.until_true("the taps to go", || !links().contains("tp")).await;
     }
 
     /// Process ids that run under this machine's VMMs' user ids.
@@ -204,6 +214,12 @@ impl Machine {
             (self.uids.0..=self.uids.1).contains(&uid).then_some(pid)
         };
         std::fs::read_dir("/proc").unwrap().flatten().filter_map(owned).collect()
+    }
+
+    /// Whether somebody has the tap open.
+    pub fn has_carrier(&self, tap: &str) -> bool {
+        let shown = Command::new("ip").args(["-o", "link", "show", tap]).output().unwrap();
+        String::from_utf8_lossy(&shown.stdout).contains("LOWER_UP")
     }
 
     fn logs(&self) -> String {
