@@ -207,8 +207,9 @@ fn make_namespace(name: &LinkName) -> Result<PathBuf> {
     let path = Path::new(NAMESPACES).join(name.as_str());
     let doing = || format!("making the network namespace {name}");
     let nix_error = |error: nix::Error| Error::io(doing())(error.into());
+    // `ip netns` makes the folder a mount of its own, which nobody ever takes away again. That serves
+    // mount namespaces which share nothing with the host's, and there is none of ours.
     fs::create_dir_all(NAMESPACES).map_err(Error::io(doing()))?;
-    share_namespaces().map_err(nix_error)?;
     if is_namespace(&path) {
         return Ok(path);
     }
@@ -225,20 +226,6 @@ fn make_namespace(name: &LinkName) -> Result<PathBuf> {
         Err(_) => return Err(Error::Internal(format!("{} panicked", doing()))),
     }
     Ok(path)
-}
-
-/// Makes mounts in the folder seen by all mount namespaces, as `ip netns` does.
-fn share_namespaces() -> nix::Result<()> {
-    let none = None::<&str>;
-    let share = || mount(none, NAMESPACES, none, MsFlags::MS_SHARED | MsFlags::MS_REC, none);
-    match share() {
-        Err(nix::Error::EINVAL) => {
-            // Not a mount point yet.
-            mount(Some(NAMESPACES), NAMESPACES, none, MsFlags::MS_BIND | MsFlags::MS_REC, none)?;
-            share()
-        }
-        outcome => outcome,
-    }
 }
 
 /// True when a namespace is mounted on the file: a leftover file is on the folder's own device.
