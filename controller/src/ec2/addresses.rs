@@ -61,7 +61,7 @@ pub(crate) async fn allocate_address(
     };
     addresses::insert(&mut tx, &held).await?;
     tagging::write(&mut tx, context.account(), held.allocation_id.as_str(), "elastic-ip", &tags).await?;
-    tx.commit().await?;
+    context.commit(tx).await?;
     Ok(AllocateAddressResult {
         allocation_id: Some(held.allocation_id.into()),
         domain: Some(DomainType::VPC),
@@ -133,7 +133,7 @@ pub(crate) async fn associate_address(
         nodes::touch(&mut tx, &instance.node).await?;
         woken.push(instance.node);
     }
-    tx.commit().await?;
+    context.commit(tx).await?;
     wake(context, &woken);
     Ok(AssociateAddressResult { association_id: Some(association.into()) })
 }
@@ -178,7 +178,7 @@ pub(crate) async fn disassociate_address(
     };
     let woken = touch_holder(&mut tx, context, &held).await?;
     addresses::disassociate(&mut tx, &held.allocation_id).await?;
-    tx.commit().await?;
+    context.commit(tx).await?;
     wake(context, &woken);
     Ok(())
 }
@@ -204,7 +204,7 @@ pub(crate) async fn release_address(context: &Context, request: ReleaseAddressRe
     }
     tags::remove_all(&mut tx, context.account(), held.allocation_id.as_str()).await?;
     addresses::delete(&mut tx, &held.allocation_id).await?;
-    Ok(tx.commit().await?)
+    context.commit(tx).await
 }
 
 /// The account's address that a request names by its allocation, or by itself.

@@ -206,7 +206,7 @@ async fn keep(
     };
     key_pairs::insert(&mut tx, &pair).await?;
     tagging::write(&mut tx, context.account(), pair.id.as_str(), "key-pair", &tags).await?;
-    tx.commit().await?;
+    context.commit(tx).await?;
     Ok(pair)
 }
 
@@ -262,7 +262,7 @@ pub(crate) async fn delete_key_pair(
     if let Some(pair) = &pair {
         tags::remove_all(&mut tx, context.account(), pair.id.as_str()).await?;
         key_pairs::delete(&mut tx, &pair.id).await?;
-        tx.commit().await?;
+        context.commit(tx).await?;
     }
     Ok(DeleteKeyPairResult { r#return: Some(true), key_pair_id: pair.map(|pair| pair.id.into()) })
 }

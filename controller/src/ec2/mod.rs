@@ -7,6 +7,8 @@
 //! To add an operation: a line in `model/operations.txt`, `model/extract.py`, and the function that
 //! the compiler then misses in [`handlers`].
 
+use std::sync::atomic::{AtomicBool, Ordering};
+
 use bytes::Bytes;
 use http::Response;
 use sha2::{Digest as _, Sha256};
@@ -15,6 +17,7 @@ use crate::Cloud;
 use crate::auth::Caller;
 use crate::clock;
 use crate::query::{Params, Request};
+use crate::state::Tx;
 use crate::traces::Span;
 
 mod addresses;
@@ -50,11 +53,27 @@ pub(crate) struct Context {
     /// SHA-256 over the operation's parameters without the client token: two calls with the same
     /// token must have the same.
     pub fingerprint: String,
+    /// `DryRun`: the call is to be tried, and nothing is to come of it. Set when the request was read.
+    dry_run: AtomicBool,
 }
 
 impl Context {
     pub fn account(&self) -> &str {
         &self.caller.account_id
+    }
+
+    /// Makes last what the call did. A dry run ends here, with all that was done in it undone: so it
+    /// meets every refusal that the call itself would have met.
+    pub async fn commit(&self, tx: Tx) -> Result<(), Refusal> {
+        self.end_dry_run()?;
+        Ok(tx.commit().await?)
+    }
+
+    fn end_dry_run(&self) -> Result<(), Refusal> {
+        match self.dry_run.load(Ordering::Relaxed) {
+            true => Err(Refusal::new("DryRunOperation", "Request would have succeeded, but DryRun flag is set.", 412)),
+            false => Ok(()),
+        }
     }
 
     /// Notes a stretch of this call that began at `start_unix_ns` and ends now.
@@ -78,12 +97,16 @@ async fn serve(cloud: Cloud, caller: Caller, pairs: Vec<(String, String)>) -> Re
     let account = caller.account_id.clone();
     let traces = cloud.traces.clone();
     let mut name = String::from("?");
-    let outcome = async {
+    let outcome: Result<_, Refusal> = async {
         let operation = operation(&pairs)?;
         name = operation.name().to_owned();
-        let context = Context { cloud, caller, operation, fingerprint: fingerprint(&pairs) };
+        let context =
+            Context { cloud, caller, operation, fingerprint: fingerprint(&pairs), dry_run: AtomicBool::new(false) };
         let params = Params::from_pairs(pairs, belongs_to_protocol)?;
-        model::dispatch(operation, &context, params).await
+        let answer = model::dispatch(operation, &context, params).await?;
+        // A call that has nothing to commit.
+        context.end_dry_run()?;
+        Ok(answer)
     }
     .await;
     let took_us = (clock::unix_ns() - start) / 1000;
@@ -160,17 +183,15 @@ fn fingerprint(pairs: &[(String, String)]) -> String {
     hex::encode(digest.finalize())
 }
 
-/// Reads an operation's request. A dry run ends here: whoever got as far as this would be allowed.
-fn parse<T: Request>(_: &Context, params: Params) -> Result<T, Refusal> {
+/// Reads an operation's request.
+fn parse<T: Request>(context: &Context, params: Params) -> Result<T, Refusal> {
     let request: T = params.read()?;
     if let Some(token) = request.client_token()
         && (token.is_empty() || token.len() > 64 || !token.bytes().all(|b| (0x21..=0x7e).contains(&b)))
     {
         return Err(Refusal::invalid_parameter("ClientToken must be 1 to 64 printable ASCII characters"));
     }
-    if request.dry_run() {
-        return Err(Refusal::new("DryRunOperation", "Request would have succeeded, but DryRun flag is set.", 412));
-    }
+    context.dry_run.store(request.dry_run(), Ordering::Relaxed);
     Ok(request)
 }
 

@@ -93,7 +93,7 @@ pub(crate) async fn create_tags(context: &Context, request: CreateTagsRequest) -
         let kind = kind_of(&mut tx, context.account(), resource).await?;
         write(&mut tx, context.account(), resource, kind, &request.tags).await?;
     }
-    Ok(tx.commit().await?)
+    context.commit(tx).await
 }
 
 /// `DeleteTags`. Tags that are not there are no error.
@@ -109,7 +109,7 @@ pub(crate) async fn delete_tags(context: &Context, request: DeleteTagsRequest) -
             tags::remove(&mut tx, context.account(), resource, key, tag.value.as_deref()).await?;
         }
     }
-    Ok(tx.commit().await?)
+    context.commit(tx).await
 }
 
 /// What an id names, when it names something of the account. (The places' ids belong to the cloud.)

@@ -168,7 +168,7 @@ async fn write(
     }
     images::insert(&mut tx, &image).await?;
     tagging::write(&mut tx, context.account(), image.id.as_str(), ResourceType::IMAGE.as_str(), tags).await?;
-    tx.commit().await?;
+    context.commit(tx).await?;
     Ok(image.id)
 }
 
@@ -184,7 +184,7 @@ pub(crate) async fn deregister_image(
     images::deregister(&mut tx, &id).await?;
     tags::remove_all(&mut tx, context.account(), id.as_str()).await?;
     let unused = images::forget_unused(&mut tx).await?;
-    tx.commit().await?;
+    context.commit(tx).await?;
     if let Err(error) = keep::let_go(&context.cloud, &unused, &locked).await {
         tracing::warn!(%error, image = %id, "parts of a deregistered image are still there");
     }

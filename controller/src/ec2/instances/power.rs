@@ -54,7 +54,7 @@ impl<'a> Touched<'a> {
 
     async fn commit(self, tx: Tx) -> Result<(), Refusal> {
         let begun = crate::clock::unix_ns();
-        tx.commit().await?;
+        self.context.commit(tx).await?;
         self.context.span("commit", begun);
         self.nodes.iter().for_each(|node| self.context.cloud.nodes.wake(node));
         Ok(())

@@ -96,7 +96,7 @@ pub(crate) async fn run_instances(context: &Context, request: RunInstancesReques
     remember(context, &mut tx, &launch, &reservation_id).await?;
     let answer = reservation(context, &mut tx, &reservation_id).await?;
     let begun = clock::unix_ns();
-    tx.commit().await?;
+    context.commit(tx).await?;
     context.span("commit", begun);
     generations.keys().for_each(|node| context.cloud.nodes.wake(node));
     Ok(answer)
