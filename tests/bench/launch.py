@@ -8,6 +8,7 @@ RunInstances. Results go to one JSON file a benchmark, with the machine's facts.
 import argparse
 import contextlib
 import datetime
+import fcntl
 import json
 import os
 import pathlib
@@ -21,6 +22,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent / "e2e"))
 import guests
 from cloud import BOOT_BOUND_S, Cloud, run, wait_for
 from conftest import upload_image
+from keeper import LOCK, Keeper
 
 # How often the state is asked for while it is waited for: what a sample is exact to.
 POLL_S = 0.01
@@ -105,7 +107,13 @@ def main():
     chosen = options.parse_args()
     chosen.out.mkdir(parents=True, exist_ok=True)
     with contextlib.ExitStack() as end:
+        lock = end.enter_context(open(LOCK, "w"))
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        keeper = Keeper(lock)
+        end.callback(keeper.finish)
         cloud = Cloud()
+        for command in cloud.ends():
+            keeper.at_the_end(*command)
         end.callback(cloud.forget)
         end.callback(cloud.stop)
         cloud.start()

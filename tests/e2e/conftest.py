@@ -11,7 +11,7 @@ import pytest
 
 import guests
 from cloud import Cloud, run
-from keeper import Keeper
+from keeper import LOCK, Keeper
 from leaks import Footprint
 
 
@@ -34,7 +34,7 @@ def pytest_configure():
 def keeper():
     """Waits for another run on this machine to end (both would have the same bridge, ports and
     addresses); then remembers how to end what this one starts."""
-    with open("/run/lock/mallee-e2e", "w") as lock:
+    with open(LOCK, "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         made = Keeper(lock)
         yield made

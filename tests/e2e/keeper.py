@@ -13,6 +13,9 @@ import sys
 
 COMMAND_BOUND_S = 120
 
+# One cloud of the tests at a time on a machine: each would have the same bridge, ports and addresses.
+LOCK = "/run/lock/mallee-e2e"
+
 
 class Keeper:
     def __init__(self, lock):

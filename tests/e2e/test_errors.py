@@ -1,12 +1,13 @@
 """Bad input: EC2's (or S3's) own code, a message that says what to do, and nothing half made."""
 
 import datetime
+import hashlib
 import urllib.error
 import urllib.parse
 import urllib.request
 
 import pytest
-from botocore.auth import SigV4Auth
+from botocore.auth import S3SigV4Auth, SigV4Auth
 from botocore.awsrequest import AWSRequest
 from botocore.credentials import Credentials
 from botocore.exceptions import ClientError
@@ -24,23 +25,27 @@ def code_of(call, *words, **request):
     return said["Code"]
 
 
+def sign(scheme, cloud, request, service, when=None, secret=None):
+    """Signs with the cloud's keys, as of now or of another time."""
+    keys = Credentials(cloud.keys["AWS_ACCESS_KEY_ID"], secret or cloud.keys["AWS_SECRET_ACCESS_KEY"])
+    signer = scheme(keys, service, REGION)
+    if not when:
+        return signer.add_auth(request)
+    signed_at = when.strftime("%Y%m%dT%H%M%SZ")
+    request.context["timestamp"] = signed_at
+    request.headers["X-Amz-Date"] = signed_at
+    signature = signer.signature(signer.string_to_sign(request, signer.canonical_request(request)), request)
+    headers = signer.signed_headers(signer.headers_to_sign(request))
+    request.headers["Authorization"] = (
+        f"AWS4-HMAC-SHA256 Credential={signer.scope(request)}, SignedHeaders={headers}, Signature={signature}")
+
+
 def query(cloud, parameters, when=None, secret=None, service="ec2"):
     """A signed Query request of our own making: (status, body)."""
     body = urllib.parse.urlencode({"Version": "2016-11-15"} | parameters)
     request = AWSRequest("POST", f"http://127.0.0.1:{ENDPOINT_PORT}/", data=body, headers={
         "Content-Type": "application/x-www-form-urlencoded; charset=utf-8"})
-    keys = Credentials(cloud.keys["AWS_ACCESS_KEY_ID"], secret or cloud.keys["AWS_SECRET_ACCESS_KEY"])
-    signer = SigV4Auth(keys, service, REGION)
-    if when:
-        signed_at = when.strftime("%Y%m%dT%H%M%SZ")
-        request.context["timestamp"] = signed_at
-        request.headers["X-Amz-Date"] = signed_at
-        signature = signer.signature(signer.string_to_sign(request, signer.canonical_request(request)), request)
-        headers = signer.signed_headers(signer.headers_to_sign(request))
-        request.headers["Authorization"] = (
-            f"AWS4-HMAC-SHA256 Credential={signer.scope(request)}, SignedHeaders={headers}, Signature={signature}")
-    else:
-        signer.add_auth(request)
+    sign(SigV4Auth, cloud, request, service, when, secret)
     plain = urllib.request.Request(request.url, data=body.encode(), headers=dict(request.headers))
     try:
         with urllib.request.urlopen(plain, timeout=20) as reply:
@@ -56,7 +61,8 @@ def test_a_good_query_of_our_own_is_answered(cloud):
 
 def test_a_wrong_secret(cloud):
     stranger = cloud.client("ec2", aws_secret_access_key="x" * 40)
-    assert code_of(stranger.describe_instances) in ("SignatureDoesNotMatch", "AuthFailure")
+    assert code_of(stranger.describe_instances) == "SignatureDoesNotMatch"
+    assert code_of(cloud.client("sts", aws_secret_access_key="x" * 40).get_caller_identity) == "SignatureDoesNotMatch"
     stranger = cloud.client("s3", aws_secret_access_key="x" * 40)
     assert code_of(stranger.list_buckets) == "SignatureDoesNotMatch"
 
@@ -70,8 +76,20 @@ def test_an_unknown_access_key(cloud):
 def test_a_date_that_is_not_now(cloud, hours):
     when = datetime.datetime.now(datetime.timezone.utc) + datetime.timedelta(hours=hours)
     status, body = query(cloud, {"Action": "DescribeRegions"}, when=when)
-    assert status in (400, 403)
-    assert "<Code>RequestExpired</Code>" in body or "<Code>SignatureDoesNotMatch</Code>" in body
+    assert status == 400 and "<Code>RequestExpired</Code>" in body
+    assert when.strftime("%Y%m%dT%H%M%SZ") in body, "the message says which date it was"
+
+
+@pytest.mark.parametrize("hours", [-2, 2])
+def test_an_s3_date_that_is_not_now(cloud, hours):
+    when = datetime.datetime.now(datetime.timezone.utc) + datetime.timedelta(hours=hours)
+    url = f"http://127.0.0.1:{ENDPOINT_PORT}/"
+    request = AWSRequest("GET", url, headers={"X-Amz-Content-SHA256": hashlib.sha256(b"").hexdigest()})
+    sign(S3SigV4Auth, cloud, request, "s3", when=when)
+    with pytest.raises(urllib.error.HTTPError) as error:
+        urllib.request.urlopen(urllib.request.Request(url, headers=dict(request.headers)), timeout=20)
+    assert error.value.code == 403
+    assert "<Code>RequestTimeTooSkewed</Code>" in error.value.read().decode()
 
 
 def test_no_signature_at_all(cloud):
@@ -162,6 +180,20 @@ def test_a_dry_run_makes_nothing(cloud, ec2, probe):
     assert code_of(ec2.run_instances, ImageId=probe, MinCount=1, MaxCount=1, InstanceType="t3.nano",
                    DryRun=True) == "DryRunOperation"
     assert len(ec2.describe_instances()["Reservations"]) == before
+    addresses = len(ec2.describe_addresses()["Addresses"])
+    assert code_of(ec2.allocate_address, Domain="vpc", DryRun=True) == "DryRunOperation"
+    assert len(ec2.describe_addresses()["Addresses"]) == addresses
+    assert code_of(ec2.describe_instances, DryRun=True) == "DryRunOperation"
+
+
+def test_a_dry_run_meets_what_the_call_would_meet(ec2, probe, probe_instance):
+    assert code_of(guests.launch, ec2, "ami-00000000000000000", DryRun=True) == "InvalidAMIID.NotFound"
+    assert code_of(guests.launch, ec2, probe, key="never-was", DryRun=True) == "InvalidKeyPair.NotFound"
+    assert code_of(ec2.terminate_instances, InstanceIds=["i-00000000000000000"],
+                   DryRun=True) == "InvalidInstanceID.NotFound"
+    assert code_of(ec2.start_instances, InstanceIds=[probe_instance], DryRun=True) == "DryRunOperation"
+    assert code_of(ec2.terminate_instances, InstanceIds=[probe_instance], DryRun=True) == "DryRunOperation"
+    assert guests.state(ec2, probe_instance) == "running"
 
 
 def test_user_data_of_more_than_16_kib(ec2, probe):

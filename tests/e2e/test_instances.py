@@ -103,6 +103,23 @@ def test_a_guest_that_powers_itself_off_is_stopped(ec2, tiny, key_file):
     guests.terminate(ec2, instance)
 
 
+# botocore's own waiters look every 15 s; here nothing takes that long.
+OFTEN = {"Delay": 1, "MaxAttempts": BOOT_BOUND_S}
+
+
+def test_the_waiters_of_boto3_come_back(cloud, ec2, probe, key_file):
+    ec2.get_waiter("image_exists").wait(ImageIds=[probe], WaiterConfig=OFTEN)
+    ec2.get_waiter("image_available").wait(ImageIds=[probe], WaiterConfig=OFTEN)
+    ec2.get_waiter("key_pair_exists").wait(KeyNames=["e2e"], WaiterConfig=OFTEN)
+    ids = guests.launch(ec2, probe, zone=cloud.probe_zone(), count=2)
+    for name in ("instance_exists", "instance_running", "instance_status_ok", "system_status_ok"):
+        ec2.get_waiter(name).wait(InstanceIds=ids, WaiterConfig=OFTEN)
+    ec2.stop_instances(InstanceIds=ids[:1])
+    ec2.get_waiter("instance_stopped").wait(InstanceIds=ids[:1], WaiterConfig=OFTEN)
+    ec2.terminate_instances(InstanceIds=ids)
+    ec2.get_waiter("instance_terminated").wait(InstanceIds=ids, WaiterConfig=OFTEN)
+
+
 def test_terminated_is_final(ec2, probe_instance):
     ec2.terminate_instances(InstanceIds=[probe_instance])
     guests.wait_state(ec2, probe_instance, "terminated")

@@ -82,8 +82,9 @@ def test_an_unknown_node_is_refused_with_the_known_ones(lab):
 
 
 @pytest.mark.parametrize("after_s", [0.05, 0.4, 1.5])
-def test_a_lab_whose_program_was_killed_is_ended_all_the_same(cloud, tmp_path, after_s):
+def test_a_lab_whose_program_was_killed_is_ended_all_the_same(cloud, keeper, tmp_path, after_s):
     lab = Lab(cloud, tmp_path / "lab")
+    keeper.at_the_end(lab.program, "down", "--lab", lab.folder)
     starting = lab.start("up", *UP, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
     time.sleep(after_s)
     starting.send_signal(signal.SIGKILL)
