@@ -105,6 +105,13 @@ impl RunningVm {
             .change(change)
     }
 
+    /// Looks at the device of type `D`, which may be at work. `None` if there is no such device.
+    pub fn device<D: VirtioDevice, T>(&self, look: impl FnOnce(&mut D) -> T) -> Option<T> {
+        let mut device =
+            self.bus.virtio.iter().map(lock).find_map(|mut it| it.device_as::<D>().is_some().then_some(it))?;
+        device.device_as::<D>().map(look)
+    }
+
     /// Stops the vCPUs, then the devices, so that no request comes after its device is gone, and writes
     /// out what the console holds.
     pub fn stop(self) {

@@ -70,6 +70,12 @@ impl Client {
         serde_json::from_slice(&body).map_err(|error| ClientError::Malformed(error.to_string()))
     }
 
+    /// `PATCH` of any path.
+    pub fn patch<T: Serialize>(&self, path: &str, body: &T) -> Result<(), ClientError> {
+        let body = serde_json::to_vec(body).map_err(|error| ClientError::Malformed(error.to_string()))?;
+        self.call("PATCH", path, &body).map(drop)
+    }
+
     /// `PUT` to any path.
     pub fn put<T: Serialize>(&self, path: &str, body: &T) -> Result<(), ClientError> {
         let body = serde_json::to_vec(body).map_err(|error| ClientError::Malformed(error.to_string()))?;

@@ -63,9 +63,3 @@ pub struct Identity {
     pub uuid: String,
     pub serial: String,
 }
-
-/// `PUT /entropy`: a virtio-rng device. (No members are served yet.)
-#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
-#[cfg_attr(test, derive(schemars::JsonSchema))]
-#[serde(deny_unknown_fields)]
-pub struct Entropy {}

@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 
 pub mod client;
 mod control;
+mod devices;
 mod drive;
 mod events;
 pub mod guest;
@@ -18,6 +19,7 @@ mod network;
 mod observe;
 
 pub use control::*;
+pub use devices::*;
 pub use drive::*;
 pub use events::*;
 pub use limits::*;
@@ -40,6 +42,13 @@ pub struct VmConfig {
     pub network_interfaces: Vec<NetworkInterface>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub entropy: Option<Entropy>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub vsock: Option<Vsock>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub balloon: Option<Balloon>,
+    /// Our own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub console: Option<Console>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub serial: Option<Serial>,
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -3,4 +3,7 @@
 
 pub mod console;
 pub mod disk;
+pub mod reclaim;
 pub mod tap;
+pub mod terminal;
+pub mod vsock;

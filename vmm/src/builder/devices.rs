@@ -9,19 +9,24 @@ use vmm_sys_util::eventfd::EventFd;
 use crate::api::{self, VmConfig, guest};
 use crate::backends::disk::Disk;
 use crate::backends::tap::Tap;
+use crate::backends::terminal::Terminal;
+use crate::backends::vsock::VsockSockets;
 use crate::devices::MAX_VIRTIO_DEVICES;
 use crate::devices::virtio::VirtioDevice;
+use crate::devices::virtio::balloon::Balloon;
 use crate::devices::virtio::block::Block;
+use crate::devices::virtio::console::Console;
 use crate::devices::virtio::mmio::{MmioTransport, Wiring};
 use crate::devices::virtio::net::{MacAddress, Net};
 use crate::devices::virtio::rng::Rng;
+use crate::devices::virtio::vsock::Vsock;
 use crate::error::{Error, Result};
 use crate::memory::GuestMemory;
 use crate::rate_limiter::RateLimiter;
 use crate::vm::Activations;
 
 /// The virtio devices, in the order of their windows: drives with the root device first, so that it is
-/// `/dev/vda`, then network interfaces, then entropy.
+/// `/dev/vda`, then network interfaces, entropy, vsock, balloon, console.
 pub fn open(config: &VmConfig) -> Result<Vec<Box<dyn VirtioDevice>>> {
     refuse_ambiguous(config)?;
     let (roots, others): (Vec<_>, Vec<_>) = config.drives.iter().partition(|drive| drive.is_root_device);
@@ -37,8 +42,18 @@ pub fn open(config: &VmConfig) -> Result<Vec<Box<dyn VirtioDevice>>> {
         let mac = interface.guest_mac.as_deref().map(MacAddress::parse).transpose()?;
         devices.push(Box::new(Net::new(Tap::open(&interface.host_dev_name)?, &interface.iface_id, mac)));
     }
-    if config.entropy.is_some() {
-        devices.push(Box::new(Rng::default()));
+    if let Some(entropy) = &config.entropy {
+        devices.push(Box::new(Rng::new(rate_limiter(entropy.rate_limiter.as_ref())?)));
+    }
+    if let Some(vsock) = &config.vsock {
+        devices.push(Box::new(Vsock::new(vsock.guest_cid, VsockSockets::bind(&vsock.uds_path)?)?));
+    }
+    if let Some(balloon) = &config.balloon {
+        refuse_large_balloon(balloon.amount_mib, config)?;
+        devices.push(Box::new(Balloon::new(balloon)?));
+    }
+    if let Some(console) = &config.console {
+        devices.push(Box::new(Console::new(Terminal::open(console)?, console)));
     }
     if devices.len() > MAX_VIRTIO_DEVICES {
         return Err(Error::BadConfiguration(format!(
@@ -47,6 +62,17 @@ pub fn open(config: &VmConfig) -> Result<Vec<Box<dyn VirtioDevice>>> {
         )));
     }
     Ok(devices)
+}
+
+/// A balloon with all of a guest's memory is a mistake, and never gets there.
+pub fn refuse_large_balloon(mib: u32, config: &VmConfig) -> Result<()> {
+    let memory = config.machine_config.mem_size_mib;
+    match u64::from(mib) < memory {
+        true => Ok(()),
+        false => {
+            Err(Error::BadConfiguration(format!("amount_mib is {mib}; it must be less than the memory, {memory} MiB")))
+        }
+    }
 }
 
 fn rate_limiter(config: Option<&api::RateLimiter>) -> Result<Option<RateLimiter>> {

@@ -5,6 +5,8 @@
 
 mod devices;
 
+pub use devices::refuse_large_balloon;
+
 use std::sync::{Arc, Mutex};
 
 use kvm_ioctls::{Kvm, VcpuFd, VmFd};

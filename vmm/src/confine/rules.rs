@@ -63,16 +63,18 @@ macro_rules! call {
 mod libc_number {
     pub use libc::{
         SYS_accept4 as accept4, SYS_brk as brk, SYS_clock_nanosleep as clock_nanosleep, SYS_clone as clone,
-        SYS_clone3 as clone3, SYS_close as close, SYS_epoll_create1 as epoll_create1, SYS_epoll_ctl as epoll_ctl,
-        SYS_epoll_wait as epoll_wait, SYS_eventfd2 as eventfd2, SYS_exit as exit, SYS_exit_group as exit_group,
-        SYS_fcntl as fcntl, SYS_fdatasync as fdatasync, SYS_futex as futex, SYS_getpid as getpid,
-        SYS_getrandom as getrandom, SYS_ioctl as ioctl, SYS_madvise as madvise, SYS_mmap as mmap,
-        SYS_mprotect as mprotect, SYS_munmap as munmap, SYS_openat as openat, SYS_prctl as prctl, SYS_preadv as preadv,
-        SYS_pwritev as pwritev, SYS_read as read, SYS_readv as readv, SYS_recvfrom as recvfrom, SYS_rename as rename,
-        SYS_rseq as rseq, SYS_rt_sigprocmask as rt_sigprocmask, SYS_rt_sigreturn as rt_sigreturn,
-        SYS_seccomp as seccomp, SYS_sendto as sendto, SYS_set_robust_list as set_robust_list,
-        SYS_setsockopt as setsockopt, SYS_sigaltstack as sigaltstack, SYS_tgkill as tgkill,
-        SYS_timerfd_settime as timerfd_settime, SYS_write as write, SYS_writev as writev,
+        SYS_clone3 as clone3, SYS_close as close, SYS_connect as connect, SYS_epoll_create1 as epoll_create1,
+        SYS_epoll_ctl as epoll_ctl, SYS_epoll_wait as epoll_wait, SYS_eventfd2 as eventfd2, SYS_exit as exit,
+        SYS_exit_group as exit_group, SYS_fcntl as fcntl, SYS_fdatasync as fdatasync, SYS_ftruncate as ftruncate,
+        SYS_futex as futex, SYS_getpid as getpid, SYS_getrandom as getrandom, SYS_ioctl as ioctl,
+        SYS_madvise as madvise, SYS_mmap as mmap, SYS_mprotect as mprotect, SYS_munmap as munmap, SYS_openat as openat,
+        SYS_prctl as prctl, SYS_preadv as preadv, SYS_pwritev as pwritev, SYS_read as read, SYS_readv as readv,
+        SYS_recvfrom as recvfrom, SYS_rename as rename, SYS_rseq as rseq, SYS_rt_sigprocmask as rt_sigprocmask,
+        SYS_rt_sigreturn as rt_sigreturn, SYS_seccomp as seccomp, SYS_sendto as sendto,
+        SYS_set_robust_list as set_robust_list, SYS_setsockopt as setsockopt, SYS_shutdown as shutdown,
+        SYS_sigaltstack as sigaltstack, SYS_socket as socket, SYS_tgkill as tgkill,
+        SYS_timerfd_gettime as timerfd_gettime, SYS_timerfd_settime as timerfd_settime, SYS_unlink as unlink,
+        SYS_write as write, SYS_writev as writev,
     };
 }
 
@@ -119,6 +121,27 @@ const NET: &[Rule] = &[call!(readv), call!(writev)];
 
 const RNG: &[Rule] = &[call!(getrandom)];
 
+/// A rate limiter's timer, or a device's own.
+const TIMER: &[Rule] = &[call!(timerfd_settime), call!(timerfd_gettime)];
+
+const VSOCK: &[Rule] = &[
+    call!(accept4),
+    // Non-blocking.
+    call!(ioctl, 1: libc::FIONBIO),
+    // Clients' first lines, and the answers to them.
+    call!(recvfrom),
+    call!(sendto),
+    // To whoever listens on the host; in a jail, that is who was put there.
+    call!(socket, 0: libc::AF_UNIX),
+    call!(connect),
+    call!(readv),
+    call!(writev),
+    call!(shutdown),
+];
+
+const CONSOLE: &[Rule] =
+    &[call!(accept4), call!(ioctl, 1: libc::FIONBIO), call!(readv), call!(sendto), call!(ftruncate)];
+
 /// Starting a worker when its driver is ready.
 const START_WORKER: &[Rule] = &[
     call!(clone, 0: CLONE_THREAD_FLAGS),
@@ -153,6 +176,9 @@ const MONITOR: &[Rule] = &[
     // The console's file is begun anew.
     call!(openat),
     call!(rename),
+    // The sockets of vsock and console go with them; a console's new size.
+    call!(unlink),
+    call!(ioctl, 1: libc::TIOCSWINSZ),
     // vCPUs are stopped with a signal, again until they have stopped.
     call!(tgkill, 2: 34),
     call!(getpid),
@@ -162,10 +188,17 @@ const MONITOR: &[Rule] = &[
 
 /// Names as of the threads.
 pub const KINDS: &[Kind] = &[
-    Kind { name: "MONITOR", thread: "mallee-vmm", rules: &[RUNTIME, WAIT, MONITOR, START_WORKER, BLOCK, NET, RNG] },
+    Kind {
+        name: "MONITOR",
+        thread: "mallee-vmm",
+        rules: &[RUNTIME, WAIT, MONITOR, START_WORKER, BLOCK, NET, RNG, VSOCK, CONSOLE, TIMER],
+    },
     Kind { name: "API", thread: "api", rules: &[RUNTIME, API] },
     Kind { name: "VCPU", thread: "vcpu", rules: &[RUNTIME, VCPU] },
-    Kind { name: "BLOCK", thread: "virtio-blk", rules: &[RUNTIME, WAIT, BLOCK] },
+    Kind { name: "BLOCK", thread: "virtio-blk", rules: &[RUNTIME, WAIT, BLOCK, TIMER] },
     Kind { name: "NET", thread: "virtio-net", rules: &[RUNTIME, WAIT, NET] },
-    Kind { name: "RNG", thread: "virtio-rng", rules: &[RUNTIME, WAIT, RNG] },
+    Kind { name: "RNG", thread: "virtio-rng", rules: &[RUNTIME, WAIT, RNG, TIMER] },
+    Kind { name: "VSOCK", thread: "virtio-vsock", rules: &[RUNTIME, WAIT, VSOCK, TIMER] },
+    Kind { name: "BALLOON", thread: "virtio-balloon", rules: &[RUNTIME, WAIT] },
+    Kind { name: "CONSOLE", thread: "virtio-console", rules: &[RUNTIME, WAIT, CONSOLE] },
 ];

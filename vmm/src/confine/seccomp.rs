@@ -18,6 +18,9 @@ pub enum ThreadKind {
     Block,
     Net,
     Rng,
+    Vsock,
+    Balloon,
+    Console,
 }
 
 impl ThreadKind {
@@ -29,6 +32,9 @@ impl ThreadKind {
             ThreadKind::Block => &filters::BLOCK,
             ThreadKind::Net => &filters::NET,
             ThreadKind::Rng => &filters::RNG,
+            ThreadKind::Vsock => &filters::VSOCK,
+            ThreadKind::Balloon => &filters::BALLOON,
+            ThreadKind::Console => &filters::CONSOLE,
         }
     }
 }

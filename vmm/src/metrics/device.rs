@@ -43,6 +43,8 @@ pub struct DeviceMetrics {
     pub needs_reset: Counter,
     /// Requests that the backend failed.
     pub backend_errors: Counter,
+    /// What only devices of this kind count.
+    own: Vec<(&'static str, Counter)>,
     /// How long the backend took for a request (µs), where the device measures it.
     pub latency: Histogram,
 }
@@ -56,13 +58,48 @@ impl DeviceMetrics {
             activations: Counter::new(),
             needs_reset: Counter::new(),
             backend_errors: Counter::new(),
+            own: own_names(kind).iter().map(|name| (*name, Counter::new())).collect(),
             latency: Histogram::default(),
         }
+    }
+
+    /// For a device that nobody has attached yet: counts for nobody.
+    pub fn nowhere() -> Self {
+        DeviceMetrics::new(u32::MAX, "", 0)
+    }
+
+    /// Adds to one of the counters that only this kind of device has.
+    pub fn count(&self, name: &str, count: u64) {
+        if let Some((_, counter)) = self.own.iter().find(|(own, _)| *own == name) {
+            counter.add(count);
+        }
+    }
+
+    /// The counters that only this kind of device has.
+    pub fn own(&self) -> impl Iterator<Item = (&'static str, u64)> {
+        self.own.iter().map(|(name, counter)| (*name, counter.get()))
     }
 
     /// The counters of one queue; those of a queue that is not there count for nobody.
     pub fn queue(&self, index: usize) -> Arc<QueueMetrics> {
         self.queues.get(index).cloned().unwrap_or_default()
+    }
+}
+
+/// What a kind of device counts beside its queues: Firecracker's names where it counts the same.
+fn own_names(id: u32) -> &'static [&'static str] {
+    match id {
+        VIRTIO_ID_VSOCK => &["conns_added", "conns_removed", "conns_killed"],
+        VIRTIO_ID_BALLOON => &[
+            "inflate_count",
+            "inflate_bytes",
+            "deflate_count",
+            "stats_updates_count",
+            "free_page_report_count",
+            "free_page_report_freed",
+        ],
+        VIRTIO_ID_CONSOLE => &["discarded_bytes"],
+        _ => &[],
     }
 }
 

@@ -91,6 +91,9 @@ fn device(metrics: &DeviceMetrics) -> Value {
     members.insert("needs_reset_count".into(), json!(metrics.needs_reset.get()));
     members.insert("event_fails".into(), json!(metrics.backend_errors.get()));
     members.insert("latency_us".into(), histogram(&metrics.latency));
+    for (name, count) in metrics.own() {
+        members.insert(name.into(), json!(count));
+    }
     if metrics.kind == "net" {
         // Queues in pairs, receiving first (virtio 1.2, 5.1.2).
         for (name, first) in [("rx", 0), ("tx", 1)] {

@@ -88,6 +88,7 @@ fn write_devices(text: &mut String, devices: &[std::sync::Arc<DeviceMetrics>]) -
     for device in devices {
         write_histogram(text, "mallee_vmm_device_latency_microseconds", &labels(device), &device.latency)?;
     }
+    write_own(text, devices)?;
     for (name, help, value) in QUEUE_COUNTERS {
         let name = format!("mallee_vmm_queue_{name}_total");
         head(text, &name, "counter", help)?;
@@ -102,6 +103,26 @@ fn write_devices(text: &mut String, devices: &[std::sync::Arc<DeviceMetrics>]) -
         for (index, queue) in device.queues.iter().enumerate() {
             let labels = format!("{},queue=\"{index}\"", labels(device));
             write_histogram(text, "mallee_vmm_queue_batch_requests", &labels, &queue.batch)?;
+        }
+    }
+    Ok(())
+}
+
+/// What only some kinds of devices count, by kind: `mallee_vmm_vsock_conns_added_total`.
+fn write_own(text: &mut String, devices: &[std::sync::Arc<DeviceMetrics>]) -> std::fmt::Result {
+    let mut families: Vec<String> = Vec::new();
+    for device in devices {
+        for (own, _) in device.own() {
+            let name = format!("mallee_vmm_{}_{}_total", device.kind, own.trim_end_matches("_count"));
+            if families.contains(&name) {
+                continue;
+            }
+            head(text, &name, "counter", &format!("Of the {}: {own}.", device.kind))?;
+            for other in devices.iter().filter(|other| other.kind == device.kind) {
+                let count = other.own().find(|(name, _)| *name == own).map_or(0, |(_, count)| count);
+                writeln!(text, "{name}{{{}}} {count}", labels(other))?;
+            }
+            families.push(name);
         }
     }
     Ok(())

@@ -5,6 +5,7 @@
 //! owns all state. One connection is served at a time, as in Firecracker; requests are bounded in
 //! size and a silent client is cut off.
 
+mod devices;
 #[cfg(test)]
 mod openapi;
 mod routes;
@@ -28,7 +29,6 @@ pub enum Call {
     /// A `PUT` or `PATCH` of a part of it.
     Configure(Box<dyn FnOnce(&mut VmConfig) -> Reply + Send>),
     /// A change of the running VM.
-    #[allow(dead_code)] // for changes of a running VM and snapshots
     Change(RunningChange),
     /// `PUT /actions`.
     Act(Action),

@@ -112,7 +112,7 @@ fn the_openapi_document_describes_what_is_served() {
 fn bodies_refuse_unknown_members_and_members_are_explained() {
     let made = document();
     let schemas = made["components"]["schemas"].as_object().unwrap();
-    let answers = ["InstanceInfo", "Fault", "Version"];
+    let answers = ["InstanceInfo", "Fault", "Version", "BalloonStatistics"];
     for (name, schema) in schemas.iter().filter(|(name, _)| !answers.contains(&name.as_str())) {
         let is_open = |schema: &Value| schema["type"] == "object" && schema["additionalProperties"] != false;
         let variants = ["oneOf", "anyOf"].iter().filter_map(|key| schema[*key].as_array()).flatten();

@@ -3,10 +3,10 @@
 //! A new route is a line of [`ROUTES`]; the OpenAPI document is made from it (`openapi`).
 
 use super::table::{self, Parsed, Route, route};
-use super::{Call, Reply};
+use super::{Call, Reply, devices};
 use crate::api::{
-    ActionRequest, BootSource, Drive, Entropy, Identity, Logger, MachineConfig, MachineConfigPatch, Metrics,
-    NetworkInterface, Serial, Version, VmConfig,
+    ActionRequest, Balloon, BalloonStatisticsUpdate, BalloonUpdate, BootSource, Console, ConsoleSize, Drive, Entropy,
+    Identity, Logger, MachineConfig, MachineConfigPatch, Metrics, NetworkInterface, Serial, Version, VmConfig, Vsock,
 };
 use crate::builder::MAX_VCPUS;
 use crate::memory::{MAX_MIB, MIN_MIB};
@@ -15,7 +15,7 @@ use crate::metrics;
 #[cfg(test)]
 use super::openapi::PrometheusText;
 #[cfg(test)]
-use crate::api::InstanceInfo;
+use crate::api::{BalloonStatistics, InstanceInfo};
 
 /// All that is served.
 pub const ROUTES: &[Route] = &[
@@ -33,6 +33,20 @@ pub const ROUTES: &[Route] = &[
         (NetworkInterface), put_interface),
     route!("PUT" "/entropy" "Adds the entropy device; before the start." (Entropy),
         |_, entropy| configure(move |config| config.entropy = Some(entropy))),
+    route!("PUT" "/vsock" "Adds the vsock device; before the start." (Vsock),
+        |_, vsock| configure(move |config| config.vsock = Some(vsock))),
+    route!("GET" "/balloon" "The balloon device." => Balloon, |_| read(devices::balloon)),
+    route!("PUT" "/balloon" "Adds the balloon device; before the start." (Balloon),
+        |_, balloon| configure(move |config| config.balloon = Some(balloon))),
+    route!("PATCH" "/balloon" "Changes the balloon's target; after the start." (BalloonUpdate), devices::patch_balloon),
+    route!("GET" "/balloon/statistics" "What the guest says of its memory; after the start." => BalloonStatistics,
+        |_| devices::statistics()),
+    route!("PATCH" "/balloon/statistics" "Changes how often the guest is asked; after the start." (BalloonStatisticsUpdate),
+        devices::patch_statistics),
+    route!("PUT" "/console" "Our own: adds a virtio console; before the start." (Console),
+        |_, console| configure(move |config| config.console = Some(console))),
+    route!("PATCH" "/console" "Our own: tells the guest its console's size; after the start." (ConsoleSize),
+        devices::patch_console),
     route!("PUT" "/serial" "Where the serial port's output goes; before the start." (Serial),
         |_, serial| configure(move |config| config.serial = Some(serial))),
     route!("PUT" "/mallee/identity" "Our own: UUID and serial of the firmware tables; before the start." (Identity),

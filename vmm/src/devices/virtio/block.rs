@@ -377,6 +377,7 @@ mod tests {
         let queues = vec![ActiveQueue { queue, kick }];
         let activation = Activation {
             features: 0,
+            is_resumed: false,
             queues,
             interrupt,
             memory: memory.clone(),

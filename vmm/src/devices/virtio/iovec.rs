@@ -96,6 +96,22 @@ impl IoVec {
         self.segments.drain(..whole);
     }
 
+    /// Keeps the first `length` bytes (at most all).
+    pub fn truncate(&mut self, length: usize) {
+        let mut left = length;
+        let mut kept = 0;
+        for segment in &mut self.segments {
+            if left == 0 {
+                break;
+            }
+            segment.iov_len = segment.iov_len.min(left);
+            left -= segment.iov_len;
+            kept += 1;
+        }
+        self.segments.truncate(kept);
+        self.length = self.length.min(length);
+    }
+
     /// Takes the last byte away, to be written on its own.
     pub fn pop_byte(&mut self) -> Option<GuestByte> {
         while self.segments.last().is_some_and(|last| last.iov_len == 0) {
@@ -225,7 +241,7 @@ mod tests {
         #[test]
         fn it_behaves_as_one_flat_buffer(
             parts in proptest::collection::vec((0u64..0x1f00, 0usize..0x100), 1..20),
-            front in 0usize..2000, back in 0usize..300, offset in 0usize..500, length in 0usize..500,
+            front in 0usize..2000, back in 0usize..300, kept in 0usize..3000, offset in 0usize..500, length in 0usize..500,
         ) {
             let memory = memory();
             let content: Vec<u8> = (0..0x2000u32).map(|i| (i * 7 % 251) as u8).collect();
@@ -241,6 +257,8 @@ mod tests {
             for _ in 0..back {
                 prop_assert_eq!(vector.pop_byte().is_some(), flat.pop().is_some());
             }
+            vector.truncate(kept);
+            flat.truncate(kept);
             prop_assert_eq!(vector.len(), flat.len());
             let mut read = vec![0; length];
             prop_assert_eq!(vector.read_at(offset, &mut read), offset + length <= flat.len());

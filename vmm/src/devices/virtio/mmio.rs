@@ -349,7 +349,8 @@ impl MmioTransport {
 
     fn activate(&mut self, positions: &[QueuePosition]) -> std::result::Result<(), String> {
         let mut queues = Vec::with_capacity(self.queues.len());
-        for (index, (registers, kick)) in self.queues.iter().zip(&self.kicks).enumerate() {
+        let in_use = self.device.queues_in_use(self.driver_features);
+        for (index, (registers, kick)) in self.queues.iter().zip(&self.kicks).enumerate().take(in_use) {
             let mut queue = self.freeze(registers)?.counted_in(self.metrics.queue(index));
             queue.go_to(positions.get(index).copied().unwrap_or_default());
             // A kick from before belongs to no queue.
@@ -368,6 +369,7 @@ impl MmioTransport {
         self.device
             .activate(Activation {
                 features: self.driver_features,
+                is_resumed: !positions.is_empty(),
                 queues,
                 interrupt: self.interrupt.clone(),
                 memory: self.memory.clone(),

@@ -3,7 +3,7 @@
 //! * `mmio` is the register window: a driver negotiates features and places its queues there.
 //! * `queue` is the split virtqueue as a device uses it; `iovec` the guest buffers of one request.
 //! * `worker` is the thread that a device becomes between DRIVER_OK and reset.
-//! * `block`, `net`, `rng` are the devices.
+//! * `block`, `net`, `rng`, `vsock`, `balloon`, `console` are the devices.
 //!
 //! A device stops and goes on without its driver noticing: [`VirtioDevice::deactivate`] tells where the queues stand, and the
 //! transport activates it again from there. Snapshots and every change of a running device are made between the two.
@@ -12,12 +12,15 @@
 //! itself, afterwards its worker owns the queues and the backend, and nothing is shared with the vCPUs but
 //! the [`Interrupt`].
 
+pub mod balloon;
 pub mod block;
+pub mod console;
 pub mod iovec;
 pub mod mmio;
 pub mod net;
 pub mod queue;
 pub mod rng;
+pub mod vsock;
 pub mod worker;
 
 use std::any::Any;
@@ -55,6 +58,12 @@ pub trait VirtioDevice: Any + Send {
     /// Largest size of each queue; their number is the number of queues.
     fn queue_sizes(&self) -> &[u16];
 
+    /// How many of these, from the first on, a driver with these features sets up. All of them, but for devices some of whose queues
+    /// come with a feature.
+    fn queues_in_use(&self, _features: u64) -> usize {
+        self.queue_sizes().len()
+    }
+
     /// The configuration space.
     fn config(&self) -> &[u8];
 
@@ -83,12 +92,13 @@ pub struct QueuePosition {
 pub struct Activation {
     /// The features that the driver accepted.
     pub features: u64,
+    /// The queues go on where they were stopped, and the driver has noticed nothing. Otherwise it begins.
+    pub is_resumed: bool,
     pub queues: Vec<ActiveQueue>,
     pub interrupt: Arc<Interrupt>,
     /// The mapping that the queues and their requests point into.
     pub memory: GuestMemory,
     /// Where the device counts; each queue has its own within it.
-    #[allow(dead_code)] // for devices that count what is theirs alone
     pub metrics: Arc<DeviceMetrics>,
 }
 
@@ -139,7 +149,6 @@ impl Interrupt {
     }
 
     /// The configuration space has changed.
-    #[allow(dead_code)] // for changes of a running VM and snapshots
     pub fn configuration(&self) {
         self.raise(VIRTIO_MMIO_INT_CONFIG);
     }

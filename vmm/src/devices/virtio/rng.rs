@@ -1,4 +1,5 @@
-//! virtio-rng (virtio 1.2, 5.4): the host kernel's random numbers for the guest.
+//! virtio-rng (virtio 1.2, 5.4): the host kernel's random numbers for the guest, as many and as often as the rate
+//! limiter allows: a guest that asks for ever would keep a processor of the host's busy.
 
 use std::io;
 use std::os::fd::AsRawFd;
@@ -12,15 +13,26 @@ use super::worker::{Running, Worker, watch};
 use super::{Activation, ActiveQueue, Interrupt, QueuePosition, VirtioDevice};
 use crate::confine::ThreadKind;
 use crate::memory::GuestMemory;
+use crate::rate_limiter::RateLimiter;
 
 const QUEUE_SIZES: &[u16] = &[64];
 /// No request gets more than this many bytes; a driver takes what it gets and asks again.
 const MAX_BYTES: usize = 4096;
+/// Requests served before the worker looks at its stop event again.
+const BATCH: usize = 64;
 const KICK: u64 = 0;
+const TOKENS: u64 = 1;
 
-#[derive(Default)]
 pub struct Rng {
+    /// Here while no worker has it.
+    limiter: Option<RateLimiter>,
     running: Option<Running<RngWorker>>,
+}
+
+impl Rng {
+    pub fn new(limiter: Option<RateLimiter>) -> Self {
+        Rng { limiter, running: None }
+    }
 }
 
 impl VirtioDevice for Rng {
@@ -43,19 +55,28 @@ impl VirtioDevice for Rng {
     fn activate(&mut self, activation: Activation) -> io::Result<()> {
         let Activation { mut queues, interrupt, memory, .. } = activation;
         let queue = queues.pop().ok_or(io::ErrorKind::InvalidInput)?;
-        let worker = RngWorker { queue, interrupt, chain: Chain::default(), _memory: memory };
-        self.running = Some(Running::start(worker).map_err(|(_, error)| error)?);
+        let limiter = self.limiter.take();
+        let worker = RngWorker { queue, limiter, interrupt, chain: Chain::default(), _memory: memory };
+        match Running::start(worker) {
+            Ok(running) => self.running = Some(running),
+            Err((worker, error)) => {
+                self.limiter = worker.limiter;
+                return Err(error);
+            }
+        }
         Ok(())
     }
 
     fn deactivate(&mut self) -> Vec<QueuePosition> {
-        let worker = self.running.take().and_then(Running::stop);
-        worker.map_or(Vec::new(), |worker| vec![worker.queue.queue.position()])
+        let Some(worker) = self.running.take().and_then(Running::stop) else { return Vec::new() };
+        self.limiter = worker.limiter;
+        vec![worker.queue.queue.position()]
     }
 }
 
 struct RngWorker {
     queue: ActiveQueue,
+    limiter: Option<RateLimiter>,
     interrupt: Arc<Interrupt>,
     chain: Chain,
     /// What the chain's pointers point into.
@@ -67,20 +88,37 @@ impl Worker for RngWorker {
     const KIND: ThreadKind = ThreadKind::Rng;
 
     fn register(&self, epoll: &Epoll) -> io::Result<()> {
+        if let Some(limiter) = &self.limiter {
+            watch(epoll, limiter.timer(), EventSet::IN, TOKENS)?;
+        }
         watch(epoll, self.queue.kick.as_raw_fd(), EventSet::IN, KICK)
     }
 
-    fn handle(&mut self, _: u64, _: EventSet, _: &Epoll) -> Result<(), Broken> {
-        self.queue.take_kick();
+    fn handle(&mut self, number: u64, _: EventSet, _: &Epoll) -> Result<(), Broken> {
+        match (number, &mut self.limiter) {
+            (TOKENS, Some(limiter)) => limiter.wake(),
+            _ => self.queue.take_kick(),
+        }
         let queue = &mut self.queue.queue;
-        while queue.pop(&mut self.chain)? {
+        for _ in 0..BATCH {
+            if !queue.pop(&mut self.chain)? {
+                break;
+            }
+            let bytes = self.chain.writable.len().min(MAX_BYTES) as u64;
+            if let Some(limiter) = &mut self.limiter
+                && !limiter.admit(bytes)
+            {
+                queue.undo_pop();
+                queue.metrics().stalls.increment();
+                // No kick is waited for: the limiter's timer comes first.
+                return Ok(());
+            }
             let length = fill(&mut self.chain) as u32;
             queue.publish(&[Used { head: self.chain.head, length }])?;
             if queue.needs_interrupt()? {
                 self.interrupt.queue();
             }
         }
-        // One who asks again at once kicks again at once.
         if queue.enable_kicks()? {
             let _ = self.queue.kick.write(1);
         }
@@ -107,6 +145,7 @@ fn fill(chain: &mut Chain) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::api;
     use crate::devices::virtio::queue::testing::{memory, queue_with, used};
     use vm_memory::{Bytes, GuestAddress};
     use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
@@ -118,6 +157,7 @@ mod tests {
         let kick = EventFd::new(EFD_NONBLOCK).unwrap();
         let mut worker = RngWorker {
             queue: ActiveQueue { queue, kick },
+            limiter: None,
             interrupt: Arc::new(Interrupt::new().unwrap()),
             chain: Chain::default(),
             _memory: memory.clone(),
@@ -128,5 +168,29 @@ mod tests {
         let mut bytes = [0u8; 64];
         memory.read_slice(&mut bytes, GuestAddress(0x8000)).unwrap();
         assert_ne!(bytes, [0; 64]);
+    }
+
+    #[test]
+    fn a_limited_guest_waits_for_its_tokens_and_then_gets_its_bytes() {
+        let memory = memory();
+        let queue = queue_with(&memory, &[&[(0x8000, 64, true)], &[(0x9000, 64, true)]]);
+        let bucket = api::TokenBucket { size: 64, one_time_burst: None, refill_time: 50 };
+        let limiter = RateLimiter::new(&api::RateLimiter { bandwidth: Some(bucket), ops: None }).unwrap();
+        let mut worker = RngWorker {
+            queue: ActiveQueue { queue, kick: EventFd::new(EFD_NONBLOCK).unwrap() },
+            limiter,
+            interrupt: Arc::new(Interrupt::new().unwrap()),
+            chain: Chain::default(),
+            _memory: memory.clone(),
+        };
+        let epoll = Epoll::new().unwrap();
+        worker.register(&epoll).unwrap();
+        worker.handle(KICK, EventSet::IN, &epoll).unwrap();
+        assert_eq!(used(&memory, &worker.queue.queue).len(), 1);
+        let mut ready = [vmm_sys_util::epoll::EpollEvent::default(); 1];
+        // Twenty seconds stand for "for ever"; the timer is set to 50 ms.
+        assert_eq!((epoll.wait(20_000, &mut ready).unwrap(), ready[0].data()), (1, TOKENS));
+        worker.handle(TOKENS, EventSet::IN, &epoll).unwrap();
+        assert_eq!(used(&memory, &worker.queue.queue).len(), 2);
     }
 }
