@@ -8,7 +8,7 @@
 use kvm_ioctls::{Kvm, VcpuExit, VcpuFd};
 use vm_memory::{Bytes, GuestAddress};
 
-use crate::api::{KvmCheck, KvmClass};
+use crate::api::{BootProtocol, KvmCheck, KvmClass};
 use crate::cpu::{cpuid, regs};
 use crate::error::{Error, Result};
 use crate::memory::{self, GuestMemory};
@@ -93,7 +93,7 @@ fn run(kvm: &Kvm, probe: &Probe) -> Result<Outcome> {
     let mut vcpu = vm.create_vcpu(0).map_err(Error::kvm("KVM_CREATE_VCPU"))?;
     let cpuid = cpuid::Template::new(kvm, 1)?.for_vcpu(0, None)?;
     vcpu.set_cpuid2(&cpuid).map_err(Error::kvm("KVM_SET_CPUID2"))?;
-    regs::set_up_boot_cpu(&vcpu, &memory, GuestAddress(CODE))?;
+    regs::set_up_boot_cpu(&vcpu, &memory, GuestAddress(CODE), BootProtocol::Linux)?;
     Ok(watch(&mut vcpu))
 }
 

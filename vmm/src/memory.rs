@@ -19,6 +19,10 @@ pub mod layout {
 
     /// Global descriptor table of the boot CPU.
     pub const GDT: u64 = 0x500;
+    /// PVH's `hvm_start_info`, its list of modules (one entry) and its memory map.
+    pub const PVH_START_INFO: u64 = 0x6000;
+    pub const PVH_MODULES: u64 = 0x6100;
+    pub const PVH_MEMORY_MAP: u64 = 0x6200;
     /// The zero page (`struct boot_params`, Documentation/arch/x86/boot.rst).
     pub const ZERO_PAGE: u64 = 0x7000;
     /// Initial stack pointer; grows down towards the zero page's end.

@@ -41,12 +41,27 @@ impl Default for MachineConfig {
     }
 }
 
+/// How a kernel is entered. Our own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+#[serde(rename_all = "lowercase")]
+pub enum BootProtocol {
+    /// Linux's 64-bit boot protocol: in long mode, with a zero page.
+    #[default]
+    Linux,
+    /// PVH: in 32-bit protected mode, with an `hvm_start_info`; for ELF kernels that name such an entry in a note.
+    Pvh,
+}
+
 /// `PUT /boot-source`.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct BootSource {
     pub kernel_image_path: PathBuf,
+    /// Our own: how the kernel is entered. Unset: `linux`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub protocol: Option<BootProtocol>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub initrd_path: Option<PathBuf>,
     #[serde(default, skip_serializing_if = "Option::is_none")]

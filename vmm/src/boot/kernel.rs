@@ -2,16 +2,19 @@
 //!
 //! Both are entered by the 64-bit boot protocol (Documentation/arch/x86/boot.rst, "64-bit Boot
 //! Protocol"): long mode, flat segments, paging on, RSI at the zero page. An ELF that is not Linux
-//! is entered the same way and may ignore the zero page.
+//! is entered the same way and may ignore the zero page. An ELF that names a 32-bit entry in a note (XEN_ELFNOTE_PHYS32_ENTRY)
+//! can be entered there by the PVH protocol instead, if the configuration says so.
 
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
 use std::path::Path;
 
 use linux_loader::loader::bootparam::setup_header;
+use linux_loader::loader::elf::PvhBootCapability;
 use linux_loader::loader::{BzImage, Elf, KernelLoader, KernelLoaderResult};
 use vm_memory::GuestAddress;
 
+use crate::api::BootProtocol;
 use crate::error::{Error, Result};
 use crate::memory::{GuestMemory, layout, low_ram_end};
 
@@ -33,17 +36,22 @@ pub struct LoadedKernel {
     pub end: u64,
     /// A bzImage's own setup header; none for an ELF.
     pub setup_header: Option<setup_header>,
+    /// How it is entered.
+    pub protocol: BootProtocol,
 }
 
-/// Loads the kernel at `path`.
-pub fn load(memory: &GuestMemory, path: &Path) -> Result<LoadedKernel> {
+/// Loads the kernel at `path`, to be entered by `protocol`.
+pub fn load(memory: &GuestMemory, path: &Path, protocol: BootProtocol) -> Result<LoadedKernel> {
     let mut file = File::open(path).map_err(Error::file("kernel image", path))?;
     let metadata = file.metadata().map_err(Error::file("kernel image", path))?;
     if !metadata.is_file() {
         return Err(unusable(path, "it is not a regular file"));
     }
     let loaded = match kind(&mut file).map_err(Error::file("kernel image", path))? {
-        Some(Kind::Elf) => load_elf(memory, &mut file, path)?,
+        Some(Kind::Elf) => load_elf(memory, &mut file, path, protocol)?,
+        Some(Kind::BzImage) if protocol == BootProtocol::Pvh => {
+            return Err(unusable(path, "it is a bzImage, which has no PVH entry; give the ELF vmlinux that it holds"));
+        }
         Some(Kind::BzImage) => load_bzimage(memory, &mut file, metadata.len(), path)?,
         None => {
             return Err(unusable(path, "it is neither an ELF vmlinux nor a bzImage (is it complete?)"));
@@ -70,13 +78,23 @@ fn kind(file: &mut File) -> std::io::Result<Option<Kind>> {
     Ok((head.get(0x202..0x206) == Some(&SETUP_MAGIC)).then_some(Kind::BzImage))
 }
 
-fn load_elf(memory: &GuestMemory, file: &mut File, path: &Path) -> Result<LoadedKernel> {
+fn load_elf(memory: &GuestMemory, file: &mut File, path: &Path, protocol: BootProtocol) -> Result<LoadedKernel> {
     let result =
         Elf::load(memory, None, file, Some(GuestAddress(layout::HIGH_RAM))).map_err(|error| broken(path, error))?;
     if result.kernel_end == 0 {
         return Err(unusable(path, "it is an ELF file with nothing to load"));
     }
-    Ok(LoadedKernel { entry: result.kernel_load, end: result.kernel_end, setup_header: None })
+    let entry = match (protocol, result.pvh_boot_cap) {
+        (BootProtocol::Linux, _) => result.kernel_load,
+        (BootProtocol::Pvh, PvhBootCapability::PvhEntryPresent(entry)) => entry,
+        (BootProtocol::Pvh, _) => {
+            return Err(unusable(
+                path,
+                "it names no PVH entry (XEN_ELFNOTE_PHYS32_ENTRY; Linux has it with CONFIG_PVH)",
+            ));
+        }
+    };
+    Ok(LoadedKernel { entry, end: result.kernel_end, setup_header: None, protocol })
 }
 
 fn load_bzimage(memory: &GuestMemory, file: &mut File, file_size: u64, path: &Path) -> Result<LoadedKernel> {
@@ -95,6 +113,7 @@ fn load_bzimage(memory: &GuestMemory, file: &mut File, file_size: u64, path: &Pa
         entry: GuestAddress(kernel_load.0 + ENTRY_64),
         end: kernel_end.max(unpacked),
         setup_header: Some(header),
+        protocol: BootProtocol::Linux,
     })
 }
 
@@ -133,10 +152,14 @@ mod tests {
     use std::io::Write;
 
     fn load_bytes(bytes: &[u8]) -> Result<LoadedKernel> {
+        load_by(BootProtocol::Linux, bytes)
+    }
+
+    fn load_by(protocol: BootProtocol, bytes: &[u8]) -> Result<LoadedKernel> {
         let memory = crate::memory::allocate(64).unwrap();
         let mut file = tempfile::NamedTempFile::new().unwrap();
         file.write_all(bytes).unwrap();
-        load(&memory, file.path())
+        load(&memory, file.path(), protocol)
     }
 
     fn bzimage(payload: usize) -> Vec<u8> {
@@ -159,6 +182,44 @@ mod tests {
         assert_eq!(kernel.entry.0, layout::BZIMAGE + 0x200);
         assert_eq!(kernel.end, layout::BZIMAGE + 0x10_0000);
         assert!(kernel.setup_header.is_some());
+    }
+
+    /// One segment of four bytes at 2 MiB, and a note (if there is one) after it.
+    fn elf(note: &[u8]) -> Vec<u8> {
+        let mut elf = b"\x7fELF\x02\x01\x01\0\0\0\0\0\0\0\0\0".to_vec();
+        elf.extend([2u8, 0, 62, 0, 1, 0, 0, 0]);
+        [0x20_0000u64, 64, 0].iter().for_each(|word| elf.extend(word.to_le_bytes()));
+        [0u16, 0, 64, 56, 2, 0, 0, 0].iter().for_each(|half| elf.extend(half.to_le_bytes()));
+        let content = 64 + 2 * 56;
+        for (kind, offset, size) in [(1u64, content, 4), (4, content + 4, note.len() as u64)] {
+            let at = if kind == 1 { 0x20_0000 } else { 0 };
+            [kind | 7 << 32, offset, at, at, size, size, 4].iter().for_each(|word| elf.extend(word.to_le_bytes()));
+        }
+        elf.extend([0xf4; 4]);
+        elf.extend(note);
+        elf
+    }
+
+    /// Name of 4 bytes, description of 4 bytes.
+    fn note(kind: u32, name: &[u8; 4], entry: u32) -> Vec<u8> {
+        let words = [4u32.to_le_bytes(), 4u32.to_le_bytes(), kind.to_le_bytes(), *name, entry.to_le_bytes()];
+        words.concat()
+    }
+
+    #[test]
+    fn an_elf_is_entered_where_the_protocol_says() {
+        let both = [note(1, b"GNU\0", 7), note(18, b"Xen\0", 0x20_0002)].concat();
+        let entry = |protocol| load_by(protocol, &elf(&both)).unwrap().entry.0;
+        assert_eq!((entry(BootProtocol::Linux), entry(BootProtocol::Pvh)), (0x20_0000, 0x20_0002));
+    }
+
+    #[test]
+    fn a_kernel_without_a_pvh_entry_is_refused_where_it_is_asked_for() {
+        for image in [elf(&note(1, b"GNU\0", 7)), bzimage(4096)] {
+            let error = load_by(BootProtocol::Pvh, &image).unwrap_err();
+            assert_eq!(error.reason(), ExitReason::BadConfiguration);
+            assert!(error.to_string().contains("PVH"), "{error}");
+        }
     }
 
     #[test]
@@ -186,6 +247,7 @@ mod tests {
                 bytes[0x202..0x206].copy_from_slice(&SETUP_MAGIC);
             }
             let _ = load_bytes(&bytes);
+            let _ = load_by(BootProtocol::Pvh, &bytes);
         }
     }
 }

@@ -4,6 +4,7 @@
 pub mod acpi;
 pub mod initrd;
 pub mod kernel;
+pub mod pvh;
 pub mod reset_vector;
 pub mod smbios;
 pub mod zero_page;

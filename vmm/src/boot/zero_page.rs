@@ -10,7 +10,7 @@ use crate::error::{Error, Result};
 use crate::memory::{GuestMemory, layout};
 
 /// E820 types (arch/x86/include/uapi/asm/bootparam.h).
-const E820_RAM: u32 = 1;
+pub(super) const E820_RAM: u32 = 1;
 const E820_RESERVED: u32 = 2;
 /// "Undefined" of the boot loader ids.
 const LOADER_UNDEFINED: u8 = 0xff;
@@ -41,7 +41,7 @@ pub fn write(
         .map_err(|error| Error::Memory(format!("zero page: {error}")))
 }
 
-fn write_cmdline(memory: &GuestMemory, cmdline: &str) -> Result<()> {
+pub(super) fn write_cmdline(memory: &GuestMemory, cmdline: &str) -> Result<()> {
     if cmdline.len() >= layout::CMDLINE_MAX {
         return Err(Error::BadConfiguration(format!(
             "boot_args has {} bytes; at most {} are possible",
@@ -79,7 +79,7 @@ fn header(kernel: &LoadedKernel, initrd: Option<LoadedInitrd>, cmdline_length: u
 }
 
 /// (start, length, type) in ascending order.
-fn e820(memory: &GuestMemory) -> Vec<(u64, u64, u32)> {
+pub(super) fn e820(memory: &GuestMemory) -> Vec<(u64, u64, u32)> {
     let mut map = vec![
         (0, layout::LOW_RAM_END, E820_RAM),
         (layout::LOW_RAM_END, layout::HIGH_RAM - layout::LOW_RAM_END, E820_RESERVED),

@@ -12,9 +12,9 @@ use std::sync::{Arc, Mutex};
 use kvm_ioctls::{Kvm, VcpuFd, VmFd};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
-use crate::api::{BootSource, VmConfig};
+use crate::api::{BootProtocol, BootSource, VmConfig};
 use crate::backends::console::{self, Console};
-use crate::boot::{acpi, initrd, kernel, reset_vector, smbios, zero_page};
+use crate::boot::{acpi, initrd, kernel, pvh, reset_vector, smbios, zero_page};
 use crate::bus::Bus;
 use crate::cpu;
 use crate::devices::boot_timer::BootTimer;
@@ -41,12 +41,16 @@ pub fn build(config: &VmConfig, events: &Arc<Events>) -> Result<Vm> {
     let devices = devices::open(config)?;
 
     let memory = memory::allocate(config.machine_config.mem_size_mib)?;
-    let kernel = kernel::load(&memory, &boot.kernel_image_path)?;
+    let kernel = kernel::load(&memory, &boot.kernel_image_path, boot.protocol.unwrap_or_default())?;
     let initrd = load_initrd(&memory, boot, &kernel)?;
     let rsdp = acpi::write(&memory, vcpu_count, devices.len())?;
     smbios::write(&memory, config.identity.as_ref())?;
     reset_vector::write(&memory)?;
-    zero_page::write(&memory, &kernel, initrd, &command_line(config, boot), rsdp)?;
+    let line = command_line(config, boot);
+    match kernel.protocol {
+        BootProtocol::Linux => zero_page::write(&memory, &kernel, initrd, &line, rsdp)?,
+        BootProtocol::Pvh => pvh::write(&memory, initrd, &line, rsdp)?,
+    }
 
     let kvm = Kvm::new().map_err(Error::kvm("open /dev/kvm"))?;
     let vm = Arc::new(create_vm(&kvm, &memory)?);
@@ -61,7 +65,7 @@ pub fn build(config: &VmConfig, events: &Arc<Events>) -> Result<Vm> {
         virtio: devices::attach(devices, &vm, &memory, &activations)?,
     });
     let vcpus = create_vcpus(&kvm, &vm, vcpu_count)?;
-    cpu::regs::set_up_boot_cpu(&vcpus[0].fd, &memory, kernel.entry)?;
+    cpu::regs::set_up_boot_cpu(&vcpus[0].fd, &memory, kernel.entry, kernel.protocol)?;
     Ok(Vm { power_button: irq_line(&vm, POWER_BUTTON_GSI)?, fd: vm, memory, bus, vcpus, activations })
 }
 
