@@ -12,6 +12,7 @@ import pytest
 import guests
 from cloud import Cloud, run
 from keeper import LOCK, Keeper
+from labs import UP, Lab
 from leaks import Footprint
 
 
@@ -54,6 +55,19 @@ def cloud(keeper):
         left = Footprint.of_this_machine(made.state).beyond(before)
         made.forget()
         assert not left, f"the cloud left behind: {left}"
+
+
+@pytest.fixture(scope="session")
+def lab(cloud, keeper, tmp_path_factory):
+    """A node of the virtual lab that is in no cloud."""
+    made = Lab(cloud, tmp_path_factory.mktemp("lab"))
+    keeper.at_the_end(made.program, "down", "--lab", made.folder)
+    try:
+        made("up", *UP)
+        yield made
+    finally:
+        made("down")
+        assert not (made.folder / "lab1").exists()
 
 
 @pytest.fixture(scope="session")

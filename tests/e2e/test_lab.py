@@ -6,39 +6,8 @@ import time
 
 import pytest
 
-from cloud import BRIDGE, run, wait_for
-
-# Not the cloud's addresses: this node is nobody's neighbour.
-NETWORK = "198.18.0.0/24"
-UP = ["--bare", "--nodes", "1", "--cpus", "1", "--memory-mib", "512", "--disk-mib", "256", "--bridge", BRIDGE,
-      "--public-network", NETWORK]
-
-
-class Lab:
-    def __init__(self, cloud, folder):
-        self.program = cloud.programs / "mallee-lab"
-        self.folder = folder
-
-    def __call__(self, verb, *words, **options):
-        return run(self.program, verb, "--lab", self.folder, *words, bound_s=180, **options)
-
-    def start(self, verb, *words, **options):
-        return subprocess.Popen([self.program, verb, "--lab", self.folder, *words], **options)
-
-    def node(self, *command, **options):
-        return self("run", "lab1", "--", *command, **options)
-
-
-@pytest.fixture(scope="module")
-def lab(cloud, keeper, tmp_path_factory):
-    made = Lab(cloud, tmp_path_factory.mktemp("lab"))
-    keeper.at_the_end(made.program, "down", "--lab", made.folder)
-    try:
-        made("up", *UP)
-        yield made
-    finally:
-        made("down")
-        assert not (made.folder / "lab1").exists()
+from cloud import run, wait_for
+from labs import UP, Lab
 
 
 def test_output_and_status_of_a_command_come_back(lab):

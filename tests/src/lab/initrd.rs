@@ -37,14 +37,14 @@ const FOLDERS: &[&str] = &[
 ];
 
 /// Writes an archive; folders above a file are made when first needed.
-struct Archive<W: Write> {
+pub(crate) struct Archive<W: Write> {
     out: W,
     made: std::collections::BTreeSet<PathBuf>,
     inode: u32,
 }
 
 impl<W: Write> Archive<W> {
-    fn new(out: W) -> Self {
+    pub(crate) fn new(out: W) -> Self {
         Archive { out, made: Default::default(), inode: 0 }
     }
 
@@ -59,7 +59,7 @@ impl<W: Write> Archive<W> {
         Ok(())
     }
 
-    fn folder(&mut self, path: &Path) -> io::Result<()> {
+    pub(crate) fn folder(&mut self, path: &Path) -> io::Result<()> {
         if path.as_os_str().is_empty() || !self.made.insert(path.to_owned()) {
             return Ok(());
         }
@@ -69,7 +69,7 @@ impl<W: Write> Archive<W> {
         self.entry(path, 0o040755, &[])
     }
 
-    fn file(&mut self, path: impl AsRef<Path>, mode: u32, content: &[u8]) -> io::Result<()> {
+    pub(crate) fn file(&mut self, path: impl AsRef<Path>, mode: u32, content: &[u8]) -> io::Result<()> {
         let path = path.as_ref();
         if let Some(above) = path.parent() {
             self.folder(above)?;
@@ -81,7 +81,7 @@ impl<W: Write> Archive<W> {
         self.entry(path.as_ref(), 0o120777, target.as_bytes())
     }
 
-    fn finish(self) -> io::Result<W> {
+    pub(crate) fn finish(self) -> io::Result<W> {
         newc::trailer(self.out)
     }
 }

@@ -61,10 +61,15 @@ const WANTED: &[&str] = &[
 
 /// Modules in loading order: each after all that it depends on.
 pub fn in_loading_order(folder: &Path) -> Result<Vec<PathBuf>, LabError> {
+    loading_order(folder, WANTED)
+}
+
+/// `wanted` and what they depend on, in loading order.
+pub fn loading_order(folder: &Path, wanted: &[&str]) -> Result<Vec<PathBuf>, LabError> {
     let available = index(folder)?;
     let mut order =
         Order { available: &available, done: BTreeSet::new(), under_way: BTreeSet::new(), paths: Vec::new() };
-    for name in WANTED {
+    for name in wanted {
         order.add(name)?;
     }
     Ok(order.paths)

@@ -10,7 +10,7 @@ use std::{
 use super::error::{LabError, OnPath, output_of};
 
 /// Programs of ours that a node runs.
-pub const NODE_PROGRAMS: &[&str] = &["mallee-vmm", "mallee-netd", "mallee-agent"];
+pub const NODE_PROGRAMS: &[&str] = &["mallee-vmm", "mallee-netd", "mallee-agent", "mallee-guest"];
 /// The node's first process.
 pub const INIT: &str = "mallee-lab-node";
 /// Tools of the host's that help a person (and the tests) to look around in a node; each is taken

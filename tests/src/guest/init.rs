@@ -1,0 +1,79 @@
+//! The guest's first process: mounts, modules, the checks one after the other, power off.
+
+use std::ffi::CString;
+use std::fs::{self, File};
+use std::path::Path;
+
+use nix::errno::Errno;
+use nix::kmod::{ModuleInitFlags, finit_module};
+use nix::mount::{MsFlags, mount};
+use nix::sys::reboot::{RebootMode, reboot};
+
+use super::link::Link;
+use super::{Machine, Outcome, checks};
+
+/// Where the initial RAM file system has its modules, in loading order by name.
+pub const MODULES: &str = "/modules";
+/// Every line that is meant for the host begins so.
+pub const MARK: &str = "guest-check:";
+
+/// Does all of it; ends with the machine's power off.
+pub fn run() -> ! {
+    println!("{MARK} init");
+    match prepare() {
+        Ok(machine) => {
+            for (place, name) in machine.checks.iter().enumerate() {
+                report(name, check(&machine, place, name));
+            }
+            println!("{MARK} done");
+        }
+        Err(why) => println!("{MARK} FAIL init {why}"),
+    }
+    let _ = reboot(RebootMode::RB_POWER_OFF);
+    loop {
+        std::thread::park();
+    }
+}
+
+fn prepare() -> Result<Machine, String> {
+    for (kind, target) in [("proc", "/proc"), ("sysfs", "/sys"), ("devtmpfs", "/dev")] {
+        match mount(Some(kind), target, Some(kind), MsFlags::empty(), None::<&str>) {
+            // The kernel mounted it before.
+            Ok(()) | Err(Errno::EBUSY) => {}
+            Err(error) => return Err(format!("mounting {target}: {error}")),
+        }
+    }
+    load_modules()?;
+    let line = fs::read_to_string("/proc/cmdline").map_err(|error| format!("/proc/cmdline: {error}"))?;
+    Machine::from_words(&line).ok_or_else(|| format!("the command line does not say what to check: {line}"))
+}
+
+fn load_modules() -> Result<(), String> {
+    let mut paths: Vec<_> = fs::read_dir(MODULES)
+        .map_err(|error| format!("{MODULES}: {error}"))?
+        .flatten()
+        .map(|entry| entry.path())
+        .collect();
+    paths.sort();
+    paths.iter().try_for_each(|path| load(path).map_err(|error| format!("module {}: {error}", path.display())))
+}
+
+fn load(path: &Path) -> std::io::Result<()> {
+    match finit_module(&File::open(path)?, &CString::default(), ModuleInitFlags::empty()) {
+        Ok(()) | Err(Errno::EEXIST) => Ok(()),
+        Err(error) => Err(error.into()),
+    }
+}
+
+fn check(machine: &Machine, place: usize, name: &str) -> Outcome {
+    let check = checks::find(name).ok_or("there is no such check")?;
+    let mut link = Link::to_host(place).map_err(|error| format!("the line to the host: {error}"))?;
+    (check.guest)(machine, &mut link)
+}
+
+fn report(name: &str, outcome: Outcome) {
+    match outcome {
+        Ok(seen) => println!("{MARK} PASS {name} {seen}"),
+        Err(why) => println!("{MARK} FAIL {name} {why}"),
+    }
+}
