@@ -7,7 +7,8 @@
 //! * `boot`: the two dozen instructions of ring 0, the tables they load, and traps;
 //! * `machine`: ports, serial line, clock, interrupt controllers, sleeping, reset;
 //! * `virtio`: the transport, the queue and the drivers;
-//! * `run`: the one loop that joins devices and protocols.
+//! * `run`: the one loop that joins devices and protocols;
+//! * `trial`: what is done instead to try the monitor: drivers by the rules, and against them.
 //!
 //! Everything after `boot` runs in ring 3. That costs nothing on real hardware, and it is what makes
 //! the probe run at native speed on a software KVM, which emulates ring 0 one instruction at a time.
@@ -19,6 +20,7 @@
 mod boot;
 mod machine;
 mod run;
+mod trial;
 mod virtio;
 
 use core::panic::PanicInfo;
@@ -52,6 +54,10 @@ extern "C" fn main(zero_page: u64) -> ! {
     console.line(format_args!("probe: command line \"{command_line}\""));
     let options = Options::parse(command_line, |word| console.line(format_args!("probe: not understood: {word}")));
 
+    if let Some(trial) = options.trial {
+        console.drain();
+        trial::run(trial)
+    }
     let found = virtio::scan();
     let seed = found.entropy.and_then(|window| virtio::rng::seed(window).unwrap_or_default());
     let Some(window) = found.net else {

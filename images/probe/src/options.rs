@@ -16,12 +16,23 @@ pub struct Options {
     pub metadata: Option<(Ipv4Addr, u16)>,
     /// `probe.poweroff=allow`: whoever reaches the stats port may turn the guest off.
     pub may_power_off: bool,
+    /// `probe.trial=exercise` or `probe.trial=hostile:SEED`: the monitor is tried, and nothing else done.
+    pub trial: Option<Trial>,
+}
+
+/// A trial of the monitor.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Trial {
+    /// Every virtio device is used by the rules.
+    Exercise,
+    /// Every virtio device is attacked, in an order that the seed gives.
+    Hostile { seed: u64 },
 }
 
 impl Options {
     /// Reads the command line. `refuse` is told every `probe.` word that is not understood.
     pub fn parse<'a>(command_line: &'a str, mut refuse: impl FnMut(&'a str)) -> Options {
-        let mut options = Options { address: None, metadata: Some(METADATA), may_power_off: false };
+        let mut options = Options { address: None, metadata: Some(METADATA), may_power_off: false, trial: None };
         let mut gateway = None;
         for word in command_line.split_ascii_whitespace() {
             let Some(option) = word.strip_prefix("probe.") else { continue };
@@ -44,6 +55,11 @@ impl Options {
             ("metadata", "off") => self.metadata = None,
             ("metadata", value) => self.metadata = Some(socket_address(value)?),
             ("poweroff", "allow") => self.may_power_off = true,
+            ("trial", "exercise") => self.trial = Some(Trial::Exercise),
+            ("trial", value) => {
+                let seed = value.strip_prefix("hostile:")?.parse().ok()?;
+                self.trial = Some(Trial::Hostile { seed });
+            }
             _ => return None,
         }
         Some(())
@@ -76,7 +92,7 @@ mod tests {
     #[test]
     fn without_options_dhcp_and_metadata_are_used_and_nobody_turns_it_off() {
         let (options, refused) = parse("console=ttyS0 quiet");
-        assert_eq!(options, Options { address: None, metadata: Some(METADATA), may_power_off: false });
+        assert_eq!(options, Options { address: None, metadata: Some(METADATA), may_power_off: false, trial: None });
         assert!(refused.is_empty());
     }
 
@@ -89,11 +105,13 @@ mod tests {
         assert_eq!(options.address, Some(address));
         assert_eq!(options.metadata, Some((Ipv4Addr::new(10, 0, 0, 1), 8080)));
         assert!(options.may_power_off && refused.is_empty());
+        assert_eq!(parse("probe.trial=exercise").0.trial, Some(Trial::Exercise));
+        assert_eq!(parse("probe.trial=hostile:7").0.trial, Some(Trial::Hostile { seed: 7 }));
     }
 
     #[test]
     fn what_is_not_understood_is_told() {
-        let line = "probe.ip=10.0.0.2 probe.ip=10.0.0.2/33 probe.metadata=here probe.poweroff=yes probe.x=1 probe.ip";
+        let line = "probe.ip=10.0.0.2 probe.ip=10.0.0.2/33 probe.metadata=here probe.poweroff=yes probe.x=1 probe.ip probe.trial=7";
         assert_eq!(parse(line).1, line.split(' ').collect::<Vec<_>>());
         assert_eq!(parse("probe.gw=10.0.0.1").1, ["probe.gw without probe.ip"]);
     }

@@ -68,13 +68,12 @@ mod libc_number {
         SYS_exit_group as exit_group, SYS_fcntl as fcntl, SYS_fdatasync as fdatasync, SYS_ftruncate as ftruncate,
         SYS_futex as futex, SYS_getpid as getpid, SYS_getrandom as getrandom, SYS_ioctl as ioctl,
         SYS_madvise as madvise, SYS_mmap as mmap, SYS_mprotect as mprotect, SYS_munmap as munmap, SYS_openat as openat,
-        SYS_prctl as prctl, SYS_preadv as preadv, SYS_pwritev as pwritev, SYS_read as read, SYS_readv as readv,
-        SYS_recvfrom as recvfrom, SYS_rename as rename, SYS_rseq as rseq, SYS_rt_sigprocmask as rt_sigprocmask,
-        SYS_rt_sigreturn as rt_sigreturn, SYS_seccomp as seccomp, SYS_sendto as sendto,
-        SYS_set_robust_list as set_robust_list, SYS_setsockopt as setsockopt, SYS_shutdown as shutdown,
-        SYS_sigaltstack as sigaltstack, SYS_socket as socket, SYS_tgkill as tgkill,
-        SYS_timerfd_gettime as timerfd_gettime, SYS_timerfd_settime as timerfd_settime, SYS_unlink as unlink,
-        SYS_write as write, SYS_writev as writev,
+        SYS_poll as poll, SYS_prctl as prctl, SYS_preadv as preadv, SYS_pwritev as pwritev, SYS_read as read,
+        SYS_readv as readv, SYS_recvfrom as recvfrom, SYS_rename as rename, SYS_rseq as rseq,
+        SYS_rt_sigprocmask as rt_sigprocmask, SYS_rt_sigreturn as rt_sigreturn, SYS_seccomp as seccomp,
+        SYS_sendto as sendto, SYS_set_robust_list as set_robust_list, SYS_setsockopt as setsockopt,
+        SYS_shutdown as shutdown, SYS_socket as socket, SYS_tgkill as tgkill, SYS_timerfd_gettime as timerfd_gettime,
+        SYS_timerfd_settime as timerfd_settime, SYS_unlink as unlink, SYS_write as write, SYS_writev as writev,
     };
 }
 
@@ -94,14 +93,19 @@ const RUNTIME: &[Rule] = &[
     call!(mprotect, 2 & libc::PROT_EXEC => 0),
     call!(brk),
     call!(rt_sigprocmask),
-    call!(sigaltstack),
     call!(exit),
     call!(write),
     call!(close),
 ];
 
 /// Waiting for several descriptors.
-const WAIT: &[Rule] = &[call!(epoll_wait), call!(epoll_ctl), call!(read)];
+const WAIT: &[Rule] = &[
+    call!(epoll_wait),
+    call!(epoll_ctl),
+    call!(read),
+    // A worker whose queue is broken waits for its end alone.
+    call!(poll, 1: 1),
+];
 
 const VCPU: &[Rule] = &[
     call!(ioctl, 1: KVM_RUN),
@@ -172,7 +176,6 @@ pub const CLONE_THREAD_FLAGS: i32 = libc::CLONE_VM
     | libc::CLONE_CHILD_CLEARTID;
 
 const MONITOR: &[Rule] = &[
-    call!(timerfd_settime),
     // The console's file is begun anew.
     call!(openat),
     call!(rename),

@@ -10,16 +10,16 @@ use mallee_probe::ring::{Queue, Rings};
 use crate::machine::apic;
 
 /// Guest-physical address of the first window: `mallee_vmm::api::guest::VIRTIO_MMIO_BASE`.
-const BASE: u64 = 0xd000_0000;
+pub const WINDOWS: u64 = 0xd000_0000;
 /// Distance between windows: `mallee_vmm::api::guest::VIRTIO_MMIO_STRIDE`.
-const STRIDE: u64 = 0x1000;
+pub const STRIDE: u64 = 0x1000;
 /// Interrupt of the first window: `mallee_vmm::api::guest::VIRTIO_MMIO_FIRST_GSI`.
 const FIRST_GSI: u32 = 5;
 /// Windows that are looked at: as many as an I/O APIC has pins left.
 pub const WINDOWS_MAX: u32 = 19;
 
 /// Registers (table 4.1).
-mod register {
+pub mod register {
     pub const MAGIC: u64 = 0x000;
     pub const VERSION: u64 = 0x004;
     pub const DEVICE_TYPE: u64 = 0x008;
@@ -42,11 +42,12 @@ mod register {
 }
 
 /// Device status (section 2.1).
-mod status {
+pub mod status {
     pub const ACKNOWLEDGE: u32 = 1;
     pub const DRIVER: u32 = 2;
     pub const DRIVER_OK: u32 = 4;
     pub const FEATURES_OK: u32 = 8;
+    pub const NEEDS_RESET: u32 = 0x40;
 }
 
 /// "virt".
@@ -185,17 +186,19 @@ impl Window {
     }
 
     fn address(self, register: u64) -> u64 {
-        BASE + u64::from(self.index) * STRIDE + register
+        WINDOWS + u64::from(self.index) * STRIDE + register
     }
 
-    fn read(self, register: u64) -> u32 {
+    /// Reads a register.
+    pub fn read(self, register: u64) -> u32 {
         // SAFETY: the page tables map all windows; reading a register touches no memory.
         unsafe { (self.address(register) as *const u32).read_volatile() }
     }
 
-    fn write(self, register: u64, value: u32) {
+    /// Writes a register.
+    pub fn write(self, register: u64, value: u32) {
         // SAFETY: as above. What makes the device touch memory is the queues' contents, and those
-        // name only buffers of `virtio::buffers`.
+        // name only buffers of `virtio::buffers` and `trial::scratch`, or none that are RAM.
         unsafe { (self.address(register) as *mut u32).write_volatile(value) };
     }
 }

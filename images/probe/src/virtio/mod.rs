@@ -7,10 +7,13 @@ pub mod net;
 pub mod rng;
 
 /// Device types (virtio 1.2, section 5).
-mod device_type {
+pub mod device_type {
     pub const NET: u32 = 1;
     pub const BLOCK: u32 = 2;
+    pub const CONSOLE: u32 = 3;
     pub const ENTROPY: u32 = 4;
+    pub const BALLOON: u32 = 5;
+    pub const VSOCK: u32 = 19;
 }
 
 /// The first device of each kind that the probe drives.
