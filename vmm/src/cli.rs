@@ -31,6 +31,8 @@ struct Arguments {
     /// Append what happens to this file, one JSON object a line.
     #[arg(long)]
     events_path: Option<PathBuf>,
+    #[command(flatten)]
+    jail: confine::jail::Arguments,
     /// For debugging: install no system call filters.
     #[arg(long)]
     no_seccomp: bool,
@@ -89,10 +91,12 @@ fn run(arguments: Arguments, events: &Arc<Events>, log: Log) -> Result<(ExitReas
     confine_or_warn(arguments.no_seccomp)?;
     events.emit(EventKind::ProcessStarted { pid: std::process::id() });
     let config = arguments.config_file.as_deref().map(read_config).transpose()?;
+    arguments.jail.enter(config.as_ref(), arguments.api_sock.as_deref())?;
     let mut monitor = Monitor::new(arguments.id, events.clone(), log)?;
     if let Some(config) = config {
         monitor.start(config)?;
     }
+    confine::jail::leave_host()?;
     if let Some(path) = &arguments.api_sock {
         monitor.serve(path)?;
     }

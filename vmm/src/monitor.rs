@@ -96,6 +96,7 @@ impl Monitor {
     pub fn start(&mut self, config: VmConfig) -> Result<()> {
         self.open_logs(&config)?;
         let vm = builder::build(&config, &self.events)?;
+        confine::jail::leave_host()?;
         let built = events::now(EventKind::VmBuilt);
         let first_run = events::now(EventKind::FirstRun);
         metrics::first_run();

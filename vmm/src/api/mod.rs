@@ -13,6 +13,7 @@ mod devices;
 mod drive;
 mod events;
 pub mod guest;
+pub mod jail;
 mod limits;
 mod machine;
 mod network;
