@@ -70,6 +70,8 @@ mod rate_limiter;
 #[cfg(feature = "monitor")]
 mod rest;
 #[cfg(feature = "monitor")]
+mod trace;
+#[cfg(feature = "monitor")]
 mod vcpu;
 #[cfg(feature = "monitor")]
 mod vm;

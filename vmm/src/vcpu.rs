@@ -19,6 +19,7 @@ use crate::confine::{self, ThreadKind};
 use crate::devices::MachineRequest;
 use crate::error::{Error, Result};
 use crate::metrics::{self, ExitKind, VcpuMetrics};
+use crate::trace;
 
 /// Why the VM ends. The first one who says so is heard.
 pub struct ExitSignal {
@@ -115,18 +116,35 @@ fn run_once(vcpu: &mut Vcpu, bus: &Bus, metrics: &VcpuMetrics) -> Option<(ExitRe
     let index = vcpu.index;
     let failure = |what: String| Some((ExitReason::HostFailure, format!("vCPU {index}: {what}")));
     let came_out = vcpu.fd.run();
-    metrics.count(ExitKind::of(&came_out));
+    let kind = ExitKind::of(&came_out);
+    metrics.count(kind);
+    let trace = trace::get();
+    let accessed = |address: u64, data: &[u8]| {
+        if let Some(trace) = trace {
+            trace.access(index, kind, address, data);
+        }
+    };
+    match (trace, kind) {
+        (None, _) | (_, ExitKind::IoIn | ExitKind::IoOut | ExitKind::MmioRead | ExitKind::MmioWrite) => {}
+        (Some(trace), _) => trace.exit(index, kind),
+    }
     match came_out {
-        Ok(VcpuExit::IoOut(port, data)) => bus.write_port(port, data).map(machine_request),
+        Ok(VcpuExit::IoOut(port, data)) => {
+            accessed(port.into(), data);
+            bus.write_port(port, data).map(machine_request)
+        }
         Ok(VcpuExit::IoIn(port, data)) => {
             bus.read_port(port, data);
+            accessed(port.into(), data);
             None
         }
         Ok(VcpuExit::MmioRead(address, data)) => {
             bus.read_mmio(address, data);
+            accessed(address, data);
             None
         }
         Ok(VcpuExit::MmioWrite(address, data)) => {
+            accessed(address, data);
             bus.write_mmio(address, data);
             None
         }

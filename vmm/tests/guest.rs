@@ -297,6 +297,25 @@ fn the_console_is_standard_output_where_no_file_is_given() {
 }
 
 #[test]
+fn a_trace_has_every_exit_and_a_file_that_is_there_is_refused() {
+    let place = Place::new(POWER_OFF);
+    let mut command = place.with_config(&place.config());
+    command.arg("--trace-exits").arg(place.path("trace"));
+    assert_eq!(run(&mut command).status.code(), Some(0));
+    let text = std::fs::read_to_string(place.path("trace")).unwrap();
+    // Behind the time: the boot timer, each byte for the console, and the end.
+    let mut lines = text.lines().map(|line| line.split_once(' ').unwrap().1.to_owned());
+    let console = b"hello from ring 3\n".iter().map(|byte| format!("vcpu0 io_out 0x3f8 1 {byte:#x}"));
+    let mut expected = vec!["vcpu0 io_out 0x3f0 1 0x1".to_owned()];
+    expected.extend(console);
+    expected.push("vcpu0 io_out 0x600 1 0x34".to_owned());
+    assert!(lines.by_ref().filter(|line| line.contains("io_out")).eq(expected), "{text}");
+
+    assert_eq!(run(&mut command).status.code(), Some(2));
+    assert_eq!(std::fs::read_to_string(place.path("trace")).unwrap(), text);
+}
+
+#[test]
 fn the_kvm_check_prints_its_class() {
     let output = Command::new(env!("CARGO_BIN_EXE_mallee-vmm")).arg("--check-kvm").output().unwrap();
     let check: mallee_vmm::api::KvmCheck = serde_json::from_slice(&output.stdout).unwrap();
