@@ -10,6 +10,7 @@ import uuid
 import pytest
 
 import guests
+import postmortem
 from cloud import Cloud, run
 from keeper import LOCK, Keeper
 from labs import UP, Lab
@@ -17,6 +18,7 @@ from leaks import Footprint
 
 
 PR_SET_PDEATHSIG = 1
+POSTMORTEMS = 2
 
 
 def pytest_configure():
@@ -29,6 +31,16 @@ def pytest_configure():
     signal.signal(signal.SIGINT, end)
     # Who started the tests and was killed does not pass the signal on.
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item, call):
+    """The first failures tell how the cloud's node was; the later ones follow from what befell it."""
+    report = yield
+    cloud = item.funcargs.get("cloud") if hasattr(item, "funcargs") else None
+    if report.failed and cloud and item.session.testsfailed < POSTMORTEMS and cloud.kvm != "hardware":
+        report.sections.extend(postmortem.describe(cloud))
+    return report
 
 
 @pytest.fixture(scope="session")

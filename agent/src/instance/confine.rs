@@ -72,15 +72,7 @@ impl Jail {
         for binding in bindings {
             walls.bind(&binding.host, Path::new(binding.inside), binding.writable)?;
         }
-        // Numbers: Documentation/admin-guide/devices.txt. KVM's minor number is fixed at 232.
-        for (path, number, mode, owner) in [
-            ("/dev/kvm", (10, 232), 0o600, uid),
-            ("/dev/net/tun", (10, 200), 0o600, uid),
-            ("/dev/null", (1, 3), 0o666, 0),
-            ("/dev/urandom", (1, 9), 0o444, 0),
-        ] {
-            walls.device(Path::new(path), number, mode, owner)?;
-        }
+        walls.monitor_devices(uid)?;
         Ok(Self {
             walls,
             lock: descriptors.lock.as_raw_fd(),

@@ -78,15 +78,7 @@ impl Arguments {
         let paths = self.paths(config, socket)?;
         let here = std::env::current_dir().map_err(&failed)?;
         let mut jail = jail::Jail::new(root, &here).map_err(&failed)?;
-        // Numbers: Documentation/admin-guide/devices.txt. KVM's minor number is fixed at 232.
-        for (path, number, mode) in [
-            ("/dev/kvm", (10, 232), 0o600),
-            ("/dev/net/tun", (10, 200), 0o600),
-            ("/dev/null", (1, 3), 0o666),
-            ("/dev/urandom", (1, 9), 0o444),
-        ] {
-            jail.device(Path::new(path), number, mode, self.jail_uid).map_err(&failed)?;
-        }
+        jail.monitor_devices(self.jail_uid).map_err(&failed)?;
         for (path, writable) in &paths {
             jail.bind(path, path, *writable).map_err(Error::file("for the jail:", path))?;
         }

@@ -1,0 +1,74 @@
+"""What is told beside a failure: how the cloud's node of the lab was at that moment.
+
+An instance that is not reached may be the fault of anything under it. Whether the node's machine ran
+at all is the first question, and after the run nobody can ask it any more: its folder is gone. So it
+is asked at once, and answered in the test's report. Nothing here may fail or hang a test.
+"""
+
+import json
+import pathlib
+import socket
+
+from cloud import LAB_NODE, run
+
+LAST_LINES = 12
+
+
+def tail(path):
+    try:
+        lines = pathlib.Path(path).read_text(errors="replace").splitlines()
+    except OSError as problem:
+        return f"({problem})"
+    return "\n".join(lines[-LAST_LINES:]) or "(empty)"
+
+
+def ask_machine(folder, *commands):
+    """What the node's machine answers to commands of its human monitor, over QMP."""
+    with socket.socket(socket.AF_UNIX) as monitor:
+        monitor.settimeout(5)
+        monitor.connect(str(folder / "monitor.sock"))
+        lines = monitor.makefile("rw")
+        lines.readline()
+
+        def execute(command, **arguments):
+            lines.write(json.dumps({"execute": command, "arguments": arguments}) + "\n")
+            lines.flush()
+            while True:
+                answer = json.loads(lines.readline())
+                if "event" not in answer:
+                    return answer.get("return", answer)
+
+        execute("qmp_capabilities")
+        return [execute("human-monitor-command", **{"command-line": command}) for command in commands]
+
+
+def machine(folder):
+    """Whether it runs, and where each of its processors is."""
+    status, registers = ask_machine(folder, "info status", "info registers -a")
+    at = [word for word in registers.split() if word.startswith(("RIP=", "HLT="))]
+    return f"{status.strip()}; {' '.join(at)}"
+
+
+def threads(folder):
+    """The processor time that each thread of the machine has used: one that hangs has used it all."""
+    pid = json.loads((folder / "process.json").read_text())["pid"]
+    return run("ps", "-L", "-o", "lwp=,stat=,time=,comm=", "-p", pid).stdout.rstrip()
+
+
+def describe(cloud):
+    """Sections of a report: (heading, text)."""
+    folder = cloud.lab / LAB_NODE
+    sections = [
+        ("machine", lambda: machine(folder)),
+        ("threads", lambda: threads(folder)),
+        ("qemu.log", lambda: tail(folder / "qemu.log")),
+        ("console", lambda: tail(folder / "console.log")),
+        ("agent", lambda: tail(folder / "agent.log")),
+        ("netd", lambda: tail(folder / "netd.log")),
+        ("mallee status", lambda: json.dumps(cloud.status()["nodes"])),
+    ]
+    for heading, ask in sections:
+        try:
+            yield f"{LAB_NODE}: {heading}", ask()
+        except Exception as problem:  # Whatever it is, it may not hide the failure that it was to explain.
+            yield f"{LAB_NODE}: {heading}", f"({problem})"
