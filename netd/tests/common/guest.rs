@@ -11,7 +11,7 @@ use std::os::fd::{AsFd, AsRawFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, mpsc};
 use std::thread::{self, JoinHandle};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use dhcproto::v4::{DhcpOption, Flags, Message, MessageType, Opcode, OptionCode};
 use dhcproto::{Decodable, Decoder, Encodable};
@@ -328,7 +328,13 @@ fn attach(name: &str) -> File {
     let flags = libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR;
     let request =
         libc::ifreq { ifr_name, ifr_ifru: libc::__c_anonymous_ifr_ifru { ifru_flags: flags as libc::c_short } };
+    // Busy for a moment after its last holder has closed it: a process that another test is starting has every
+    // descriptor of this one until it executes its program.
+    let deadline = Instant::now() + PATIENCE;
     // SAFETY: the descriptor is open and the request filled in.
-    unsafe { tun_set_iff(tap.as_raw_fd(), &request) }.unwrap();
+    while let Err(error) = unsafe { tun_set_iff(tap.as_raw_fd(), &request) } {
+        assert!(error == nix::errno::Errno::EBUSY && Instant::now() < deadline, "attaching to {name}: {error}");
+        thread::sleep(Duration::from_millis(1));
+    }
     tap
 }
