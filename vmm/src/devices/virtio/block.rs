@@ -13,7 +13,7 @@ use virtio_bindings::virtio_ids::VIRTIO_ID_BLOCK;
 use vmm_sys_util::epoll::{Epoll, EventSet};
 
 use super::queue::{Broken, Chain, Used};
-use super::worker::{Running, Worker, watch};
+use super::worker::{Shell, Worker, watch};
 use super::{Activation, ActiveQueue, Interrupt, QueuePosition, VirtioDevice};
 use crate::backends::disk::{Disk, SECTOR};
 use crate::confine::ThreadKind;
@@ -31,15 +31,11 @@ const KICK: u64 = 0;
 const TOKENS: u64 = 1;
 
 pub struct Block {
-    /// Here while no worker has it.
-    disk: Option<Disk>,
-    /// Goes with the disk.
-    limiter: Option<RateLimiter>,
+    worker: Shell<BlockWorker>,
     id: [u8; ID_LENGTH],
     name: String,
     features: u64,
     config: [u8; 16],
-    running: Option<Running<BlockWorker>>,
 }
 
 impl Block {
@@ -55,12 +51,7 @@ impl Block {
         config[12..].copy_from_slice(&(u32::from(QUEUE_SIZE) - 2).to_le_bytes());
         let mut padded = [0; ID_LENGTH];
         padded.iter_mut().zip(id.bytes()).for_each(|(to, from)| *to = from);
-        Block { disk: Some(disk), limiter, id: padded, name: id.to_owned(), features, config, running: None }
-    }
-
-    fn take_back(&mut self, worker: BlockWorker) {
-        self.disk = Some(worker.requests.disk);
-        self.limiter = worker.limiter;
+        Block { worker: Shell::new(Parts { disk, limiter }), id: padded, name: id.to_owned(), features, config }
     }
 }
 
@@ -87,32 +78,27 @@ impl VirtioDevice for Block {
 
     fn activate(&mut self, mut activation: Activation) -> io::Result<()> {
         let write_through = !activation.has(VIRTIO_BLK_F_FLUSH);
-        let queue = activation.queues.pop().ok_or(io::ErrorKind::InvalidInput)?;
-        let disk = self.disk.take().ok_or(io::ErrorKind::ResourceBusy)?;
-        let worker = BlockWorker {
-            requests: Requests { disk, id: self.id, write_through },
-            limiter: self.limiter.take(),
+        let [queue] = activation.take_queues()?;
+        let id = self.id;
+        self.worker.start(|Parts { disk, limiter }| BlockWorker {
+            requests: Requests { disk, id, write_through },
+            limiter,
             queue,
             interrupt: activation.interrupt,
             chain: Chain::default(),
             _memory: activation.memory,
-        };
-        match Running::start(worker) {
-            Ok(running) => self.running = Some(running),
-            Err((worker, error)) => {
-                self.take_back(worker);
-                return Err(error);
-            }
-        }
-        Ok(())
+        })
     }
 
     fn deactivate(&mut self) -> Vec<QueuePosition> {
-        let Some(worker) = self.running.take().and_then(Running::stop) else { return Vec::new() };
-        let position = worker.queue.queue.position();
-        self.take_back(worker);
-        vec![position]
+        self.worker.stop()
     }
+}
+
+/// What the worker is lent.
+struct Parts {
+    disk: Disk,
+    limiter: Option<RateLimiter>,
 }
 
 struct BlockWorker {
@@ -128,6 +114,7 @@ struct BlockWorker {
 impl Worker for BlockWorker {
     const NAME: &'static str = "virtio-blk";
     const KIND: ThreadKind = ThreadKind::Block;
+    type Parts = Parts;
 
     fn register(&self, epoll: &Epoll) -> io::Result<()> {
         if let Some(limiter) = &self.limiter {
@@ -167,9 +154,13 @@ impl Worker for BlockWorker {
         Ok(())
     }
 
-    fn broken(&mut self, why: Broken) {
-        tracing::warn!(%why, "virtio-blk: the driver must reset the device");
-        self.interrupt.need_reset();
+    fn interrupt(&self) -> &Interrupt {
+        &self.interrupt
+    }
+
+    fn take_apart(self) -> (Self::Parts, Vec<QueuePosition>) {
+        let parts = Parts { disk: self.requests.disk, limiter: self.limiter };
+        (parts, vec![self.queue.queue.position()])
     }
 }
 
@@ -389,7 +380,7 @@ mod tests {
         }
         device.deactivate();
         assert!(metrics.stalls.get() > 0);
-        assert!(device.limiter.is_some() && device.disk.is_some());
+        assert!(device.worker.parts().unwrap().limiter.is_some());
     }
 
     proptest! {

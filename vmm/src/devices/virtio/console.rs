@@ -18,7 +18,7 @@ use virtio_bindings::virtio_ids::VIRTIO_ID_CONSOLE;
 use vmm_sys_util::epoll::{Epoll, EventSet};
 
 use super::queue::{Broken, Chain, Used};
-use super::worker::{Running, Worker, watch};
+use super::worker::{Shell, Worker, watch};
 use super::{Activation, ActiveQueue, Interrupt, QueuePosition, VirtioDevice};
 use crate::api;
 use crate::backends::terminal::Terminal;
@@ -49,16 +49,14 @@ const LISTENER: u64 = 2;
 const CLIENT: u64 = 3;
 
 pub struct Console {
-    /// Here while no worker has it.
-    output: Option<Output>,
+    worker: Shell<ConsoleWorker>,
     config: [u8; 12],
-    running: Option<Running<ConsoleWorker>>,
 }
 
 impl Console {
     pub fn new(terminal: Terminal, config: &api::Console) -> Self {
         let output = Output { terminal, backlog: VecDeque::new(), metrics: Arc::new(DeviceMetrics::nowhere()) };
-        let mut console = Console { output: Some(output), config: [0; 12], running: None };
+        let mut console = Console { worker: Shell::new(output), config: [0; 12] };
         console.set_size(config.columns.unwrap_or(DEFAULT_SIZE.0), config.rows.unwrap_or(DEFAULT_SIZE.1));
         // max_nr_ports: read only by drivers of several ports.
         console.config[4..8].copy_from_slice(&1u32.to_le_bytes());
@@ -70,7 +68,7 @@ impl Console {
         let before = self.config;
         self.config[..2].copy_from_slice(&columns.to_le_bytes());
         self.config[2..4].copy_from_slice(&rows.to_le_bytes());
-        if let Some(output) = &self.output {
+        if let Some(output) = self.worker.parts() {
             output.terminal.set_size(columns, rows);
         }
         self.config != before
@@ -95,29 +93,19 @@ impl VirtioDevice for Console {
     }
 
     fn activate(&mut self, mut activation: Activation) -> io::Result<()> {
-        let transmit = activation.queues.pop().ok_or(io::ErrorKind::InvalidInput)?;
-        let receive = activation.queues.pop().ok_or(io::ErrorKind::InvalidInput)?;
-        let mut output = self.output.take().ok_or(io::ErrorKind::ResourceBusy)?;
-        output.metrics = activation.metrics;
+        let [receive, transmit] = activation.take_queues()?;
         let tells_size = !activation.is_resumed;
         let interrupt = activation.interrupt.clone();
-        let worker = ConsoleWorker {
+        self.worker.start(|output| ConsoleWorker {
             receive,
             transmit,
-            output,
+            output: Output { metrics: activation.metrics, ..output },
             client: CLIENT,
             is_readable: false,
             interrupt: activation.interrupt,
             chain: Chain::default(),
             _memory: activation.memory,
-        };
-        match Running::start(worker) {
-            Ok(running) => self.running = Some(running),
-            Err((worker, error)) => {
-                self.output = Some(worker.output);
-                return Err(error);
-            }
-        }
+        })?;
         if tells_size {
             // Linux reads the size of a console without MULTIPORT only when it is told of a change.
             interrupt.configuration();
@@ -126,10 +114,7 @@ impl VirtioDevice for Console {
     }
 
     fn deactivate(&mut self) -> Vec<QueuePosition> {
-        let Some(worker) = self.running.take().and_then(Running::stop) else { return Vec::new() };
-        let positions = vec![worker.receive.queue.position(), worker.transmit.queue.position()];
-        self.output = Some(worker.output);
-        positions
+        self.worker.stop()
     }
 }
 
@@ -186,6 +171,7 @@ struct ConsoleWorker {
 impl Worker for ConsoleWorker {
     const NAME: &'static str = "virtio-console";
     const KIND: ThreadKind = ThreadKind::Console;
+    type Parts = Output;
 
     fn register(&self, epoll: &Epoll) -> io::Result<()> {
         watch(epoll, self.receive.kick.as_raw_fd(), EventSet::IN, RECEIVE_KICK)?;
@@ -221,9 +207,12 @@ impl Worker for ConsoleWorker {
         }
     }
 
-    fn broken(&mut self, why: Broken) {
-        tracing::warn!(%why, "virtio-console: the driver must reset the device");
-        self.interrupt.need_reset();
+    fn interrupt(&self) -> &Interrupt {
+        &self.interrupt
+    }
+
+    fn take_apart(self) -> (Self::Parts, Vec<QueuePosition>) {
+        (self.output, vec![self.receive.queue.position(), self.transmit.queue.position()])
     }
 }
 

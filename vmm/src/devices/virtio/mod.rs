@@ -106,6 +106,12 @@ impl Activation {
     pub fn has(&self, bit: u32) -> bool {
         self.features & 1 << bit != 0
     }
+
+    /// Takes the first `N` queues of those that are left.
+    pub fn take_queues<const N: usize>(&mut self) -> io::Result<[ActiveQueue; N]> {
+        let taken: Vec<_> = self.queues.drain(..N.min(self.queues.len())).collect();
+        taken.try_into().map_err(|_| io::ErrorKind::InvalidInput.into())
+    }
 }
 
 /// A queue with the eventfd that its driver kicks.

@@ -9,7 +9,7 @@ use virtio_bindings::virtio_ids::VIRTIO_ID_RNG;
 use vmm_sys_util::epoll::{Epoll, EventSet};
 
 use super::queue::{Broken, Chain, Used};
-use super::worker::{Running, Worker, watch};
+use super::worker::{Shell, Worker, watch};
 use super::{Activation, ActiveQueue, Interrupt, QueuePosition, VirtioDevice};
 use crate::confine::ThreadKind;
 use crate::memory::GuestMemory;
@@ -23,15 +23,11 @@ const BATCH: usize = 64;
 const KICK: u64 = 0;
 const TOKENS: u64 = 1;
 
-pub struct Rng {
-    /// Here while no worker has it.
-    limiter: Option<RateLimiter>,
-    running: Option<Running<RngWorker>>,
-}
+pub struct Rng(Shell<RngWorker>);
 
 impl Rng {
     pub fn new(limiter: Option<RateLimiter>) -> Self {
-        Rng { limiter, running: None }
+        Rng(Shell::new(limiter))
     }
 }
 
@@ -52,25 +48,14 @@ impl VirtioDevice for Rng {
         &[]
     }
 
-    fn activate(&mut self, activation: Activation) -> io::Result<()> {
-        let Activation { mut queues, interrupt, memory, .. } = activation;
-        let queue = queues.pop().ok_or(io::ErrorKind::InvalidInput)?;
-        let limiter = self.limiter.take();
-        let worker = RngWorker { queue, limiter, interrupt, chain: Chain::default(), _memory: memory };
-        match Running::start(worker) {
-            Ok(running) => self.running = Some(running),
-            Err((worker, error)) => {
-                self.limiter = worker.limiter;
-                return Err(error);
-            }
-        }
-        Ok(())
+    fn activate(&mut self, mut activation: Activation) -> io::Result<()> {
+        let [queue] = activation.take_queues()?;
+        let Activation { interrupt, memory, .. } = activation;
+        self.0.start(|limiter| RngWorker { queue, limiter, interrupt, chain: Chain::default(), _memory: memory })
     }
 
     fn deactivate(&mut self) -> Vec<QueuePosition> {
-        let Some(worker) = self.running.take().and_then(Running::stop) else { return Vec::new() };
-        self.limiter = worker.limiter;
-        vec![worker.queue.queue.position()]
+        self.0.stop()
     }
 }
 
@@ -86,6 +71,7 @@ struct RngWorker {
 impl Worker for RngWorker {
     const NAME: &'static str = "virtio-rng";
     const KIND: ThreadKind = ThreadKind::Rng;
+    type Parts = Option<RateLimiter>;
 
     fn register(&self, epoll: &Epoll) -> io::Result<()> {
         if let Some(limiter) = &self.limiter {
@@ -125,9 +111,12 @@ impl Worker for RngWorker {
         Ok(())
     }
 
-    fn broken(&mut self, why: Broken) {
-        tracing::warn!(%why, "virtio-rng: the driver must reset the device");
-        self.interrupt.need_reset();
+    fn interrupt(&self) -> &Interrupt {
+        &self.interrupt
+    }
+
+    fn take_apart(self) -> (Self::Parts, Vec<QueuePosition>) {
+        (self.limiter, vec![self.queue.queue.position()])
     }
 }
 

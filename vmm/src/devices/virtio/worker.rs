@@ -3,6 +3,9 @@
 //! A worker owns its queues and backend and sleeps in `epoll` until its driver kicks, its backend has
 //! something, or it is told to stop. When it stops it hands itself back, so that the next driver (after
 //! a reset, in a second kernel) finds the same backend.
+//!
+//! [`Shell`] is the device's end of it: what a device lends to its worker is either in there or with the worker, and is not lost
+//! between the two when a thread cannot be started. All starting and stopping of workers is here.
 
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
@@ -12,6 +15,7 @@ use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use super::queue::Broken;
+use super::{Interrupt, QueuePosition};
 use crate::confine::{self, ThreadKind};
 
 /// Number under which the stop event is in the epoll set; a worker's own are below.
@@ -25,25 +29,92 @@ pub trait Worker: Send + 'static {
     /// What it may do.
     const KIND: ThreadKind;
 
+    /// What the device lends to it: the backend, and what goes with that.
+    type Parts: Send;
+
     /// Adds what the worker waits for, under numbers of its choice.
     fn register(&self, epoll: &Epoll) -> io::Result<()>;
 
     /// Does what the event `number` calls for. A broken queue ends the worker's work until a reset.
     fn handle(&mut self, number: u64, events: EventSet, epoll: &Epoll) -> Result<(), Broken>;
 
-    /// Called when [`Self::handle`] has failed.
-    fn broken(&mut self, why: Broken);
+    /// The way to its driver.
+    fn interrupt(&self) -> &Interrupt;
+
+    /// Gives back what it was lent, and says where its queues stand, in their order. A request that it holds goes back into its ring
+    /// first, and whoever goes on takes it again.
+    fn take_apart(self) -> (Self::Parts, Vec<QueuePosition>);
 }
 
-/// A worker's thread, as its device holds it.
-pub struct Running<W> {
+/// A device's worker, or the parts that wait for one.
+pub struct Shell<W: Worker>(State<W>);
+
+enum State<W: Worker> {
+    Idle(W::Parts),
+    Working(Running<W>),
+    /// The worker has panicked, and what it was lent went with it.
+    Lost,
+}
+
+impl<W: Worker> Shell<W> {
+    pub fn new(parts: W::Parts) -> Self {
+        Shell(State::Idle(parts))
+    }
+
+    /// The parts, while no worker has them.
+    pub fn parts(&mut self) -> Option<&mut W::Parts> {
+        match &mut self.0 {
+            State::Idle(parts) => Some(parts),
+            State::Working(_) | State::Lost => None,
+        }
+    }
+
+    /// Makes a worker of the parts and starts it. An error leaves everything as it was.
+    pub fn start(&mut self, worker: impl FnOnce(W::Parts) -> W) -> io::Result<()> {
+        let parts = match std::mem::replace(&mut self.0, State::Lost) {
+            State::Idle(parts) => parts,
+            other => {
+                self.0 = other;
+                return Err(io::ErrorKind::ResourceBusy.into());
+            }
+        };
+        match Running::start(worker(parts)) {
+            Ok(running) => {
+                self.0 = State::Working(running);
+                Ok(())
+            }
+            Err((worker, error)) => {
+                self.0 = State::Idle(worker.take_apart().0);
+                Err(error)
+            }
+        }
+    }
+
+    /// Ends the worker and takes the parts back; where its queues stand, which is nothing if there is no worker.
+    pub fn stop(&mut self) -> Vec<QueuePosition> {
+        let running = match std::mem::replace(&mut self.0, State::Lost) {
+            State::Working(running) => running,
+            other => {
+                self.0 = other;
+                return Vec::new();
+            }
+        };
+        let Some(worker) = running.stop() else { return Vec::new() };
+        let (parts, positions) = worker.take_apart();
+        self.0 = State::Idle(parts);
+        positions
+    }
+}
+
+/// A worker's thread.
+struct Running<W> {
     stop: EventFd,
     thread: JoinHandle<Option<W>>,
 }
 
 impl<W: Worker> Running<W> {
     /// Starts the thread; gives the worker back if that fails.
-    pub fn start(worker: W) -> Result<Self, (W, io::Error)> {
+    fn start(worker: W) -> Result<Self, (W, io::Error)> {
         let prepared = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC).and_then(|stop| {
             let epoll = Epoll::new()?;
             let told_to_stop = stop.try_clone()?;
@@ -71,7 +142,7 @@ impl<W: Worker> Running<W> {
     }
 
     /// Ends the thread and takes the worker back; `None` if it has panicked.
-    pub fn stop(self) -> Option<W> {
+    fn stop(self) -> Option<W> {
         if let Err(error) = self.stop.write(1) {
             tracing::error!(%error, "a device cannot be stopped");
             return None;
@@ -97,7 +168,8 @@ fn work<W: Worker>(mut worker: W, epoll: &Epoll, stop: &EventFd) -> W {
                 return worker;
             }
             if let Err(why) = worker.handle(event.data(), event.event_set(), epoll) {
-                worker.broken(why);
+                tracing::warn!(device = W::NAME, %why, "the driver must reset the device");
+                worker.interrupt().need_reset();
                 wait_for(stop);
                 return worker;
             }

@@ -23,7 +23,7 @@ use vmm_sys_util::epoll::{Epoll, EventSet};
 use vmm_sys_util::timerfd::TimerFd;
 
 use super::queue::{Broken, Chain, Used};
-use super::worker::{Running, Worker, watch};
+use super::worker::{Shell, Worker, watch};
 use super::{Activation, ActiveQueue, Interrupt, QueuePosition, VirtioDevice};
 use crate::api::{self, BalloonStatistics};
 use crate::backends::reclaim::{PAGE, Reclaim, coalesce};
@@ -61,10 +61,9 @@ pub struct Balloon {
     queue_sizes: Vec<u16>,
     /// Seconds; none without the statistics queue.
     polling_interval: u16,
-    /// Here while no worker has it. Made once: a thread under its filter makes none.
-    timer: Option<TimerFd>,
     statistics: Arc<Mutex<BalloonStatistics>>,
-    running: Option<Running<BalloonWorker>>,
+    /// Lent the timer of the statistics. Made once: a thread under its filter makes none.
+    worker: Shell<BalloonWorker>,
 }
 
 impl Balloon {
@@ -83,14 +82,14 @@ impl Balloon {
             features |= 1 << PAGE_REPORTING;
             queue_sizes.push(QUEUE_SIZE);
         }
+        let timer = TimerFd::new().map_err(|error| Error::host("balloon's timer")(error.into()))?;
         let mut balloon = Balloon {
             config: [0; 8],
             features,
             queue_sizes,
             polling_interval: config.stats_polling_interval_s,
-            timer: Some(TimerFd::new().map_err(|error| Error::host("balloon's timer")(error.into()))?),
             statistics: Arc::default(),
-            running: None,
+            worker: Shell::new(timer),
         };
         balloon.set_target(config.amount_mib);
         Ok(balloon)
@@ -122,52 +121,6 @@ impl Balloon {
             actual_mib: actual_pages / PAGES_PER_MIB,
             ..lock(&self.statistics).clone()
         }
-    }
-
-    /// Where the queues stand. A buffer that is held goes back into its ring: whoever goes on takes it again.
-    fn take_back(&mut self, mut worker: BalloonWorker) -> Vec<QueuePosition> {
-        let mut positions = vec![worker.inflate.queue.position(), worker.deflate.queue.position()];
-        if let Some(mut statistics) = worker.statistics.take() {
-            if statistics.held.take().is_some() {
-                statistics.queue.queue.undo_pop();
-            }
-            positions.push(statistics.queue.queue.position());
-            self.timer = Some(statistics.timer);
-        }
-        positions.extend(worker.reporting.iter().map(|reporting| reporting.queue.position()));
-        positions
-    }
-
-    fn worker(&mut self, mut activation: Activation) -> io::Result<BalloonWorker> {
-        let reclaim = Reclaim::new(&activation.memory)?;
-        let (has_statistics, has_reporting) = (activation.has(STATS_VQ), activation.has(PAGE_REPORTING));
-        let mut queues = activation.queues.drain(..);
-        let mut queue = || queues.next().ok_or(io::ErrorKind::InvalidInput);
-        let (inflate, deflate) = (queue()?, queue()?);
-        let statistics = match has_statistics {
-            true => Some(queue()?),
-            false => None,
-        };
-        let reporting = has_reporting.then(queue).transpose()?;
-        drop(queues);
-        let statistics = match (statistics, self.timer.take()) {
-            (Some(queue), Some(timer)) => {
-                Some(StatisticsQueue::new(queue, timer, self.polling_interval, self.statistics.clone())?)
-            }
-            _ => None,
-        };
-        Ok(BalloonWorker {
-            inflate,
-            deflate,
-            statistics,
-            reporting,
-            reclaim,
-            pages: Vec::new(),
-            bytes: Vec::new(),
-            chain: Chain::default(),
-            interrupt: activation.interrupt,
-            metrics: activation.metrics,
-        })
     }
 }
 
@@ -204,43 +157,57 @@ impl VirtioDevice for Balloon {
     }
 
     fn activate(&mut self, activation: Activation) -> io::Result<()> {
-        let worker = self.worker(activation)?;
-        match Running::start(worker) {
-            Ok(running) => self.running = Some(running),
-            Err((worker, error)) => {
-                self.take_back(worker);
-                return Err(error);
-            }
+        let has_statistics = activation.has(STATS_VQ);
+        let worker = prepare(activation, &self.statistics)?;
+        if has_statistics {
+            let interval = Duration::from_secs(self.polling_interval.max(1).into());
+            self.worker.parts().ok_or(io::ErrorKind::ResourceBusy)?.reset(interval, Some(interval))?;
         }
-        Ok(())
+        self.worker.start(worker)
     }
 
     fn deactivate(&mut self) -> Vec<QueuePosition> {
-        self.running.take().and_then(Running::stop).map(|worker| self.take_back(worker)).unwrap_or_default()
+        self.worker.stop()
     }
+}
+
+/// All of a worker but its timer.
+fn prepare(
+    mut activation: Activation,
+    statistics: &Arc<Mutex<BalloonStatistics>>,
+) -> io::Result<impl FnOnce(TimerFd) -> BalloonWorker + use<>> {
+    let reclaim = Reclaim::new(&activation.memory)?;
+    let [inflate, deflate] = activation.take_queues()?;
+    let mut queue_of = |feature| match activation.has(feature) {
+        true => activation.take_queues().map(|[queue]| Some(queue)),
+        false => Ok(None),
+    };
+    let (statistics_queue, reporting) = (queue_of(STATS_VQ)?, queue_of(PAGE_REPORTING)?);
+    let statistics = statistics.clone();
+    Ok(move |timer| BalloonWorker {
+        inflate,
+        deflate,
+        statistics: statistics_queue.map(|queue| StatisticsQueue { queue, held: None, statistics }),
+        timer,
+        reporting,
+        reclaim,
+        pages: Vec::new(),
+        bytes: Vec::new(),
+        chain: Chain::default(),
+        interrupt: activation.interrupt,
+        metrics: activation.metrics,
+    })
 }
 
 /// The statistics' queue: one buffer, which the device has until it wants new numbers.
 struct StatisticsQueue {
     queue: ActiveQueue,
-    timer: TimerFd,
     /// Head of the driver's buffer while it is here.
     held: Option<u16>,
     statistics: Arc<Mutex<BalloonStatistics>>,
 }
 
 impl StatisticsQueue {
-    fn new(
-        queue: ActiveQueue,
-        mut timer: TimerFd,
-        interval: u16,
-        statistics: Arc<Mutex<BalloonStatistics>>,
-    ) -> io::Result<Self> {
-        let interval = Duration::from_secs(interval.max(1).into());
-        timer.reset(interval, Some(interval))?;
-        Ok(StatisticsQueue { queue, timer, held: None, statistics })
-    }
-
     /// Reads what the driver says, and keeps its buffer.
     fn take(&mut self, chain: &mut Chain) -> std::result::Result<bool, Broken> {
         let mut taken = false;
@@ -263,8 +230,6 @@ impl StatisticsQueue {
 
     /// Gives the buffer back, which asks for new numbers.
     fn ask(&mut self) -> std::result::Result<(), Broken> {
-        // It was readable, and only this thread sets it.
-        let _ = self.timer.wait();
         match self.held.take() {
             Some(head) => self.queue.queue.publish(&[Used { head, length: 0 }]),
             None => Ok(()),
@@ -276,6 +241,8 @@ struct BalloonWorker {
     inflate: ActiveQueue,
     deflate: ActiveQueue,
     statistics: Option<StatisticsQueue>,
+    /// When new statistics are asked for.
+    timer: TimerFd,
     reporting: Option<ActiveQueue>,
     reclaim: Reclaim,
     /// Of the request that is being served.
@@ -289,13 +256,14 @@ struct BalloonWorker {
 impl Worker for BalloonWorker {
     const NAME: &'static str = "virtio-balloon";
     const KIND: ThreadKind = ThreadKind::Balloon;
+    type Parts = TimerFd;
 
     fn register(&self, epoll: &Epoll) -> io::Result<()> {
         watch(epoll, self.inflate.kick.as_raw_fd(), EventSet::IN, INFLATE_KICK)?;
         watch(epoll, self.deflate.kick.as_raw_fd(), EventSet::IN, DEFLATE_KICK)?;
         if let Some(statistics) = &self.statistics {
             watch(epoll, statistics.queue.kick.as_raw_fd(), EventSet::IN, STATISTICS_KICK)?;
-            watch(epoll, statistics.timer.as_raw_fd(), EventSet::IN, TIMER)?;
+            watch(epoll, self.timer.as_raw_fd(), EventSet::IN, TIMER)?;
         }
         match &self.reporting {
             Some(reporting) => watch(epoll, reporting.kick.as_raw_fd(), EventSet::IN, REPORTING_KICK),
@@ -313,9 +281,20 @@ impl Worker for BalloonWorker {
         }
     }
 
-    fn broken(&mut self, why: Broken) {
-        tracing::warn!(%why, "virtio-balloon: the driver must reset the device");
-        self.interrupt.need_reset();
+    fn interrupt(&self) -> &Interrupt {
+        &self.interrupt
+    }
+
+    fn take_apart(mut self) -> (Self::Parts, Vec<QueuePosition>) {
+        let mut positions = vec![self.inflate.queue.position(), self.deflate.queue.position()];
+        if let Some(statistics) = &mut self.statistics {
+            if statistics.held.take().is_some() {
+                statistics.queue.queue.undo_pop();
+            }
+            positions.push(statistics.queue.queue.position());
+        }
+        positions.extend(self.reporting.iter().map(|reporting| reporting.queue.position()));
+        (self.timer, positions)
     }
 }
 
@@ -367,6 +346,8 @@ impl BalloonWorker {
     fn exchange_statistics(&mut self, number: u64) -> std::result::Result<(), Broken> {
         let Some(statistics) = &mut self.statistics else { return Ok(()) };
         if number == TIMER {
+            // It was readable, and only this thread waits for it.
+            let _ = self.timer.wait();
             statistics.ask()?;
         } else {
             statistics.queue.take_kick();

@@ -20,7 +20,7 @@ fn active(memory: &GuestMemory, chains: &[&[Buffer]]) -> ActiveQueue {
 /// A worker whose queues share one memory, of which at most one may have requests.
 fn worker(memory: &GuestMemory, queues: [&[&[Buffer]]; 4]) -> BalloonWorker {
     let [inflate, deflate, statistics, reporting] = queues.map(|chains| active(memory, chains));
-    let mut balloon = Balloon::new(&config(1, true)).unwrap();
+    let balloon = Balloon::new(&config(1, true)).unwrap();
     let activation = Activation {
         features: balloon.features,
         is_resumed: false,
@@ -29,7 +29,9 @@ fn worker(memory: &GuestMemory, queues: [&[&[Buffer]]; 4]) -> BalloonWorker {
         memory: memory.clone(),
         metrics: crate::metrics::device(VIRTIO_ID_BALLOON, "", 4),
     };
-    balloon.worker(activation).unwrap()
+    let mut timer = TimerFd::new().unwrap();
+    timer.reset(Duration::from_millis(1), None).unwrap();
+    prepare(activation, &balloon.statistics).unwrap()(timer)
 }
 
 fn handle(worker: &mut BalloonWorker, number: u64) -> std::result::Result<(), Broken> {
@@ -98,7 +100,6 @@ fn the_drivers_buffer_is_read_held_and_given_back_when_new_numbers_are_wanted() 
     let said = lock(&statistics.statistics).clone();
     assert_eq!((said.free_memory, said.major_faults, said.swap_in), (Some(1234), Some(5), None));
     assert_eq!(used(&memory, &statistics.queue.queue), []);
-    // Its timer was set when the queue was made, to a second.
     handle(&mut worker, TIMER).unwrap();
     assert_eq!(used(&memory, &worker.statistics.as_ref().unwrap().queue.queue).len(), 1);
 }

@@ -24,7 +24,7 @@ use virtio_bindings::virtio_net::*;
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 
 use super::queue::Broken;
-use super::worker::{Running, Worker, rewatch, watch};
+use super::worker::{Shell, Worker, rewatch, watch};
 use super::{Activation, Interrupt, QueuePosition, VirtioDevice};
 use crate::backends::tap::{Offloads, Tap};
 use crate::confine::ThreadKind;
@@ -43,12 +43,10 @@ const RECEIVE_KICK: u64 = 1;
 const TRANSMIT_KICK: u64 = 2;
 
 pub struct Net {
-    /// Here while no worker has it.
-    tap: Option<Tap>,
+    worker: Shell<NetWorker>,
     name: String,
     features: u64,
     config: Vec<u8>,
-    running: Option<Running<NetWorker>>,
 }
 
 impl Net {
@@ -77,7 +75,7 @@ impl Net {
         if mac.is_some() {
             features |= 1 << VIRTIO_NET_F_MAC;
         }
-        Net { tap: Some(tap), name: name.to_owned(), features, config, running: None }
+        Net { worker: Shell::new(tap), name: name.to_owned(), features, config }
     }
 }
 
@@ -103,33 +101,20 @@ impl VirtioDevice for Net {
     }
 
     fn activate(&mut self, mut activation: Activation) -> io::Result<()> {
-        let transmit = activation.queues.pop().ok_or(io::ErrorKind::InvalidInput)?;
-        let receive = activation.queues.pop().ok_or(io::ErrorKind::InvalidInput)?;
-        let tap = self.tap.as_ref().ok_or(io::ErrorKind::ResourceBusy)?;
-        tap.set_offloads(offloads(&activation))?;
-        let Some(tap) = self.tap.take() else { return Err(io::ErrorKind::ResourceBusy.into()) };
-        let worker = NetWorker {
+        let [receive, transmit] = activation.take_queues()?;
+        self.worker.parts().ok_or(io::ErrorKind::ResourceBusy)?.set_offloads(offloads(&activation))?;
+        self.worker.start(|tap| NetWorker {
             receiver: Receiver::new(receive, activation.has(VIRTIO_NET_F_MRG_RXBUF)),
             transmitter: Transmitter::new(transmit),
             tap,
             interrupt: activation.interrupt,
             watched: EventSet::empty(),
             _memory: activation.memory,
-        };
-        match Running::start(worker) {
-            Ok(running) => self.running = Some(running),
-            Err((worker, error)) => {
-                self.tap = Some(worker.tap);
-                return Err(error);
-            }
-        }
-        Ok(())
+        })
     }
 
     fn deactivate(&mut self) -> Vec<QueuePosition> {
-        let Some(worker) = self.running.take().and_then(Running::stop) else { return Vec::new() };
-        self.tap = Some(worker.tap);
-        vec![worker.receiver.stop(), worker.transmitter.stop()]
+        self.worker.stop()
     }
 }
 
@@ -158,6 +143,7 @@ struct NetWorker {
 impl Worker for NetWorker {
     const NAME: &'static str = "virtio-net";
     const KIND: ThreadKind = ThreadKind::Net;
+    type Parts = Tap;
 
     fn register(&self, epoll: &Epoll) -> io::Result<()> {
         watch(epoll, self.tap.fd(), self.watched, TAP)?;
@@ -191,9 +177,12 @@ impl Worker for NetWorker {
         self.update_interest(epoll)
     }
 
-    fn broken(&mut self, why: Broken) {
-        tracing::warn!(%why, "virtio-net: the driver must reset the device");
-        self.interrupt.need_reset();
+    fn interrupt(&self) -> &Interrupt {
+        &self.interrupt
+    }
+
+    fn take_apart(self) -> (Self::Parts, Vec<QueuePosition>) {
+        (self.tap, vec![self.receiver.stop(), self.transmitter.stop()])
     }
 }
 

@@ -22,7 +22,7 @@ use vmm_sys_util::epoll::{Epoll, EventSet};
 use vmm_sys_util::timerfd::TimerFd;
 
 use super::queue::{Broken, Chain, Used};
-use super::worker::{Running, Worker, watch};
+use super::worker::{Shell, Worker, watch};
 use super::{Activation, ActiveQueue, Interrupt, QueuePosition, VirtioDevice};
 use crate::backends::vsock::VsockSockets;
 use crate::confine::ThreadKind;
@@ -49,14 +49,17 @@ const TIMER: u64 = 3;
 
 pub struct Vsock {
     config: [u8; 8],
-    /// Here while no worker has it.
-    multiplexer: Option<Multiplexer>,
-    /// Goes with the multiplexer. Made once: a thread under its filter makes none.
-    timer: Option<TimerFd>,
+    worker: Shell<VsockWorker>,
+}
+
+/// What the worker is lent.
+struct Parts {
+    multiplexer: Multiplexer,
+    /// Made once: a thread under its filter makes none.
+    timer: TimerFd,
     timer_is_set: bool,
     /// The guest is to be told that its connections are gone (it was restored from a snapshot).
     tells_reset: bool,
-    running: Option<Running<VsockWorker>>,
 }
 
 impl Vsock {
@@ -68,29 +71,22 @@ impl Vsock {
                 CIDS.end - 1
             )));
         }
-        Ok(Vsock {
-            config: u64::from(guest_cid).to_le_bytes(),
-            multiplexer: Some(Multiplexer::new(guest_cid, sockets)),
-            timer: Some(TimerFd::new().map_err(|error| Error::host("vsock's timer")(error.into()))?),
+        let parts = Parts {
+            multiplexer: Multiplexer::new(guest_cid, sockets),
+            timer: TimerFd::new().map_err(|error| Error::host("vsock's timer")(error.into()))?,
             timer_is_set: false,
             tells_reset: false,
-            running: None,
-        })
+        };
+        Ok(Vsock { config: u64::from(guest_cid).to_le_bytes(), worker: Shell::new(parts) })
     }
 
     /// For a device whose driver runs already, in a guest that was restored: what it was connected to is not here. It
-    /// is told with the next activation.
+    /// is told with the next activation. To be called while the device does not work.
     #[allow(dead_code)] // for restored guests
     pub fn connections_are_gone(&mut self) {
-        self.tells_reset = true;
-    }
-
-    fn take_back(&mut self, worker: VsockWorker) -> Vec<QueuePosition> {
-        self.tells_reset = worker.tells_reset;
-        self.multiplexer = Some(worker.multiplexer);
-        self.timer = Some(worker.timer);
-        self.timer_is_set = worker.timer_is_set;
-        [worker.receive, worker.transmit, worker.events].iter().map(|it| it.queue.position()).collect()
+        if let Some(parts) = self.worker.parts() {
+            parts.tells_reset = true;
+        }
     }
 }
 
@@ -112,38 +108,26 @@ impl VirtioDevice for Vsock {
     }
 
     fn activate(&mut self, mut activation: Activation) -> io::Result<()> {
-        let mut queue = || activation.queues.pop().ok_or(io::ErrorKind::InvalidInput);
-        let (events, transmit, receive) = (queue()?, queue()?, queue()?);
-        let mut multiplexer = self.multiplexer.take().ok_or(io::ErrorKind::ResourceBusy)?;
-        let timer = self.timer.take().ok_or(io::ErrorKind::ResourceBusy)?;
-        if !activation.is_resumed {
-            multiplexer.clear();
-        }
-        multiplexer.count_in(activation.metrics);
-        let worker = VsockWorker {
-            receive,
-            transmit,
-            events,
-            multiplexer,
-            timer,
-            timer_is_set: self.timer_is_set,
-            tells_reset: std::mem::take(&mut self.tells_reset),
-            interrupt: activation.interrupt,
-            chain: Chain::default(),
-            _memory: activation.memory,
-        };
-        match Running::start(worker) {
-            Ok(running) => self.running = Some(running),
-            Err((worker, error)) => {
-                self.take_back(worker);
-                return Err(error);
+        let [receive, transmit, events] = activation.take_queues()?;
+        self.worker.start(|mut parts| {
+            if !activation.is_resumed {
+                parts.multiplexer.clear();
             }
-        }
-        Ok(())
+            parts.multiplexer.count_in(activation.metrics);
+            VsockWorker {
+                receive,
+                transmit,
+                events,
+                parts,
+                interrupt: activation.interrupt,
+                chain: Chain::default(),
+                _memory: activation.memory,
+            }
+        })
     }
 
     fn deactivate(&mut self) -> Vec<QueuePosition> {
-        self.running.take().and_then(Running::stop).map(|worker| self.take_back(worker)).unwrap_or_default()
+        self.worker.stop()
     }
 }
 
@@ -151,10 +135,7 @@ struct VsockWorker {
     receive: ActiveQueue,
     transmit: ActiveQueue,
     events: ActiveQueue,
-    multiplexer: Multiplexer,
-    timer: TimerFd,
-    timer_is_set: bool,
-    tells_reset: bool,
+    parts: Parts,
     interrupt: Arc<Interrupt>,
     chain: Chain,
     /// What the chain's pointers point into.
@@ -164,13 +145,14 @@ struct VsockWorker {
 impl Worker for VsockWorker {
     const NAME: &'static str = "virtio-vsock";
     const KIND: ThreadKind = ThreadKind::Vsock;
+    type Parts = Parts;
 
     fn register(&self, epoll: &Epoll) -> io::Result<()> {
         watch(epoll, self.receive.kick.as_raw_fd(), EventSet::IN, RECEIVE_KICK)?;
         watch(epoll, self.transmit.kick.as_raw_fd(), EventSet::IN, TRANSMIT_KICK)?;
         watch(epoll, self.events.kick.as_raw_fd(), EventSet::IN, EVENT_KICK)?;
-        watch(epoll, self.timer.as_raw_fd(), EventSet::IN, TIMER)?;
-        self.multiplexer.register(epoll)
+        watch(epoll, self.parts.timer.as_raw_fd(), EventSet::IN, TIMER)?;
+        self.parts.multiplexer.register(epoll)
     }
 
     fn handle(&mut self, number: u64, events: EventSet, epoll: &Epoll) -> std::result::Result<(), Broken> {
@@ -182,16 +164,21 @@ impl Worker for VsockWorker {
                 self.tell_reset()?;
             }
             TIMER => self.tick(epoll),
-            number => self.multiplexer.on_event(number, events, epoll),
+            number => self.parts.multiplexer.on_event(number, events, epoll),
         }
         self.run(epoll)?;
         self.set_timer();
         Ok(())
     }
 
-    fn broken(&mut self, why: Broken) {
-        tracing::warn!(%why, "virtio-vsock: the driver must reset the device");
-        self.interrupt.need_reset();
+    fn interrupt(&self) -> &Interrupt {
+        &self.interrupt
+    }
+
+    fn take_apart(self) -> (Self::Parts, Vec<QueuePosition>) {
+        let queues = [&self.receive, &self.transmit, &self.events];
+        let positions = queues.map(|it| it.queue.position()).to_vec();
+        (self.parts, positions)
     }
 }
 
@@ -199,9 +186,9 @@ impl VsockWorker {
     /// Both directions, as far as they go.
     fn run(&mut self, epoll: &Epoll) -> std::result::Result<(), Broken> {
         self.take_packets(epoll)?;
-        let was_full = !self.multiplexer.has_room();
+        let was_full = !self.parts.multiplexer.has_room();
         self.give_packets()?;
-        if was_full && self.multiplexer.has_room() {
+        if was_full && self.parts.multiplexer.has_room() {
             // The guest's packets that were left in the ring.
             let _ = self.transmit.kick.write(1);
         }
@@ -213,7 +200,7 @@ impl VsockWorker {
         let queue = &mut self.transmit.queue;
         queue.disable_kicks()?;
         for _ in 0..BATCH {
-            if !self.multiplexer.has_room() {
+            if !self.parts.multiplexer.has_room() {
                 // No kick is waited for: `run` comes back when there is room.
                 queue.metrics().stalls.increment();
                 break;
@@ -235,14 +222,14 @@ impl VsockWorker {
                 return Err(Broken("packet shorter than its header says"));
             }
             payload.truncate(header.length as usize);
-            self.multiplexer.handle(&header, payload, epoll);
+            self.parts.multiplexer.handle(&header, payload, epoll);
             queue.publish(&[Used { head: self.chain.head, length: 0 }])?;
         }
         if queue.needs_interrupt()? {
             self.interrupt.queue();
         }
         // One that was full of packets may have more, and their kick has been taken.
-        if self.multiplexer.has_room() && queue.enable_kicks()? {
+        if self.parts.multiplexer.has_room() && queue.enable_kicks()? {
             let _ = self.transmit.kick.write(1);
         }
         Ok(())
@@ -252,7 +239,7 @@ impl VsockWorker {
     fn give_packets(&mut self) -> std::result::Result<(), Broken> {
         let queue = &mut self.receive.queue;
         let mut given = 0;
-        while self.multiplexer.has_outgoing() && given < BATCH {
+        while self.parts.multiplexer.has_outgoing() && given < BATCH {
             if !queue.pop(&mut self.chain)? {
                 if queue.enable_kicks()? {
                     continue;
@@ -264,7 +251,7 @@ impl VsockWorker {
             if !self.chain.readable.is_empty() || buffer.len() < HEADER {
                 return Err(Broken("receive buffer that cannot hold a header"));
             }
-            match self.multiplexer.fill(buffer, Instant::now())? {
+            match self.parts.multiplexer.fill(buffer, Instant::now())? {
                 Some(length) => queue.publish(&[Used { head: self.chain.head, length }])?,
                 None => {
                     queue.undo_pop();
@@ -284,7 +271,7 @@ impl VsockWorker {
 
     fn tell_reset(&mut self) -> std::result::Result<(), Broken> {
         let queue = &mut self.events.queue;
-        if !self.tells_reset || !queue.pop(&mut self.chain)? {
+        if !self.parts.tells_reset || !queue.pop(&mut self.chain)? {
             return Ok(());
         }
         let event = EVENT_TRANSPORT_RESET.to_le_bytes();
@@ -292,7 +279,7 @@ impl VsockWorker {
             return Err(Broken("event buffer that cannot hold an event"));
         }
         queue.publish(&[Used { head: self.chain.head, length: event.len() as u32 }])?;
-        self.tells_reset = false;
+        self.parts.tells_reset = false;
         if queue.needs_interrupt()? {
             self.interrupt.queue();
         }
@@ -301,15 +288,15 @@ impl VsockWorker {
 
     fn tick(&mut self, epoll: &Epoll) {
         // It was readable, and only this thread sets it.
-        let _ = self.timer.wait();
-        self.timer_is_set = false;
-        self.multiplexer.tick(Instant::now(), epoll);
+        let _ = self.parts.timer.wait();
+        self.parts.timer_is_set = false;
+        self.parts.multiplexer.tick(Instant::now(), epoll);
     }
 
     fn set_timer(&mut self) {
-        if !self.timer_is_set && self.multiplexer.needs_tick() {
-            match self.timer.reset(TICK, None) {
-                Ok(()) => self.timer_is_set = true,
+        if !self.parts.timer_is_set && self.parts.multiplexer.needs_tick() {
+            match self.parts.timer.reset(TICK, None) {
+                Ok(()) => self.parts.timer_is_set = true,
                 Err(error) => tracing::error!(%error, "vsock's timer"),
             }
         }

@@ -121,10 +121,12 @@ fn worker(rings: Rings, sockets: VsockSockets) -> (VsockWorker, [GuestMemory; 3]
         receive,
         transmit,
         events,
-        multiplexer: Multiplexer::new(3, sockets),
-        timer: TimerFd::new().unwrap(),
-        timer_is_set: false,
-        tells_reset: false,
+        parts: Parts {
+            multiplexer: Multiplexer::new(3, sockets),
+            timer: TimerFd::new().unwrap(),
+            timer_is_set: false,
+            tells_reset: false,
+        },
         interrupt: Arc::new(Interrupt::new().unwrap()),
         chain: Chain::default(),
         _memory: memories[0].clone(),
@@ -142,7 +144,7 @@ fn refusals_wait_for_buffers_and_come_when_there_are_some() {
     let epoll = Epoll::new().unwrap();
     worker.handle(TRANSMIT_KICK, EventSet::IN, &epoll).unwrap();
     assert_eq!(used(&memories[1], &worker.transmit.queue).len(), 2);
-    assert!(worker.multiplexer.has_outgoing());
+    assert!(worker.parts.multiplexer.has_outgoing());
     worker.receive.queue = queue_with(&memories[0], &[&[(0x9000, 44, true)], &[(0xa000, 44, true)]]);
     worker.handle(RECEIVE_KICK, EventSet::IN, &epoll).unwrap();
     let given = used(&memories[0], &worker.receive.queue);
