@@ -46,6 +46,8 @@ mod nft;
 #[cfg(feature = "daemon")]
 mod outside;
 #[cfg(feature = "daemon")]
+mod per_segment;
+#[cfg(feature = "daemon")]
 mod reconcile;
 #[cfg(feature = "daemon")]
 mod service;

@@ -4,9 +4,7 @@
 //! * `lease.rs`: from a client's message and a segment to the answer; a pure function.
 //! * `server.rs`: one socket per segment, bound to its bridge.
 //!
-//! [`Servers`] keeps one server per segment and hands each the leases it is to give. A server ends
-//! with its segment; when a bridge was made anew, so is its server, since a socket is bound to the
-//! link and not to the name.
+//! [`Servers`] hands each segment's server the leases that it is to give.
 
 mod decode;
 mod lease;
@@ -14,13 +12,12 @@ mod server;
 
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
-use std::sync::Arc;
 
-use tokio::sync::{mpsc, watch};
-use tokio::task::JoinHandle;
+use tokio::sync::mpsc;
 
-use crate::desired::{Interface, InterfaceId, LinkName, MacAddress, Network, Segment, SegmentId};
+use crate::desired::{Interface, InterfaceId, LinkName, MacAddress, Network, Segment};
 use crate::error::Result;
+use crate::per_segment::PerSegment;
 
 /// A segment and those who may have an address on it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -37,60 +34,26 @@ pub struct Given {
     pub ipv4: Ipv4Addr,
 }
 
-struct Server {
-    bridge_index: u32,
-    leases: watch::Sender<Arc<Leases>>,
-    task: JoinHandle<()>,
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        self.task.abort();
-    }
-}
-
 /// The servers of all segments.
 pub struct Servers {
-    servers: BTreeMap<SegmentId, Server>,
+    servers: PerSegment<Leases>,
     given: mpsc::UnboundedSender<Given>,
 }
 
 impl Servers {
     /// `given` hears of every lease.
     pub fn new(given: mpsc::UnboundedSender<Given>) -> Self {
-        Self { servers: BTreeMap::new(), given }
+        Self { servers: PerSegment::default(), given }
     }
 
     /// Makes the servers those of `network`. `index_of` tells a bridge's link index.
     pub fn apply(&mut self, network: &Network, index_of: impl Fn(&LinkName) -> Option<u32>) -> Result<()> {
-        self.servers.retain(|id, server| {
-            let bridge = network.segments.get(id).map(|segment| &segment.bridge);
-            bridge.and_then(&index_of) == Some(server.bridge_index) && !server.task.is_finished()
-        });
-        for segment in network.segments.values() {
-            let by_mac =
-                network.interfaces_of(&segment.id).map(|interface| (interface.mac, interface.clone())).collect();
-            let leases = Arc::new(Leases { segment: segment.clone(), by_mac });
-            match self.servers.get(&segment.id) {
-                Some(server) => {
-                    server.leases.send_replace(leases);
-                }
-                None => {
-                    if let Some(bridge_index) = index_of(&segment.bridge) {
-                        self.start(bridge_index, leases)?;
-                    }
-                }
-            }
-        }
-        Ok(())
-    }
-
-    fn start(&mut self, bridge_index: u32, leases: Arc<Leases>) -> Result<()> {
-        let id = leases.segment.id.clone();
-        let socket = server::open(&leases.segment.bridge)?;
-        let (leases, watched) = watch::channel(leases);
-        let task = tokio::spawn(server::serve(socket, bridge_index, watched, self.given.clone()));
-        self.servers.insert(id, Server { bridge_index, leases, task });
-        Ok(())
+        let tell = |segment: &Segment| Leases {
+            segment: segment.clone(),
+            by_mac: network.interfaces_of(&segment.id).map(|interface| (interface.mac, interface.clone())).collect(),
+        };
+        self.servers.apply(network, index_of, tell, |segment, bridge_index, leases| {
+            Ok(server::serve(server::open(&segment.bridge)?, bridge_index, leases, self.given.clone()))
+        })
     }
 }

@@ -3,7 +3,6 @@
 use std::io::{self, IoSlice};
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::os::fd::{AsRawFd, OwnedFd};
-use std::sync::Arc;
 
 use dhcproto::Encodable;
 use dhcproto::v4::{CLIENT_PORT, SERVER_PORT};
@@ -12,13 +11,14 @@ use nix::sys::socket::{
 };
 use tokio::io::Interest;
 use tokio::net::UdpSocket;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::mpsc;
 
 use super::decode::decode;
 use super::lease::{Answer, answer};
 use super::{Given, Leases};
 use crate::desired::LinkName;
 use crate::error::{Error, Result};
+use crate::per_segment::Told;
 
 /// A message is at most one datagram of the largest MTU; longer ones are cut and fail to decode.
 const LARGEST_MESSAGE: usize = 9216;
@@ -44,7 +44,7 @@ fn open_on(bridge: &LinkName) -> io::Result<UdpSocket> {
 pub async fn serve(
     socket: UdpSocket,
     bridge_index: u32,
-    leases: watch::Receiver<Arc<Leases>>,
+    leases: Told<Leases>,
     given: mpsc::UnboundedSender<Given>,
 ) {
     let mut buffer = vec![0; LARGEST_MESSAGE];

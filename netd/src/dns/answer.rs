@@ -34,8 +34,8 @@ const PRIVATE: [Ipv4Net; 5] = [
 pub enum Verdict {
     /// Send this back.
     Answer(Message),
-    /// Ask the node's name servers, and if they cannot be asked, send back [`failure`] of this.
-    Forward(Question),
+    /// Ask the node's name servers what this message asks, and if they cannot be asked, send back [`failure`] of the question.
+    Forward(Question, Message),
     /// It is no query.
     Ignore,
 }
@@ -77,7 +77,7 @@ pub fn judge(bytes: &[u8], view: &View) -> Verdict {
     }
     match local(&question, view) {
         Some(answer) => Verdict::Answer(answer),
-        None => Verdict::Forward(question),
+        None => Verdict::Forward(question, message),
     }
 }
 
@@ -242,7 +242,7 @@ mod tests {
     #[test]
     fn others_names_are_asked_of_others() {
         for name in ["example.org.", "1.1.1.1.in-addr.arpa.", "compute.internal."] {
-            assert!(matches!(ask(name, RecordType::A), Verdict::Forward(_)), "{name}");
+            assert!(matches!(ask(name, RecordType::A), Verdict::Forward(..)), "{name}");
         }
     }
 

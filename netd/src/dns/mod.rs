@@ -17,16 +17,14 @@ mod forward;
 mod server;
 mod view;
 
-use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 use std::sync::Arc;
 
 use ipnet::Ipv4Net;
-use tokio::sync::watch;
-use tokio::task::JoinHandle;
 
-use crate::desired::{LinkName, Network, Segment, SegmentId};
+use crate::desired::{LinkName, Network, Segment};
 use crate::error::Result;
+use crate::per_segment::PerSegment;
 pub use forward::Upstreams;
 use view::View;
 
@@ -44,62 +42,31 @@ pub fn told_servers(segment: &Segment) -> Vec<Ipv4Addr> {
     }
 }
 
-struct Server {
-    bridge_index: u32,
-    view: watch::Sender<Arc<View>>,
-    task: JoinHandle<()>,
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        self.task.abort();
-    }
-}
-
 /// The servers of all segments.
 pub struct Servers {
-    servers: BTreeMap<SegmentId, Server>,
+    servers: PerSegment<View>,
     upstreams: Arc<Upstreams>,
 }
 
 impl Servers {
     pub fn new(upstreams: Upstreams) -> Self {
-        Self { servers: BTreeMap::new(), upstreams: Arc::new(upstreams) }
+        Self { servers: PerSegment::default(), upstreams: Arc::new(upstreams) }
     }
 
     /// Makes the servers those of `network`. `index_of` tells a bridge's link index.
     pub fn apply(&mut self, network: &Network, index_of: impl Fn(&LinkName) -> Option<u32>) -> Result<()> {
-        self.servers.retain(|id, server| {
-            let bridge = network.segments.get(id).map(|segment| &segment.bridge);
-            bridge.and_then(&index_of) == Some(server.bridge_index) && !server.task.is_finished()
-        });
-        for segment in network.segments.values() {
-            let view = Arc::new(View::of(network, segment));
-            match self.servers.get(&segment.id) {
-                Some(server) => {
-                    server.view.send_replace(view);
-                }
-                None => {
-                    if let Some(bridge_index) = index_of(&segment.bridge) {
-                        self.start(segment, bridge_index, view)?;
-                    }
-                }
-            }
-        }
-        Ok(())
+        self.servers.apply(
+            network,
+            index_of,
+            |segment| View::of(network, segment),
+            |segment, _, view| Ok(server::serve(open(segment)?, view, self.upstreams.clone())),
+        )
     }
+}
 
-    fn start(&mut self, segment: &Segment, bridge_index: u32, view: Arc<View>) -> Result<()> {
-        let addresses = [resolver_address(&segment.network, segment.gateway), Some(crate::api::DNS_ADDRESS)];
-        let mut sockets = Vec::new();
-        for address in addresses.into_iter().flatten() {
-            sockets.push(server::open(&segment.bridge, address)?);
-        }
-        let (sender, watched) = watch::channel(view);
-        let task = tokio::spawn(server::serve(sockets, watched, self.upstreams.clone()));
-        self.servers.insert(segment.id.clone(), Server { bridge_index, view: sender, task });
-        Ok(())
-    }
+fn open(segment: &Segment) -> Result<Vec<server::Sockets>> {
+    let addresses = [resolver_address(&segment.network, segment.gateway), Some(crate::api::DNS_ADDRESS)];
+    addresses.into_iter().flatten().map(|address| server::open(&segment.bridge, address)).collect()
 }
 
 #[cfg(test)]

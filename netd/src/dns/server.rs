@@ -7,7 +7,7 @@ use std::collections::HashMap;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4};
 use std::os::fd::{AsRawFd, OwnedFd};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use hickory_proto::op::Message;
@@ -15,7 +15,6 @@ use nix::sys::socket::{
     AddressFamily, Backlog, SockFlag, SockType, SockaddrIn, bind, listen, setsockopt, socket, sockopt,
 };
 use tokio::net::{TcpListener, TcpStream, UdpSocket};
-use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 
@@ -24,6 +23,7 @@ use super::forward::{Transport, Upstreams, read_framed, write_framed};
 use super::view::View;
 use crate::desired::LinkName;
 use crate::error::{Error, Result};
+use crate::per_segment::Told;
 
 const PORT: u16 = 53;
 /// Questions asked on, and connections, at one time: for one instance, and for a segment.
@@ -62,7 +62,7 @@ fn open_on(bridge: &LinkName, address: Ipv4Addr, kind: SockType) -> io::Result<O
 }
 
 /// Answers until it is dropped.
-pub async fn serve(sockets: Vec<Sockets>, view: watch::Receiver<Arc<View>>, upstreams: Arc<Upstreams>) {
+pub async fn serve(sockets: Vec<Sockets>, view: Told<View>, upstreams: Arc<Upstreams>) {
     let shared = Arc::new(Shared { view, upstreams, load: Arc::default() });
     let mut tasks = JoinSet::new();
     for Sockets { udp, tcp } in sockets {
@@ -74,7 +74,7 @@ pub async fn serve(sockets: Vec<Sockets>, view: watch::Receiver<Arc<View>>, upst
 }
 
 struct Shared {
-    view: watch::Receiver<Arc<View>>,
+    view: Told<View>,
     upstreams: Arc<Upstreams>,
     load: Arc<Load>,
 }
@@ -86,8 +86,7 @@ impl Shared {
     }
 
     /// What the node's name servers say, or that they say nothing.
-    async fn forward(&self, bytes: &[u8], question: &Question, transport: Transport) -> Option<Vec<u8>> {
-        let asked = Message::from_vec(bytes).ok()?;
+    async fn forward(&self, asked: Message, question: &Question, transport: Transport) -> Option<Vec<u8>> {
         match self.upstreams.ask(asked, transport).await {
             Some(answer) => Some(answer),
             None => failure(question).to_vec().ok(),
@@ -113,12 +112,12 @@ async fn serve_udp(socket: Arc<UdpSocket>, shared: Arc<Shared>) {
         match shared.judge(&buffer[..length]) {
             Verdict::Ignore => {}
             Verdict::Answer(reply) => send(&socket, from, reply.to_vec().ok()).await,
-            Verdict::Forward(question) => match Load::admit(&shared.load, from.ip()) {
+            Verdict::Forward(question, asked) => match Load::admit(&shared.load, from.ip()) {
                 None => send(&socket, from, refusal(&question).to_vec().ok()).await,
                 Some(admitted) => {
-                    let (socket, shared, bytes) = (socket.clone(), shared.clone(), buffer[..length].to_vec());
+                    let (socket, shared) = (socket.clone(), shared.clone());
                     asking.spawn(async move {
-                        let answer = shared.forward(&bytes, &question, Transport::Udp).await;
+                        let answer = shared.forward(asked, &question, Transport::Udp).await;
                         send(&socket, from, answer.map(|answer| fit(answer, &question))).await;
                         drop(admitted);
                     });
@@ -178,7 +177,7 @@ async fn serve_connection(mut stream: TcpStream, shared: &Shared) -> io::Result<
         let answer = match shared.judge(&bytes) {
             Verdict::Ignore => return Ok(()),
             Verdict::Answer(reply) => reply.to_vec().ok(),
-            Verdict::Forward(question) => shared.forward(&bytes, &question, Transport::Tcp).await,
+            Verdict::Forward(question, asked) => shared.forward(asked, &question, Transport::Tcp).await,
         };
         let Some(answer) = answer else { return Ok(()) };
         timeout(IDLE, write_framed(&mut stream, &answer)).await??;
@@ -189,7 +188,14 @@ async fn serve_connection(mut stream: TcpStream, shared: &Shared) -> io::Result<
 /// Who asks for how much at present.
 #[derive(Default)]
 struct Load {
-    by_instance: Mutex<HashMap<IpAddr, usize>>,
+    counts: Mutex<Counts>,
+}
+
+#[derive(Default)]
+struct Counts {
+    by_instance: HashMap<IpAddr, usize>,
+    /// The sum of them all.
+    all: usize,
 }
 
 /// Leave to ask on; given back when it is dropped.
@@ -200,26 +206,30 @@ struct Admitted {
 
 impl Load {
     fn admit(load: &Arc<Self>, instance: IpAddr) -> Option<Admitted> {
-        let mut by_instance = load.by_instance.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
-        if by_instance.values().sum::<usize>() >= MAX_OF_ALL {
+        let mut counts = load.counts();
+        let present = counts.by_instance.get(&instance).copied().unwrap_or_default();
+        if counts.all >= MAX_OF_ALL || present >= MAX_OF_ONE {
             return None;
         }
-        let present = by_instance.entry(instance).or_default();
-        if *present >= MAX_OF_ONE {
-            return None;
-        }
-        *present += 1;
+        counts.by_instance.insert(instance, present + 1);
+        counts.all += 1;
         Some(Admitted { load: load.clone(), instance })
+    }
+
+    fn counts(&self) -> MutexGuard<'_, Counts> {
+        // Nothing that can panic is done between the two changes of a count.
+        self.counts.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl Drop for Admitted {
     fn drop(&mut self) {
-        let mut by_instance = self.load.by_instance.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
-        if let Some(present) = by_instance.get_mut(&self.instance) {
+        let mut counts = self.load.counts();
+        counts.all -= 1;
+        if let Some(present) = counts.by_instance.get_mut(&self.instance) {
             *present -= 1;
             if *present == 0 {
-                by_instance.remove(&self.instance);
+                counts.by_instance.remove(&self.instance);
             }
         }
     }
@@ -239,6 +249,18 @@ mod tests {
         admitted.pop();
         assert!(Load::admit(&load, greedy).is_some());
         drop(admitted);
-        assert!(load.by_instance.lock().unwrap().is_empty());
+        assert!(load.counts().by_instance.is_empty());
+    }
+
+    #[test]
+    fn a_segment_has_a_bound_and_what_is_given_back_is_there_again() {
+        let load = Arc::new(Load::default());
+        let instance = |n: usize| IpAddr::from([10, 0, (n >> 8) as u8, n as u8]);
+        let mut admitted: Vec<_> = (0..MAX_OF_ALL).map(|n| Load::admit(&load, instance(n)).unwrap()).collect();
+        assert!(Load::admit(&load, instance(MAX_OF_ALL)).is_none());
+        admitted.pop();
+        assert!(Load::admit(&load, instance(MAX_OF_ALL)).is_some());
+        drop(admitted);
+        assert_eq!(load.counts().all, 0);
     }
 }
