@@ -3,6 +3,7 @@
 import ctypes
 import fcntl
 import json
+import os
 import pathlib
 import signal
 import uuid
@@ -19,6 +20,7 @@ from leaks import Footprint
 
 PR_SET_PDEATHSIG = 1
 POSTMORTEMS = 2
+MACHINE_LOST = "the machine of the lab's node does not answer any more"
 
 
 def pytest_configure():
@@ -35,12 +37,19 @@ def pytest_configure():
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item, call):
-    """The first failures tell how the cloud's node was; the later ones follow from what befell it."""
+    """The first failures tell how the cloud's node was; nothing can be tested on a machine that is gone."""
     report = yield
     cloud = item.funcargs.get("cloud") if hasattr(item, "funcargs") else None
     if report.failed and cloud and item.session.testsfailed < POSTMORTEMS and cloud.kvm != "hardware":
         report.sections.extend(postmortem.describe(cloud))
+        if postmortem.machine_is_lost(cloud):
+            item.session.shouldstop = MACHINE_LOST
     return report
+
+
+def pytest_sessionfinish(session):
+    if session.shouldstop == MACHINE_LOST:
+        session.exitstatus = os.EX_TEMPFAIL
 
 
 @pytest.fixture(scope="session")

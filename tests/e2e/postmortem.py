@@ -8,8 +8,9 @@ is asked at once, and answered in the test's report. Nothing here may fail or ha
 import json
 import pathlib
 import socket
+import subprocess
 
-from cloud import LAB_NODE, run
+from cloud import LAB_NODE, Failed, run
 
 LAST_LINES = 12
 
@@ -72,3 +73,12 @@ def describe(cloud):
             yield f"{LAB_NODE}: {heading}", ask()
         except Exception as problem:  # Whatever it is, it may not hide the failure that it was to explain.
             yield f"{LAB_NODE}: {heading}", f"({problem})"
+
+
+def machine_is_lost(cloud):
+    """Whether the node's machine does not do anything any more: not our programs in it, but the machine."""
+    try:
+        cloud.lab_command("run", LAB_NODE, "--", "true", bound_s=60)
+    except (Failed, subprocess.TimeoutExpired):
+        return True
+    return False
