@@ -58,6 +58,10 @@ mod error;
 #[cfg(feature = "monitor")]
 mod events;
 #[cfg(feature = "monitor")]
+mod gate;
+#[cfg(feature = "monitor")]
+mod kick;
+#[cfg(feature = "monitor")]
 mod log;
 #[cfg(feature = "monitor")]
 mod memory;

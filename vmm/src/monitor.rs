@@ -8,16 +8,17 @@ use std::sync::Arc;
 
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 
-use crate::api::{Action, EventKind, ExitReason, InstanceInfo, Metrics, VmConfig};
+use crate::api::{Action, EventKind, ExitReason, InstanceInfo, Metrics, VmConfig, VmState};
 use crate::builder;
 use crate::bus::lock;
 use crate::confine::{self, ThreadKind};
 use crate::error::{Error, Result};
 use crate::events::{self, Events};
+use crate::kick;
 use crate::log::Log;
 use crate::metrics;
 use crate::rest::{Call, Reply, Server};
-use crate::vcpu::{ExitSignal, install_kick_handler};
+use crate::vcpu::ExitSignal;
 use crate::vm::RunningVm;
 
 /// Message of the exit event after SIGINT.
@@ -73,7 +74,7 @@ pub struct Monitor {
 impl Monitor {
     /// To be called before any thread exists: signals are blocked here, for all of them.
     pub fn new(id: String, events: Arc<Events>, log: Log) -> Result<Self> {
-        install_kick_handler()?;
+        kick::install_handler()?;
         let monitor = Monitor {
             id,
             config: VmConfig::default(),
@@ -200,6 +201,10 @@ impl Monitor {
                 State::NotStarted => Reply::refused(NOT_BEFORE_START),
                 State::Running(vm) => change(vm, &mut self.config),
             },
+            Call::SetState(wanted) => match &mut self.state {
+                State::NotStarted => Reply::refused(NOT_BEFORE_START),
+                State::Running(vm) => set_state(vm, wanted),
+            },
             Call::Act(action) => self.act(action),
             Call::ConfigureMetrics(_) | Call::ConfigureLogger(_) if matches!(self.state, State::Running(_)) => {
                 Reply::refused(NOT_AFTER_START)
@@ -221,8 +226,9 @@ impl Monitor {
     fn describe(&self) -> InstanceInfo {
         InstanceInfo {
             id: self.id.clone(),
-            state: match self.state {
+            state: match &self.state {
                 State::NotStarted => "Not started".into(),
+                State::Running(vm) if vm.is_paused() => "Paused".into(),
                 State::Running(_) => "Running".into(),
             },
             vmm_version: env!("CARGO_PKG_VERSION").into(),
@@ -326,6 +332,16 @@ impl Monitor {
         }
         let name = if info.ssi_signo == libc::SIGINT as u32 { INTERRUPTED } else { TERMINATED };
         Some((ExitReason::Signal, name.into()))
+    }
+}
+
+fn set_state(vm: &mut RunningVm, wanted: VmState) -> Reply {
+    match wanted {
+        VmState::Paused => Reply::from_result(vm.pause()),
+        VmState::Resumed => {
+            vm.resume();
+            Reply::done()
+        }
     }
 }
 

@@ -2,22 +2,25 @@
 //!
 //! The thread ends when the guest asks for the machine's end, when KVM gives up, or when it is told to
 //! stop. It never ends the process: it tells the monitor through the [`ExitSignal`].
+//!
+//! It begins at the [`Gate`], and comes back there whenever the VM is paused. The vCPU itself lies behind a lock that the thread holds except at the
+//! gate: there its state is complete (KVM has finished the access that the last exit was about), and the main thread may read it.
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::os::unix::thread::JoinHandleExt;
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
-use std::time::Duration;
 
 use kvm_bindings::{KVM_SYSTEM_EVENT_CRASH, KVM_SYSTEM_EVENT_RESET, KVM_SYSTEM_EVENT_SHUTDOWN};
 use kvm_ioctls::{VcpuExit, VcpuFd};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
-use vmm_sys_util::signal::{SIGRTMIN, register_signal_handler};
 
 use crate::api::ExitReason;
 use crate::bus::{Bus, lock};
 use crate::confine::{self, ThreadKind};
 use crate::devices::MachineRequest;
 use crate::error::{Error, Result};
+use crate::gate::{Gate, Passage};
+use crate::kick::{self, Kickable};
 use crate::metrics::{self, ExitKind, VcpuMetrics};
 use crate::trace;
 
@@ -56,65 +59,114 @@ pub struct Vcpu {
     pub fd: VcpuFd,
 }
 
-/// A vCPU that runs.
+/// A vCPU that has a thread.
 pub struct RunningVcpu {
+    vcpu: Arc<Mutex<Vcpu>>,
     thread: JoinHandle<()>,
-    stop: Arc<AtomicBool>,
 }
 
 impl Vcpu {
-    /// Starts the thread, which enters the guest at once.
-    pub fn start(self, bus: Arc<Bus>, exit: Arc<ExitSignal>) -> Result<RunningVcpu> {
-        let stop = Arc::new(AtomicBool::new(false));
-        let told_to_stop = stop.clone();
+    /// Starts the thread, which waits at `gate`.
+    pub fn start(self, bus: Arc<Bus>, exit: Arc<ExitSignal>, gate: Arc<Gate>) -> Result<RunningVcpu> {
+        let index = self.index;
+        let vcpu = Arc::new(Mutex::new(self));
+        let own = vcpu.clone();
         let thread = std::thread::Builder::new()
-            .name(format!("vcpu{}", self.index))
-            .spawn(move || run(self, &bus, &exit, &told_to_stop))
+            .name(format!("vcpu{index}"))
+            .spawn(move || run(&own, &bus, &exit, &Leaving { gate: &gate, index }))
             .map_err(Error::host("vCPU thread"))?;
-        Ok(RunningVcpu { thread, stop })
+        Ok(RunningVcpu { vcpu, thread })
     }
 }
 
 impl RunningVcpu {
-    /// Makes the thread leave the guest and end. A signal can fall between the thread's look at the flag and
-    /// its entry into the guest, so it is sent until it has had its effect.
-    pub fn stop(self) {
-        use std::os::unix::thread::JoinHandleExt;
-        self.stop.store(true, Ordering::Release);
-        while !self.thread.is_finished() {
-            // SAFETY: the thread has not been joined, so its id is valid; the signal has a handler.
-            unsafe { libc::pthread_kill(self.thread.as_pthread_t() as libc::pthread_t, SIGRTMIN()) };
-            std::thread::sleep(Duration::from_micros(200));
-        }
+    /// Calls the thread out of the guest; where it goes then is the gate's business.
+    pub fn kick(&self) {
+        kick::kick(self.thread.as_pthread_t() as libc::pthread_t);
+    }
+
+    /// Looks at the vCPU of a thread that is at the gate or has ended; waits for one that is not.
+    pub fn look<T>(&self, look: impl FnOnce(&VcpuFd) -> T) -> T {
+        look(&lock(&self.vcpu).fd)
+    }
+
+    /// After the gate has sent it to its end.
+    pub fn join(self) {
         let _ = self.thread.join();
     }
 }
 
-/// The signal that interrupts KVM_RUN needs a handler, or it would end the process.
-pub fn install_kick_handler() -> Result<()> {
-    extern "C" fn nothing(_: libc::c_int, _: *mut libc::siginfo_t, _: *mut libc::c_void) {}
-    register_signal_handler(SIGRTMIN(), nothing)
-        .map_err(|error| Error::Host { what: "signal handler", source: error.into() })
+/// Tells the gate that a thread has ended, also when it panics.
+struct Leaving<'a> {
+    gate: &'a Gate,
+    index: u8,
 }
 
-fn run(mut vcpu: Vcpu, bus: &Bus, exit: &ExitSignal, stop: &AtomicBool) {
-    let metrics = metrics::vcpu(vcpu.index);
+impl Drop for Leaving<'_> {
+    fn drop(&mut self) {
+        self.gate.leave(self.index);
+    }
+}
+
+fn run(vcpu: &Mutex<Vcpu>, bus: &Bus, exit: &ExitSignal, here: &Leaving<'_>) {
+    let metrics = metrics::vcpu(here.index);
     confine::enter(ThreadKind::Vcpu);
-    while !stop.load(Ordering::Acquire) {
-        if let Some((reason, message)) = run_once(&mut vcpu, bus, &metrics) {
+    // SAFETY: `vcpu` outlives this function's frame.
+    let kickable = unsafe { Kickable::new(&mut lock(vcpu).fd) };
+    while here.gate.pass(here.index) == Passage::GoOn {
+        let mut vcpu = lock(vcpu);
+        let ended = run_until_called(&mut vcpu, bus, &metrics, here.gate, &kickable);
+        if let Some((reason, message)) = ended {
             exit.raise(reason, message);
             return;
         }
     }
-    if let Ok(regs) = vcpu.fd.get_regs() {
-        tracing::debug!(vcpu = vcpu.index, rip = format!("{:#x}", regs.rip), "stopped");
+    if let Ok(regs) = lock(vcpu).fd.get_regs() {
+        tracing::debug!(vcpu = here.index, rip = format!("{:#x}", regs.rip), "stopped");
     }
 }
 
-/// Enters the guest until its next exit. `Some` ends the machine.
-fn run_once(vcpu: &mut Vcpu, bus: &Bus, metrics: &VcpuMetrics) -> Option<(ExitReason, String)> {
+/// Runs the guest until the gate calls; `Some` ends the machine.
+fn run_until_called(
+    vcpu: &mut Vcpu,
+    bus: &Bus,
+    metrics: &VcpuMetrics,
+    gate: &Gate,
+    kickable: &Kickable,
+) -> Option<(ExitReason, String)> {
+    kickable.forget();
+    while !gate.is_called() {
+        match run_once(vcpu, bus, metrics) {
+            Step::Served => {}
+            Step::Interrupted => kickable.forget(),
+            Step::End(reason, message) => return Some((reason, message)),
+        }
+    }
+    // What the guest reads from a port or a device gets to its register only with the next KVM_RUN, and an access may take several exits.
+    loop {
+        kickable.exit_at_once();
+        match run_once(vcpu, bus, metrics) {
+            Step::Served => {}
+            Step::Interrupted => return None,
+            Step::End(reason, message) => return Some((reason, message)),
+        }
+    }
+}
+
+/// What became of one `KVM_RUN`.
+enum Step {
+    /// The guest wanted something, and has it.
+    Served,
+    /// There was nothing to serve: a signal, or the demand to exit at once.
+    Interrupted,
+    /// The machine ends.
+    End(ExitReason, String),
+}
+
+/// Enters the guest until its next exit, and serves that.
+fn run_once(vcpu: &mut Vcpu, bus: &Bus, metrics: &VcpuMetrics) -> Step {
     let index = vcpu.index;
-    let failure = |what: String| Some((ExitReason::HostFailure, format!("vCPU {index}: {what}")));
+    let failure = |what: String| Step::End(ExitReason::HostFailure, format!("vCPU {index}: {what}"));
     let came_out = vcpu.fd.run();
     let kind = ExitKind::of(&came_out);
     metrics.count(kind);
@@ -131,30 +183,30 @@ fn run_once(vcpu: &mut Vcpu, bus: &Bus, metrics: &VcpuMetrics) -> Option<(ExitRe
     match came_out {
         Ok(VcpuExit::IoOut(port, data)) => {
             accessed(port.into(), data);
-            bus.write_port(port, data).map(machine_request)
+            bus.write_port(port, data).map_or(Step::Served, machine_request)
         }
         Ok(VcpuExit::IoIn(port, data)) => {
             bus.read_port(port, data);
             accessed(port.into(), data);
-            None
+            Step::Served
         }
         Ok(VcpuExit::MmioRead(address, data)) => {
             bus.read_mmio(address, data);
             accessed(address, data);
-            None
+            Step::Served
         }
         Ok(VcpuExit::MmioWrite(address, data)) => {
             accessed(address, data);
             bus.write_mmio(address, data);
-            None
+            Step::Served
         }
-        Ok(VcpuExit::Hlt | VcpuExit::Intr | VcpuExit::IrqWindowOpen) => None,
-        Ok(VcpuExit::Shutdown) => Some((ExitReason::Reset, format!("vCPU {index}: triple fault or shutdown"))),
+        Ok(VcpuExit::Hlt | VcpuExit::Intr | VcpuExit::IrqWindowOpen) => Step::Served,
+        Ok(VcpuExit::Shutdown) => Step::End(ExitReason::Reset, format!("vCPU {index}: triple fault or shutdown")),
         Ok(VcpuExit::SystemEvent(KVM_SYSTEM_EVENT_SHUTDOWN, _)) => {
-            Some((ExitReason::PowerOff, "system event: shutdown".into()))
+            Step::End(ExitReason::PowerOff, "system event: shutdown".into())
         }
         Ok(VcpuExit::SystemEvent(KVM_SYSTEM_EVENT_RESET | KVM_SYSTEM_EVENT_CRASH, _)) => {
-            Some((ExitReason::Reset, "system event: reset".into()))
+            Step::End(ExitReason::Reset, "system event: reset".into())
         }
         Ok(VcpuExit::FailEntry(reason, _)) => {
             failure(format!("the processor refused to enter the guest, reason {reason:#x}"))
@@ -168,15 +220,15 @@ fn run_once(vcpu: &mut Vcpu, bus: &Bus, metrics: &VcpuMetrics) -> Option<(ExitRe
         }
         Ok(other) => failure(format!("unexpected exit {other:?}")),
         Err(error) => match error.errno() {
-            libc::EINTR | libc::EAGAIN => None,
+            libc::EINTR | libc::EAGAIN => Step::Interrupted,
             _ => failure(format!("KVM_RUN: {error}")),
         },
     }
 }
 
-fn machine_request(request: MachineRequest) -> (ExitReason, String) {
+fn machine_request(request: MachineRequest) -> Step {
     match request {
-        MachineRequest::PowerOff => (ExitReason::PowerOff, "the guest powered off".into()),
-        MachineRequest::Reset => (ExitReason::Reset, "the guest asked for a reset".into()),
+        MachineRequest::PowerOff => Step::End(ExitReason::PowerOff, "the guest powered off".into()),
+        MachineRequest::Reset => Step::End(ExitReason::Reset, "the guest asked for a reset".into()),
     }
 }

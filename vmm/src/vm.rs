@@ -1,6 +1,11 @@
-//! A running VM: what must live as long as the guest does, and how it is stopped in order.
+//! A running VM: what must live as long as the guest does, and how it is paused and stopped in order.
+//!
+//! Paused, nothing of the VM changes but by the main thread: the vCPUs' threads wait at the gate, and no device has a worker. vCPUs stop first and go on last,
+//! as a vCPU may be waiting for a device that is being reset. A device's requests are finished or put back
+//! into their rings before it has stopped.
 
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use kvm_ioctls::VmFd;
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
@@ -9,8 +14,14 @@ use crate::bus::{Bus, lock};
 use crate::devices::IrqLine;
 use crate::devices::virtio::VirtioDevice;
 use crate::error::{Error, Result};
+use crate::gate::Gate;
 use crate::memory::GuestMemory;
+use crate::metrics::{Counter, PROCESS};
 use crate::vcpu::{ExitSignal, RunningVcpu, Vcpu};
+
+/// How long a pause waits for the vCPUs. They come within a millisecond, or a little more on a host that has more to do than processors;
+/// only a device whose host side hangs holds one up for longer.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// How a vCPU's thread, which may start no thread, has the main thread start a device's worker.
 pub struct Activations(EventFd);
@@ -46,9 +57,11 @@ pub struct Vm {
     pub activations: Arc<Activations>,
 }
 
-/// A VM whose vCPUs run.
+/// A VM whose vCPUs run, or are paused.
 pub struct RunningVm {
     vcpus: Vec<RunningVcpu>,
+    gate: Arc<Gate>,
+    is_paused: bool,
     pub bus: Arc<Bus>,
     pub power_button: IrqLine,
     pub activations: Arc<Activations>,
@@ -60,8 +73,14 @@ pub struct RunningVm {
 impl Vm {
     /// Starts all vCPUs. Those beside the first wait inside KVM until the guest wakes them.
     pub fn start(self, exit: &Arc<ExitSignal>) -> Result<RunningVm> {
+        self.start_threads(exit, true)
+    }
+
+    fn start_threads(self, exit: &Arc<ExitSignal>, runs: bool) -> Result<RunningVm> {
         let mut running = RunningVm {
             vcpus: Vec::with_capacity(self.vcpus.len()),
+            gate: Arc::new(Gate::new(runs)),
+            is_paused: !runs,
             bus: self.bus,
             power_button: self.power_button,
             activations: self.activations,
@@ -69,7 +88,7 @@ impl Vm {
             _fd: self.fd,
         };
         for vcpu in self.vcpus {
-            match vcpu.start(running.bus.clone(), exit.clone()) {
+            match vcpu.start(running.bus.clone(), exit.clone(), running.gate.clone()) {
                 Ok(vcpu) => running.vcpus.push(vcpu),
                 Err(error) => {
                     running.stop();
@@ -82,6 +101,60 @@ impl Vm {
 }
 
 impl RunningVm {
+    pub fn is_paused(&self) -> bool {
+        self.is_paused
+    }
+
+    /// Brings everything to a stand. An error leaves the VM running.
+    pub fn pause(&mut self) -> Result<()> {
+        if self.is_paused {
+            return Ok(());
+        }
+        let start = Instant::now();
+        self.gate.close(self.count(), PATIENCE, |index| self.kick(index)).map_err(|missing| {
+            let why = format!("vCPU {} did not come out of its guest within {} s", missing.names(), PATIENCE.as_secs());
+            Error::Host { what: "pause", source: std::io::Error::other(why) }
+        })?;
+        // A driver may have become ready just before.
+        self.activate_devices();
+        for device in &self.bus.virtio {
+            lock(device).pause();
+        }
+        lock(&self.bus.serial).flush();
+        self.is_paused = true;
+        set(&PROCESS.pause_us, start);
+        Ok(())
+    }
+
+    /// Goes on after [`Self::pause`].
+    pub fn resume(&mut self) {
+        if !self.is_paused {
+            return;
+        }
+        let start = Instant::now();
+        for vcpu in &self.vcpus {
+            // So that the guest's watchdogs do not take the pause for a hang. A guest without kvm-clock has none that could (EINVAL).
+            let _ = vcpu.look(|fd| fd.kvmclock_ctrl());
+        }
+        for device in &self.bus.virtio {
+            lock(device).resume();
+        }
+        self.is_paused = false;
+        self.gate.open();
+        set(&PROCESS.resume_us, start);
+    }
+
+    /// At most 32 (`builder::MAX_VCPUS`).
+    fn count(&self) -> u8 {
+        self.vcpus.len() as u8
+    }
+
+    fn kick(&self, index: u8) {
+        if let Some(vcpu) = self.vcpus.get(usize::from(index)) {
+            vcpu.kick();
+        }
+    }
+
     /// Starts the workers of devices whose drivers are ready.
     pub fn activate_devices(&self) {
         self.activations.take();
@@ -92,7 +165,6 @@ impl RunningVm {
 
     /// Has `change` do something to the device of type `D` that the configuration calls `name`, while it does not work; `change` says
     /// whether the configuration space is another now. `None` if there is no such device.
-    #[allow(dead_code)] // for changes of a running VM and snapshots
     pub fn change_device<D: VirtioDevice, T>(&self, name: &str, change: impl FnOnce(&mut D) -> (bool, T)) -> Option<T> {
         self.bus
             .virtio
@@ -115,12 +187,19 @@ impl RunningVm {
     /// Stops the vCPUs, then the devices, so that no request comes after its device is gone, and writes
     /// out what the console holds.
     pub fn stop(self) {
+        while self.gate.end(self.count(), PATIENCE, |index| self.kick(index)).is_err() {
+            tracing::warn!("a vCPU does not end");
+        }
         for vcpu in self.vcpus {
-            vcpu.stop();
+            vcpu.join();
         }
         for device in &self.bus.virtio {
             lock(device).stop();
         }
         lock(&self.bus.serial).flush();
     }
+}
+
+fn set(duration: &Counter, start: Instant) {
+    duration.set(u64::try_from(start.elapsed().as_micros()).unwrap_or(u64::MAX));
 }

@@ -22,6 +22,23 @@ pub enum Action {
     PowerButton,
 }
 
+/// `PATCH /vm`. Asking for what is so already does nothing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+#[serde(deny_unknown_fields)]
+pub struct VmStateUpdate {
+    pub state: VmState,
+}
+
+/// What a started VM can be brought to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub enum VmState {
+    /// No vCPU runs and no device works, until it is resumed.
+    Paused,
+    Resumed,
+}
+
 /// `GET /`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]

@@ -80,6 +80,7 @@ mod libc_number {
 // include/uapi/linux/kvm.h, if_tun.h
 const KVM_RUN: u32 = 0xae80;
 const KVM_GET_REGS: u32 = 0x8090_ae81;
+const KVM_KVMCLOCK_CTRL: u32 = 0xaead;
 const KVM_IRQFD: u32 = 0x4020_ae76;
 const KVM_IOEVENTFD: u32 = 0x4040_ae79;
 const TUNSETOFFLOAD: u32 = 0x4004_54d0;
@@ -182,9 +183,12 @@ const MONITOR: &[Rule] = &[
     // The sockets of vsock and console go with them; a console's new size.
     call!(unlink),
     call!(ioctl, 1: libc::TIOCSWINSZ),
-    // vCPUs are stopped with a signal, again until they have stopped.
+    // vCPUs are called out of their guest with a signal.
     call!(tgkill, 2: 34),
     call!(getpid),
+    // The guest was paused.
+    call!(ioctl, 1: KVM_KVMCLOCK_CTRL),
+    // Input that the guest does not take yet.
     call!(clock_nanosleep),
     call!(exit_group),
 ];

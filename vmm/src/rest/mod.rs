@@ -12,7 +12,7 @@ mod routes;
 mod server;
 mod table;
 
-use crate::api::{Action, Fault, Logger, Metrics, VmConfig};
+use crate::api::{Action, Fault, Logger, Metrics, VmConfig, VmState};
 use crate::vm::RunningVm;
 
 pub use server::Server;
@@ -30,6 +30,8 @@ pub enum Call {
     Configure(Box<dyn FnOnce(&mut VmConfig) -> Reply + Send>),
     /// A change of the running VM.
     Change(RunningChange),
+    /// `PATCH /vm`.
+    SetState(VmState),
     /// `PUT /actions`.
     Act(Action),
     /// `PUT /metrics`.

@@ -6,7 +6,8 @@ use super::table::{self, Parsed, Route, route};
 use super::{Call, Reply, devices};
 use crate::api::{
     ActionRequest, Balloon, BalloonStatisticsUpdate, BalloonUpdate, BootSource, Console, ConsoleSize, Drive, Entropy,
-    Identity, Logger, MachineConfig, MachineConfigPatch, Metrics, NetworkInterface, Serial, Version, VmConfig, Vsock,
+    Identity, Logger, MachineConfig, MachineConfigPatch, Metrics, NetworkInterface, Serial, Version, VmConfig,
+    VmStateUpdate, Vsock,
 };
 use crate::builder::MAX_VCPUS;
 use crate::memory::{MAX_MIB, MIN_MIB};
@@ -21,6 +22,8 @@ use crate::api::{BalloonStatistics, InstanceInfo};
 pub const ROUTES: &[Route] = &[
     route!("GET" "/" "What VM this is, and its state." => InstanceInfo, |_| Ok(Call::DescribeInstance)),
     route!("GET" "/version" "The monitor's version." => Version, |_| read(|_| Reply::json(&version()))),
+    route!("PATCH" "/vm" "Pauses or resumes the VM; after the start." (VmStateUpdate),
+        |_, update: VmStateUpdate| Ok(Call::SetState(update.state))),
     route!("GET" "/vm/config" "The whole configuration." => VmConfig, |_| read(Reply::json)),
     route!("GET" "/machine-config" "vCPUs and memory." => MachineConfig,
         |_| read(|config| Reply::json(&config.machine_config))),

@@ -4,6 +4,9 @@
 
 #![allow(dead_code)] // each test program uses another part
 
+pub mod counter;
+pub mod machine;
+
 use std::io;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};

@@ -67,7 +67,6 @@ enum Activity {
     Pending,
     Active,
     /// Stopped by us, to go on from these positions; the driver has not noticed.
-    #[allow(dead_code)] // for changes of a running VM and snapshots
     Paused(Vec<QueuePosition>),
 }
 
@@ -281,7 +280,6 @@ impl MmioTransport {
     }
 
     /// Stops the device's work so that it can go on later as if nothing had been.
-    #[allow(dead_code)] // for changes of a running VM and snapshots
     pub fn pause(&mut self) {
         if matches!(self.activity, Activity::Active) {
             let positions = self.device.deactivate();
@@ -293,7 +291,6 @@ impl MmioTransport {
     }
 
     /// Goes on after [`Self::pause`].
-    #[allow(dead_code)] // for changes of a running VM and snapshots
     pub fn resume(&mut self) {
         if let Activity::Paused(positions) = std::mem::replace(&mut self.activity, Activity::Idle) {
             self.activate_from(&positions);
@@ -301,13 +298,15 @@ impl MmioTransport {
     }
 
     /// Has `change` do something to the device, if it is a `D`, while it does not work; `change` says whether the configuration space is
-    /// another now. `None` if the device is of another type.
-    #[allow(dead_code)] // for changes of a running VM and snapshots
+    /// another now. A device that is paused stays so. `None` if the device is of another type.
     pub fn change<D: VirtioDevice, T>(&mut self, change: impl FnOnce(&mut D) -> (bool, T)) -> Option<T> {
         self.device_as::<D>()?;
+        let is_paused = matches!(self.activity, Activity::Paused(_));
         self.pause();
         let (is_config_changed, outcome) = change(self.device_as::<D>()?);
-        self.resume();
+        if !is_paused {
+            self.resume();
+        }
         if is_config_changed {
             self.generation = self.generation.wrapping_add(1);
             if self.has(VIRTIO_CONFIG_S_DRIVER_OK) {
@@ -318,14 +317,12 @@ impl MmioTransport {
     }
 
     /// The device, if it is a `D`. It may be at work.
-    #[allow(dead_code)] // for changes of a running VM and snapshots
     pub fn device_as<D: VirtioDevice>(&mut self) -> Option<&mut D> {
         let device: &mut dyn std::any::Any = &mut *self.device;
         device.downcast_mut()
     }
 
     /// What the configuration calls the device.
-    #[allow(dead_code)] // for changes of a running VM and snapshots
     pub fn device_name(&self) -> &str {
         self.device.name()
     }
@@ -611,6 +608,7 @@ mod tests {
         assert_eq!(read(&transport, VIRTIO_MMIO_CONFIG_GENERATION), before + 1);
         assert_eq!(read(&transport, VIRTIO_MMIO_INTERRUPT_STATUS), VIRTIO_MMIO_INT_CONFIG);
         transport.pause();
+        assert_eq!(transport.change(|_: &mut Recorder| (false, ())), Some(()));
         let Activity::Paused(positions) = &transport.activity else { panic!("not paused") };
         assert_eq!(positions[1], QueuePosition { next_available: 7, next_used: 5 });
         write(&mut transport, VIRTIO_MMIO_STATUS, 0);
