@@ -3,6 +3,10 @@
 //! The kernel answers requests by itself (proxy neighbours); what it cannot do is to correct the
 //! caches of those who believe the address elsewhere. RFC 5227, section 2.3, has an address announced
 //! twice, two seconds apart. Some stacks heed a request, some a reply, so both are sent.
+//!
+//! When an address moves between nodes, the old one may let go of it a moment after the new one has taken it, and
+//! answer somebody in between. Nobody who heard that answer would find the new node before the second announcement, so
+//! there is one more soon after the first.
 
 use std::collections::BTreeSet;
 use std::io;
@@ -16,8 +20,9 @@ use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
 use crate::desired::MacAddress;
 use crate::error::{Error, Result};
 
-/// `ANNOUNCE_INTERVAL` of RFC 5227, section 1.1.
-const ANNOUNCE_INTERVAL: Duration = Duration::from_secs(2);
+/// When an address is announced again, counted from the announcement before. The whole is `ANNOUNCE_INTERVAL` of RFC 5227,
+/// section 1.1.
+const AGAIN_AFTER: [Duration; 2] = [Duration::from_millis(100), Duration::from_millis(1900)];
 const ETHER_ARP: u16 = 0x0806;
 const REQUEST: u16 = 1;
 const REPLY: u16 = 2;
@@ -35,7 +40,7 @@ impl Announcer {
         *self.held() = addresses;
     }
 
-    /// Announces `addresses` now, and those still held again after the interval.
+    /// Announces `addresses` now, and those still held twice again.
     pub fn announce(&self, uplink_index: u32, mac: MacAddress, addresses: Vec<Ipv4Addr>) -> Result<()> {
         if addresses.is_empty() {
             return Ok(());
@@ -43,13 +48,15 @@ impl Announcer {
         send_all(uplink_index, mac, &addresses).map_err(Error::io("announcing elastic IPs by ARP on the uplink"))?;
         let announcer = self.clone();
         tokio::spawn(async move {
-            tokio::time::sleep(ANNOUNCE_INTERVAL).await;
-            let still_here: Vec<Ipv4Addr> = {
-                let held = announcer.held();
-                addresses.into_iter().filter(|address| held.contains(address)).collect()
-            };
-            if let Err(error) = send_all(uplink_index, mac, &still_here) {
-                tracing::warn!(%error, "the second announcement of elastic IPs failed");
+            for pause in AGAIN_AFTER {
+                tokio::time::sleep(pause).await;
+                let still_here: Vec<Ipv4Addr> = {
+                    let held = announcer.held();
+                    addresses.iter().copied().filter(|address| held.contains(address)).collect()
+                };
+                if let Err(error) = send_all(uplink_index, mac, &still_here) {
+                    tracing::warn!(%error, "announcing elastic IPs again failed");
+                }
             }
         });
         Ok(())

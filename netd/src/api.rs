@@ -20,6 +20,10 @@ pub const METADATA_ADDRESS: std::net::Ipv4Addr = std::net::Ipv4Addr::new(169, 25
 /// The address of the resolver on every segment, beside the one behind its gateway's. (EC2 User Guide, "Amazon DNS server".)
 pub const DNS_ADDRESS: std::net::Ipv4Addr = std::net::Ipv4Addr::new(169, 254, 169, 253);
 
+/// Bytes by which a VXLAN segment's MTU is below its underlay's: the outer IPv4, UDP and VXLAN headers, and the inner Ethernet
+/// header (RFC 7348, section 5).
+pub const VXLAN_OVERHEAD: u32 = 20 + 8 + 8 + 14;
+
 /// Name of the tap behind an interface.
 ///
 /// A Linux interface name has at most 15 bytes (`IFNAMSIZ` less the NUL), an interface id is
@@ -31,6 +35,12 @@ pub fn tap_name(interface_id: &str) -> String {
 /// Name of the bridge (and gateway interface) of a segment: `br` and the id's last 13 characters.
 pub fn bridge_name(segment_id: &str) -> String {
     derived_name("br", segment_id)
+}
+
+/// Name of the port by which a segment reaches other nodes: `tk` and the id's last 13 characters. Not `NIC.VID`, which
+/// may be longer than a name can be, and which a tunnel has no use for.
+pub fn trunk_port_name(segment_id: &str) -> String {
+    derived_name("tk", segment_id)
 }
 
 fn derived_name(prefix: &str, id: &str) -> String {
@@ -66,5 +76,6 @@ mod tests {
         assert!(a.len() <= 15 && b.len() <= 15);
         assert_ne!(a, b);
         assert_eq!(bridge_name("subnet-1"), "brsubnet1");
+        assert_eq!(trunk_port_name("subnet-1"), "tksubnet1");
     }
 }

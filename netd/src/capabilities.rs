@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::fs::OpenOptions;
 
+use crate::desired::Surroundings;
 use crate::{conntrack, nft};
 
 /// Name of each capability to why it is missing; an empty reason means that it is there.
@@ -15,9 +16,13 @@ pub fn detect() -> HashMap<String, String> {
         ("local".into(), tun_device()),
         ("nftables".into(), reason(nft::probe())),
         ("conntrack".into(), reason(conntrack::probe())),
-        ("vlan".into(), "this netd does not serve VLAN segments yet".into()),
-        ("vxlan".into(), "this netd does not serve VXLAN segments yet".into()),
     ])
+}
+
+/// The same of the kinds of segments that reach other nodes.
+pub fn of_trunks(around: &Surroundings) -> [(String, String); 2] {
+    let missing = |reason: Option<&String>| reason.cloned().unwrap_or_default();
+    [("vlan".into(), missing(around.trunk.as_ref().err())), ("vxlan".into(), missing(around.underlay.as_ref().err()))]
 }
 
 fn tun_device() -> String {

@@ -35,6 +35,12 @@ pub struct Daemon {
     /// The interface on the public side; it has an address already.
     #[arg(long)]
     pub uplink: LinkName,
+    /// The interface that carries VLAN segments: a switch's trunk port is at its other end. It is up and needs no address.
+    #[arg(long)]
+    pub trunk: Option<LinkName>,
+    /// The interface whose first address VXLAN segments' tunnels end at; without it, the uplink.
+    #[arg(long)]
+    pub underlay: Option<LinkName>,
     /// A name server that instances' questions about others' names are asked of; may be given again. Without it, those in
     /// the file of --resolv-conf.
     #[arg(long = "dns-upstream", value_name = "ADDRESS")]

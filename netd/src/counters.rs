@@ -1,10 +1,10 @@
-//! What is told of each interface and elastic IP by `Show`.
+//! What is told of each interface, elastic IP and trunk port by `Show`.
 
 use std::collections::BTreeMap;
 use std::time::SystemTime;
 
-use crate::api::{ElasticIpState, InterfaceState, NodeNetwork, ShowReply};
-use crate::desired::{ElasticIp, Interface, InterfaceId, Network};
+use crate::api::{ElasticIpState, InterfaceState, NodeNetwork, ShowReply, TrunkState};
+use crate::desired::{ElasticIp, Interface, InterfaceId, Network, Segment, Trunk};
 use crate::links::Observed;
 use crate::nft::Counters;
 use crate::service::unix_ns;
@@ -24,6 +24,7 @@ pub fn show(
             .map(|interface| interface_state(interface, observed, counters, leases))
             .collect(),
         elastic_ips: network.elastic_ips.values().map(|elastic| elastic_ip_state(elastic, counters)).collect(),
+        trunks: network.trunks().map(|(segment, trunk)| trunk_state(segment, trunk, observed, counters)).collect(),
     }
 }
 
@@ -59,5 +60,20 @@ fn elastic_ip_state(elastic: &ElasticIp, counters: &Counters) -> ElasticIpState 
         in_bytes: inbound.bytes,
         out_packets: outbound.packets,
         out_bytes: outbound.bytes,
+    }
+}
+
+fn trunk_state(segment: &Segment, trunk: &Trunk, observed: &Observed, counters: &Counters) -> TrunkState {
+    let link = observed.links.get(&trunk.port);
+    let traffic = link.map(|link| link.traffic).unwrap_or_default();
+    TrunkState {
+        segment: segment.id.to_string(),
+        link: trunk.port.to_string(),
+        carrier: link.is_some_and(|link| link.carrier),
+        rx_bytes: traffic.rx_bytes,
+        tx_bytes: traffic.tx_bytes,
+        rx_packets: traffic.rx_packets,
+        tx_packets: traffic.tx_packets,
+        strange_packets: counters.spoofed.get(&trunk.port).map_or(0, |counter| counter.packets),
     }
 }

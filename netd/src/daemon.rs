@@ -9,6 +9,7 @@ use tokio::time::MissedTickBehavior;
 use crate::cli::Daemon;
 use crate::dns::Upstreams;
 use crate::error::{Error, Result};
+use crate::links::{Kernel, Links, NodeLinks};
 use crate::reconcile::Reconciler;
 use crate::service::Service;
 use crate::store::Store;
@@ -20,7 +21,12 @@ pub async fn run(options: Daemon) -> Result<()> {
         true => Upstreams::File(options.resolv_conf),
         false => Upstreams::Fixed(options.dns_upstreams),
     };
-    let (reconciler, given) = Reconciler::new(options.uplink, store, upstreams);
+    let kernel = Kernel::probe(&Links::connect()?).await?;
+    for missing in [&kernel.vlan, &kernel.vxlan].into_iter().filter_map(|outcome| outcome.as_ref().err()) {
+        tracing::info!(missing, "not every kind of segment can be on this node");
+    }
+    let node_links = NodeLinks { uplink: options.uplink, trunk: options.trunk, underlay: options.underlay, kernel };
+    let (reconciler, given) = Reconciler::new(node_links, store, upstreams);
     let reconciler = Arc::new(reconciler);
     let recorder = reconciler.clone();
     tokio::spawn(async move { recorder.record_leases(given).await });

@@ -38,6 +38,10 @@ pub enum Error {
     #[error("the link `{name}` exists and is not netd's; rename or remove it")]
     ForeignLink { name: String },
 
+    /// The kernel has each VLAN of an interface, and each VXLAN, once.
+    #[error("{0} belongs to a link that is not netd's; remove that link, or give the segment another number")]
+    WireTaken(String),
+
     #[error("{0}")]
     Internal(String),
 }
@@ -78,7 +82,7 @@ impl From<Error> for tonic::Status {
         let message = error.to_string();
         match error {
             Error::Invalid(_) => Self::invalid_argument(message),
-            Error::OlderGeneration { .. } | Error::NoUplink(_) | Error::ForeignLink { .. } => {
+            Error::OlderGeneration { .. } | Error::NoUplink(_) | Error::ForeignLink { .. } | Error::WireTaken(_) => {
                 Self::failed_precondition(message)
             }
             _ => Self::internal(message),

@@ -7,7 +7,7 @@
 //! 1. what is gone is closed (taps first), segments are made;
 //! 2. the nftables transaction: from here on, rules and maps are the new ones for every packet;
 //! 3. flows that contradict the new maps end;
-//! 4. the uplink answers for new addresses, new taps open;
+//! 4. the uplink answers for new addresses, new taps and trunk ports open;
 //! 5. new addresses are announced, DHCP and DNS learn of their clients.
 
 use std::collections::BTreeMap;
@@ -21,7 +21,7 @@ use crate::api::NodeNetwork;
 use crate::desired::{InterfaceId, LinkName, Network};
 use crate::dhcp::{Given, Servers};
 use crate::error::{Error, Result};
-use crate::links::{Links, Observed, Plan, Step, Uplink, plan};
+use crate::links::{Ground, Links, NodeLinks, Observed, Plan, Site, Step, Uplink, plan};
 use crate::store::Store;
 use crate::{conntrack, dns, nft, sysctl};
 
@@ -52,7 +52,7 @@ struct State {
 }
 
 pub struct Reconciler {
-    uplink: LinkName,
+    node_links: NodeLinks,
     store: Store,
     announcer: Announcer,
     state: Mutex<State>,
@@ -70,7 +70,11 @@ pub struct Outcome {
 
 impl Reconciler {
     /// `given` of the second value brings the leases; [`Self::record_leases`] must be run on it.
-    pub fn new(uplink: LinkName, store: Store, upstreams: dns::Upstreams) -> (Self, mpsc::UnboundedReceiver<Given>) {
+    pub fn new(
+        node_links: NodeLinks,
+        store: Store,
+        upstreams: dns::Upstreams,
+    ) -> (Self, mpsc::UnboundedReceiver<Given>) {
         let (sender, given) = mpsc::unbounded_channel();
         let state = State {
             current: None,
@@ -79,7 +83,7 @@ impl Reconciler {
             flows_checked: false,
         };
         let reconciler = Self {
-            uplink,
+            node_links,
             store,
             announcer: Announcer::default(),
             state: Mutex::new(state),
@@ -94,8 +98,8 @@ impl Reconciler {
         let start = std::time::Instant::now();
         let mut state = self.state.lock().await;
         let links = Links::connect()?;
-        let uplink = links.uplink(&self.uplink).await?;
-        let network = Network::parse(&message, &uplink.addresses)?;
+        let site = links.site(&self.node_links).await?;
+        let network = Network::parse(&message, &site.around)?;
         if let Some(current) = &state.current {
             self.check_generation(message.generation, current.message.generation)?;
         }
@@ -103,7 +107,7 @@ impl Reconciler {
             self.store.save(&message)?;
             state.current = Some(Current { message, network: network.clone() });
         }
-        let changed = self.converge(&mut state, &links, &network, &uplink).await?;
+        let changed = self.converge(&mut state, &links, &network, &site).await?;
         Ok(Outcome { generation: network.generation, changed, took: start.elapsed() })
     }
 
@@ -116,17 +120,20 @@ impl Reconciler {
 
     /// Takes up the stored network, if there is one. Called once, before the first call is served.
     pub async fn restore(&self) -> Result<()> {
+        self.take_up(&mut *self.state.lock().await).await
+    }
+
+    /// What the network stands on may not be there yet: then it is taken up later (see [`Self::mend`]).
+    async fn take_up(&self, state: &mut State) -> Result<()> {
         let Some(message) = self.store.load()? else { return Ok(()) };
-        let mut state = self.state.lock().await;
-        // The uplink may not be there yet; what depends on it is checked when it is.
-        let addresses = match Links::connect()?.uplink(&self.uplink).await {
-            Ok(uplink) => uplink.addresses,
+        let around = match Links::connect()?.site(&self.node_links).await {
+            Ok(site) => site.around,
             Err(Error::NoUplink(_)) => Default::default(),
             Err(error) => return Err(error),
         };
-        match Network::parse(&message, &addresses) {
+        match Network::parse(&message, &around) {
             Ok(network) => state.current = Some(Current { message, network }),
-            Err(error) => tracing::error!(%error, "the stored network can no longer be; waiting for another"),
+            Err(error) => tracing::error!(%error, "the stored network cannot be now; waiting for what it needs"),
         }
         Ok(())
     }
@@ -134,10 +141,19 @@ impl Reconciler {
     /// Makes the kernel equal to the desired network again, whatever happened to it.
     pub async fn mend(&self) -> Result<bool> {
         let mut state = self.state.lock().await;
-        let Some(current) = state.current.clone() else { return Ok(false) };
+        if state.current.is_none() {
+            self.take_up(&mut state).await?;
+        }
+        let Some(current) = &mut state.current else { return Ok(false) };
         let links = Links::connect()?;
-        let uplink = links.uplink(&self.uplink).await?;
-        self.converge(&mut state, &links, &current.network, &uplink).await
+        let site = links.site(&self.node_links).await?;
+        // The node's own addresses may be others than when the network was handed over.
+        match Network::parse(&current.message, &site.around) {
+            Ok(network) => current.network = network,
+            Err(error) => tracing::warn!(%error, "the network could no longer be handed over as it is"),
+        }
+        let network = current.network.clone();
+        self.converge(&mut state, &links, &network, &site).await
     }
 
     async fn converge(
@@ -145,10 +161,10 @@ impl Reconciler {
         state: &mut MutexGuard<'_, State>,
         links: &Links,
         network: &Network,
-        uplink: &Uplink,
+        site: &Site,
     ) -> Result<bool> {
         let observed = links.observe().await?;
-        let plan = plan(network, &observed, uplink.index)?;
+        let plan = plan(network, &observed, site.ground)?;
         self.announcer.hold(network.elastic_ips.keys().copied().collect());
 
         perform(links, &plan.before_rules).await?;
@@ -157,9 +173,9 @@ impl Reconciler {
             self.end_stale_flows(network).await?;
             state.flows_checked = true;
         }
-        let settings_changed = sysctl::apply(network, &self.uplink)?;
+        let settings_changed = sysctl::apply(network, self.uplink_name())?;
         perform(links, &plan.after_rules).await?;
-        self.announce(&plan, uplink)?;
+        self.announce(&plan, &site.uplink)?;
 
         // Links that were made have an index only now.
         let observed = if plan.is_empty() { observed } else { links.observe().await? };
@@ -174,7 +190,7 @@ impl Reconciler {
     }
 
     async fn apply_rules(&self, network: &Network) -> Result<bool> {
-        let (network, uplink) = (network.clone(), self.uplink.to_string());
+        let (network, uplink) = (network.clone(), self.uplink_name().to_string());
         off_thread(move || nft::apply(&network, &uplink)).await
     }
 
@@ -238,8 +254,12 @@ impl Reconciler {
         state.current.clone().map(|current| (current.message, current.network))
     }
 
-    pub fn uplink_name(&self) -> &LinkName {
-        &self.uplink
+    pub fn node_links(&self) -> &NodeLinks {
+        &self.node_links
+    }
+
+    fn uplink_name(&self) -> &LinkName {
+        &self.node_links.uplink
     }
 }
 
@@ -259,7 +279,7 @@ pub async fn clean(links: &Links) -> Result<bool> {
     let observed = links.observe().await?;
     let nothing = Network::default();
     // No link has index 0, so that every proxy entry is another link's and goes.
-    let plan = plan(&nothing, &observed, 0)?;
+    let plan = plan(&nothing, &observed, Ground { uplink: 0, trunk: None })?;
     perform(links, &plan.before_rules).await?;
     let had_tables = off_thread(nft::clean).await?;
     Ok(had_tables || !plan.is_empty())

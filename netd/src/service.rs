@@ -115,13 +115,20 @@ impl Network for Service {
     }
 
     async fn capabilities(&self, _request: Request<CapabilitiesRequest>) -> Reply<CapabilitiesReply> {
-        let uplink = Links::connect()?.uplink(self.reconciler.uplink_name()).await?;
-        let capabilities: HashMap<String, String> = off_thread(|| Ok(capabilities::detect())).await?;
+        let site = Links::connect()?.site(self.reconciler.node_links()).await?;
+        let around = &site.around;
+        let mut capabilities: HashMap<String, String> = off_thread(|| Ok(capabilities::detect())).await?;
+        capabilities.extend(capabilities::of_trunks(around));
         Ok(Response::new(CapabilitiesReply {
             version: env!("CARGO_PKG_VERSION").to_owned(),
-            uplink: uplink.addresses.name,
-            uplink_address: uplink.addresses.addresses.first().map_or_else(String::new, ToString::to_string),
+            uplink: around.uplink.name.clone(),
+            uplink_address: around.uplink.addresses.first().map_or_else(String::new, ToString::to_string),
             capabilities,
+            trunk: around.trunk.as_ref().map_or_else(|_| String::new(), |trunk| trunk.name.to_string()),
+            underlay_address: around
+                .underlay
+                .as_ref()
+                .map_or_else(|_| String::new(), |underlay| underlay.address.to_string()),
         }))
     }
 

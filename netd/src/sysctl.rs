@@ -46,6 +46,7 @@ pub fn apply(network: &Network, uplink: &LinkName) -> Result<bool> {
         settings.extend(bridge_settings(&segment.bridge));
     }
     settings.extend(network.interfaces.values().map(|interface| no_ipv6_setting(&interface.tap)));
+    settings.extend(network.trunks().map(|(_, trunk)| no_ipv6_setting(&trunk.port)));
     let mut changed = false;
     for setting in &settings {
         changed |= write(setting)?;

@@ -279,5 +279,5 @@ fn capabilities_name_what_is_missing() {
     for there in ["local", "nftables", "conntrack"] {
         assert_eq!(reply.capabilities[there], "", "{there}");
     }
-    assert!(reply.capabilities["vlan"].contains("VLAN"));
+    assert!(reply.capabilities["vlan"].contains("--trunk"));
 }

@@ -147,6 +147,7 @@ impl Surroundings<'_> {
             interfaces: here.iter().map(|one| self.interface(one)).collect(),
             elastic_ips: here.iter().filter_map(|one| self.elastic_ip(one)).collect(),
             public_pools: config.public_pools.iter().map(ToString::to_string).collect(),
+            remotes: Vec::new(),
         })
     }
 

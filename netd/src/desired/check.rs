@@ -5,7 +5,7 @@ use std::fmt::Display;
 use std::net::Ipv4Addr;
 
 use super::parse::is_host_of;
-use super::{ElasticIp, Interface, InvalidNetwork, Network, Segment, SegmentId, UplinkAddresses};
+use super::{ElasticIp, Interface, InvalidNetwork, Network, Segment, SegmentId, UplinkAddresses, Wire};
 use crate::api::METADATA_ADDRESS;
 use crate::dns;
 
@@ -26,6 +26,9 @@ impl Network {
             self.interfaces.values().map(|interface| (&interface.segment, interface.ipv4)).collect();
         for elastic in self.elastic_ips.values() {
             self.check_elastic_ip(elastic, uplink, &held)?;
+        }
+        for remote in self.remotes.values() {
+            self.check_remote(remote)?;
         }
         self.check_overlaps()?;
         self.check_used_once()
@@ -127,8 +130,18 @@ impl Network {
         let interfaces = || self.interfaces.values();
         used_once(segments().map(|s| (&s.bridge, segment_item(s))), "the bridge name")?;
         used_once(interfaces().map(|i| (&i.tap, interface_item(i))), "the tap name")?;
-        used_once(interfaces().map(|i| (i.mac, interface_item(i))), "the MAC")?;
-        used_once(interfaces().map(|i| (i.ipv4, interface_item(i))), "the address")?;
+        let remotes = || self.remotes.values().map(|remote| (remote, format!("remote interface {}", remote.id)));
+        let macs = remotes().map(|(remote, item)| (remote.mac, item));
+        used_once(interfaces().map(|i| (i.mac, interface_item(i))).chain(macs), "the MAC")?;
+        let addresses = remotes().map(|(remote, item)| (remote.ipv4, item));
+        used_once(interfaces().map(|i| (i.ipv4, interface_item(i))).chain(addresses), "the address")?;
+        let ports = self.trunks().map(|(segment, trunk)| (&trunk.port, segment_item(segment)));
+        used_once(ports, "the trunk port name")?;
+        let wires = self.trunks().map(|(segment, trunk)| match trunk.wire {
+            Wire::Vlan { vid } => (format!("VID {vid}"), segment_item(segment)),
+            Wire::Vxlan { vni, .. } => (format!("VNI {vni}"), segment_item(segment)),
+        });
+        used_once(wires, "the wire")?;
         used_once(
             self.elastic_ips.values().map(|e| (e.private, format!("elastic IP {}", e.public))),
             "the private address",
@@ -181,9 +194,9 @@ fn used_once<K: Ord + Display>(uses: impl Iterator<Item = (K, String)>, what: &s
 
 #[cfg(test)]
 mod tests {
-    use crate::api::{self, segment::Kind};
+    use crate::api;
     use crate::desired::Network;
-    use crate::desired::testing::{self, uplink};
+    use crate::desired::testing::{self, surroundings};
     use proptest::prelude::*;
 
     /// One instance, with an elastic IP.
@@ -206,7 +219,7 @@ mod tests {
     fn refusal(change: impl FnOnce(&mut api::NodeNetwork)) -> String {
         let mut message = good();
         change(&mut message);
-        Network::parse(&message, &uplink()).expect_err("it should be refused").to_string()
+        Network::parse(&message, &surroundings()).expect_err("it should be refused").to_string()
     }
 
     #[test]
@@ -217,7 +230,7 @@ mod tests {
 
     #[test]
     fn a_good_network_is_taken() {
-        let network = Network::parse(&good(), &uplink()).unwrap();
+        let network = Network::parse(&good(), &surroundings()).unwrap();
         assert_eq!(network.segments.values().next().unwrap().mtu, 1500);
         assert_eq!(network.interfaces.values().next().unwrap().tap.as_str(), "tpeni1");
     }
@@ -265,12 +278,6 @@ mod tests {
     }
 
     #[test]
-    fn a_kind_that_is_not_served_says_what_is_missing() {
-        let message = refusal(|n| n.segments[0].kind = Some(Kind::Vlan(api::VlanSegment { vid: 7 })));
-        assert!(message.contains("VID 7") && message.contains("trunk"), "{message}");
-    }
-
-    #[test]
     fn ids_whose_links_would_share_a_name_are_refused() {
         let message = refusal(|n| {
             n.interfaces.push(interface("eni-a0000000000001", "02:00:00:00:01:02", "172.31.0.5"));
@@ -292,7 +299,7 @@ mod tests {
             message.interfaces[0].ipv4 = ipv4.clone();
             message.elastic_ips[0].private_ip = ipv4;
             message.elastic_ips[0].public_ip = public;
-            if let Ok(network) = Network::parse(&message, &uplink()) {
+            if let Ok(network) = Network::parse(&message, &surroundings()) {
                 let segment = network.segments.values().next().unwrap();
                 let interface = network.interfaces.values().next().unwrap();
                 let elastic = network.elastic_ips.values().next().unwrap();

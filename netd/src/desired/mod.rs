@@ -9,6 +9,7 @@ mod check;
 mod parse;
 #[cfg(test)]
 pub(crate) mod testing;
+mod trunk;
 mod types;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -16,6 +17,7 @@ use std::net::Ipv4Addr;
 
 use ipnet::Ipv4Net;
 
+pub use trunk::{RemoteInterface, Surroundings, Trunk, TrunkLink, Underlay, UplinkAddresses, VlanId, Vni, Wire};
 pub use types::{InterfaceId, LinkName, MAX_LINK_NAME, MacAddress, SegmentId, VpcId};
 
 /// Why a desired network was refused: the item, and what to do about it.
@@ -43,10 +45,11 @@ pub struct Network {
     /// By public address.
     pub elastic_ips: BTreeMap<Ipv4Addr, ElasticIp>,
     pub public_pools: Vec<Ipv4Net>,
+    /// Interfaces on other nodes.
+    pub remotes: BTreeMap<InterfaceId, RemoteInterface>,
 }
 
-/// A layer-2 segment: one subnet as seen from this node. Only `local` segments exist so far, so
-/// there is no kind to keep.
+/// A layer-2 segment: one subnet as seen from this node.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Segment {
     pub id: SegmentId,
@@ -64,6 +67,8 @@ pub struct Segment {
     pub domain: Option<String>,
     /// The bridge that is the segment on this node.
     pub bridge: LinkName,
+    /// How it reaches other nodes; none of a local segment.
+    pub trunk: Option<Trunk>,
 }
 
 /// One network interface of one instance, behind one tap.
@@ -90,14 +95,6 @@ pub struct ElasticIp {
     pub segment: SegmentId,
 }
 
-/// What the checks must know of the node: the public side's interface and its own addresses.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct UplinkAddresses {
-    pub name: String,
-    /// The interface's IPv4 addresses with their networks.
-    pub addresses: Vec<Ipv4Net>,
-}
-
 impl Network {
     /// The addresses of instances on a segment, with their interfaces.
     pub fn interfaces_of<'a>(&'a self, segment: &'a SegmentId) -> impl Iterator<Item = &'a Interface> + 'a {
@@ -109,9 +106,10 @@ impl Network {
         &self.segments[segment].bridge
     }
 
-    /// The private addresses that instances hold.
+    /// The private addresses that instances hold, here and on other nodes.
     pub fn private_addresses(&self) -> BTreeSet<Ipv4Addr> {
-        self.interfaces.values().map(|interface| interface.ipv4).collect()
+        let remotes = self.remotes.values().map(|remote| remote.ipv4);
+        self.interfaces.values().map(|interface| interface.ipv4).chain(remotes).collect()
     }
 
     /// True when `address` is in one of the pools for elastic IPs.

@@ -9,11 +9,10 @@ use std::str::FromStr;
 
 use ipnet::Ipv4Net;
 
-use super::{ElasticIp, Interface, InvalidNetwork, LinkName, Network, Segment, UplinkAddresses};
+use super::trunk::{parse_kind, parse_remote};
+use super::{ElasticIp, Interface, InvalidNetwork, LinkName, Network, Segment, Surroundings};
 use crate::api;
 
-/// MTU of a segment that names none.
-const DEFAULT_MTU: u32 = 1500;
 /// Smallest datagram that every IPv4 host must take (RFC 791, section 3.1).
 const MIN_MTU: u32 = 576;
 /// EC2's jumbo frames are 9001 bytes; switches call 9216 the limit.
@@ -25,11 +24,11 @@ type Result<T> = std::result::Result<T, InvalidNetwork>;
 
 impl Network {
     /// Parses and checks the whole network, or names the first item that cannot be.
-    pub fn parse(message: &api::NodeNetwork, uplink: &UplinkAddresses) -> Result<Self> {
+    pub fn parse(message: &api::NodeNetwork, around: &Surroundings) -> Result<Self> {
         let network = Self {
             generation: message.generation,
             segments: unique(&message.segments, "segment", |segment| {
-                parse_segment(segment).map(|segment| (segment.id.clone(), segment))
+                parse_segment(segment, around).map(|segment| (segment.id.clone(), segment))
             })?,
             interfaces: unique(&message.interfaces, "interface", |interface| {
                 parse_interface(interface).map(|interface| (interface.id.clone(), interface))
@@ -42,8 +41,11 @@ impl Network {
                 .iter()
                 .map(|pool| parse_network(&format!("public pool {pool}"), pool))
                 .collect::<Result<_>>()?,
+            remotes: unique(&message.remotes, "remote interface", |remote| {
+                parse_remote(remote).map(|remote| (remote.id.clone(), remote))
+            })?,
         };
-        network.check(uplink)?;
+        network.check(&around.uplink)?;
         Ok(network)
     }
 }
@@ -64,30 +66,10 @@ fn unique<M, K: Ord + Display + Clone, V>(
     Ok(parsed)
 }
 
-fn parse_segment(message: &api::Segment) -> Result<Segment> {
+fn parse_segment(message: &api::Segment, around: &Surroundings) -> Result<Segment> {
     let item = format!("segment {}", message.id);
-    match &message.kind {
-        Some(api::segment::Kind::Local(_)) => {}
-        Some(api::segment::Kind::Vlan(vlan)) => {
-            return Err(InvalidNetwork::new(
-                item,
-                format!(
-                    "kind vlan (VID {}) needs a trunk port, which this netd cannot serve yet; use kind local",
-                    vlan.vid
-                ),
-            ));
-        }
-        Some(api::segment::Kind::Vxlan(vxlan)) => {
-            return Err(InvalidNetwork::new(
-                item,
-                format!(
-                    "kind vxlan (VNI {}) needs a tunnel, which this netd cannot serve yet; use kind local",
-                    vxlan.vni
-                ),
-            ));
-        }
-        None => return Err(InvalidNetwork::new(item, "has no kind; use kind local")),
-    }
+    let carried = parse_kind(message, around)?;
+    let largest_mtu = carried.largest_mtu.min(MAX_MTU);
     Ok(Segment {
         id: field(&item, "id", &message.id)?,
         vpc: field(&item, "vpc", &message.vpc)?,
@@ -95,10 +77,10 @@ fn parse_segment(message: &api::Segment) -> Result<Segment> {
         gateway: field(&item, "gateway", &message.gateway)?,
         gateway_mac: field(&item, "gateway_mac", &message.gateway_mac)?,
         mtu: match message.mtu {
-            0 => DEFAULT_MTU,
-            mtu if (MIN_MTU..=MAX_MTU).contains(&mtu) => mtu,
+            0 => carried.default_mtu,
+            mtu if (MIN_MTU..=largest_mtu).contains(&mtu) => mtu,
             mtu => {
-                return Err(InvalidNetwork::new(item, format!("mtu {mtu} is outside of {MIN_MTU} to {MAX_MTU}")));
+                return Err(InvalidNetwork::new(item, format!("mtu {mtu} is outside of {MIN_MTU} to {largest_mtu}")));
             }
         },
         dns_servers: fields(&item, "dns_servers", &message.dns_servers)?,
@@ -106,6 +88,7 @@ fn parse_segment(message: &api::Segment) -> Result<Segment> {
         vpc_networks: message.vpc_cidrs.iter().map(|cidr| parse_network(&item, cidr)).collect::<Result<_>>()?,
         domain: parse_domain(&item, "domain", &message.domain)?,
         bridge: link_name(&item, &api::bridge_name(&message.id))?,
+        trunk: carried.trunk,
     })
 }
 
@@ -143,15 +126,15 @@ fn parse_elastic_ip(message: &api::ElasticIp) -> Result<ElasticIp> {
 }
 
 /// Parses one member of an item; the error names both.
-fn field<T: FromStr<Err: Display>>(item: &str, name: &str, text: &str) -> Result<T> {
+pub(super) fn field<T: FromStr<Err: Display>>(item: &str, name: &str, text: &str) -> Result<T> {
     text.parse().map_err(|error| InvalidNetwork::new(item, format!("{name} `{text}`: {error}")))
 }
 
-fn fields<T: FromStr<Err: Display>>(item: &str, name: &str, texts: &[String]) -> Result<Vec<T>> {
+pub(super) fn fields<T: FromStr<Err: Display>>(item: &str, name: &str, texts: &[String]) -> Result<Vec<T>> {
     texts.iter().map(|text| field(item, name, text)).collect()
 }
 
-fn link_name(item: &str, name: &str) -> Result<LinkName> {
+pub(super) fn link_name(item: &str, name: &str) -> Result<LinkName> {
     name.parse().map_err(|error: String| InvalidNetwork::new(item, error))
 }
 

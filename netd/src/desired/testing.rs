@@ -1,8 +1,9 @@
-//! A small network for unit tests: two instances on one segment, the first with an elastic IP.
+//! Small networks for unit tests.
 
 use crate::api::{self, segment::Kind};
-use crate::desired::{Network, UplinkAddresses};
+use crate::desired::{Network, Surroundings, TrunkLink, Underlay, UplinkAddresses};
 
+/// Two instances on one segment, the first with an elastic IP.
 pub fn message() -> api::NodeNetwork {
     let interface = |id: &str, mac: &str, ipv4: &str| api::Interface {
         id: id.into(),
@@ -36,13 +37,42 @@ pub fn message() -> api::NodeNetwork {
             segment: "subnet-1".into(),
         }],
         public_pools: vec!["198.51.100.128/25".into()],
+        ..Default::default()
     }
 }
 
-pub fn uplink() -> UplinkAddresses {
-    UplinkAddresses { name: "pub0".into(), addresses: vec!["198.51.100.2/24".parse().unwrap()] }
+/// The same segment as VLAN 7, a second one as VXLAN 5001, and an instance of another node on each.
+pub fn trunk_message() -> api::NodeNetwork {
+    let mut message = message();
+    message.segments[0].kind = Some(Kind::Vlan(api::VlanSegment { vid: 7 }));
+    message.segments.push(api::Segment {
+        id: "subnet-2".into(),
+        cidr: "172.31.16.0/20".into(),
+        gateway: "172.31.16.1".into(),
+        kind: Some(Kind::Vxlan(api::VxlanSegment { vni: 5001, peers: vec!["10.9.0.2".into(), "10.9.0.3".into()] })),
+        ..message.segments[0].clone()
+    });
+    let remote = |n: u8, segment: &str, ipv4: &str| api::RemoteInterface {
+        id: format!("eni-9{n}"),
+        segment: segment.into(),
+        mac: format!("02:00:00:00:09:{n:02x}"),
+        ipv4: ipv4.into(),
+        node: "10.9.0.2".into(),
+        ..Default::default()
+    };
+    message.remotes = vec![remote(1, "subnet-1", "172.31.0.200"), remote(2, "subnet-2", "172.31.16.200")];
+    message
+}
+
+/// A node that can carry everything.
+pub fn surroundings() -> Surroundings {
+    Surroundings {
+        uplink: UplinkAddresses { name: "pub0".into(), addresses: vec!["198.51.100.2/24".parse().unwrap()] },
+        trunk: Ok(TrunkLink { name: "trunk0".parse().unwrap(), mtu: 1500 }),
+        underlay: Ok(Underlay { address: "10.9.0.1".parse().unwrap(), mtu: 1500 }),
+    }
 }
 
 pub fn network() -> Network {
-    Network::parse(&message(), &uplink()).unwrap()
+    Network::parse(&message(), &surroundings()).unwrap()
 }

@@ -4,27 +4,32 @@
 //! * `plan.rs`: from desired and observed to the list of steps between them; a pure function.
 //! * `perform.rs`: does one step.
 //! * `tap.rs`: makes a persistent tap, which rtnetlink cannot.
+//! * `trunk.rs`: makes a trunk port, and tells a VXLAN which node a MAC is on.
+//! * `ground.rs`: the node's own interfaces: uplink, trunk, underlay.
 //!
 //! What is netd's is told by the link's *group* ([`GROUP`]), which is set in the same request that
 //! makes the link, so that no crash leaves a link without its mark; routes and proxy neighbours
 //! carry netd's *protocol* ([`PROTOCOL`]). Nothing else is ever changed or removed.
 
+mod ground;
 mod observed;
 mod perform;
 mod plan;
 mod tap;
+mod trunk;
 
 use futures::TryStreamExt;
 use netlink_packet_route::route::RouteProtocol;
 use rtnetlink::Handle;
 
-use crate::desired::{LinkName, MacAddress, UplinkAddresses};
+use crate::desired::LinkName;
 use crate::error::{Error, Result};
 
+pub use ground::{Kernel, NodeLinks, Site, Uplink};
 #[cfg(test)]
 pub use observed::Traffic;
-pub use observed::{Link, LinkKind, Observed};
-pub use plan::{Plan, Step, plan};
+pub use observed::{Link, LinkKind, Observed, PortOf};
+pub use plan::{Ground, Plan, Step, plan};
 pub use tap::{TapOptions, create as create_tap};
 
 /// The link group of netd's bridges and taps: "mall" in ASCII.
@@ -34,14 +39,8 @@ pub const GROUP: u32 = u32::from_be_bytes(*b"mall");
 /// (`include/uapi/linux/rtnetlink.h`, `RTPROT_*`).
 pub const PROTOCOL: RouteProtocol = RouteProtocol::Other(109);
 
-/// The interface on the public side.
-#[derive(Debug, Clone)]
-pub struct Uplink {
-    pub index: u32,
-    /// None on a link without Ethernet, which needs no ARP.
-    pub mac: Option<MacAddress>,
-    pub addresses: UplinkAddresses,
-}
+/// The UDP port of VXLAN (RFC 7348, section 5); Linux's own default is an older one.
+pub const VXLAN_PORT: u16 = 4789;
 
 /// A connection to the kernel's rtnetlink, in the network namespace of the thread that made it. It
 /// costs a socket, so each piece of work opens its own, and none inherits another's broken one.
@@ -71,14 +70,6 @@ impl Links {
             Err(error) if is_errno(&error, libc::ENODEV) => Ok(None),
             Err(error) => Err(Error::link(format!("looking for {name}"))(error)),
         }
-    }
-
-    /// The uplink as it is now.
-    pub async fn uplink(&self, name: &LinkName) -> Result<Uplink> {
-        let index = self.index_of(name).await?.ok_or_else(|| Error::NoUplink(name.to_string()))?;
-        let addresses = self.addresses_of(index).await?;
-        let mac = self.mac_of(index).await?;
-        Ok(Uplink { index, mac, addresses: UplinkAddresses { name: name.to_string(), addresses } })
     }
 }
 

@@ -9,7 +9,8 @@ use netlink_packet_core::Nla;
 use netlink_packet_route::AddressFamily;
 use netlink_packet_route::address::AddressAttribute;
 use netlink_packet_route::link::{
-    InfoBridgePort, InfoData, InfoKind, InfoPortData, InfoTun, LinkAttribute, LinkFlags, LinkInfo, LinkMessage,
+    InfoBridgePort, InfoData, InfoKind, InfoPortData, InfoTun, InfoVlan, InfoVxlan, LinkAttribute, LinkFlags, LinkInfo,
+    LinkMessage,
 };
 use netlink_packet_route::neighbour::{
     NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState,
@@ -17,8 +18,8 @@ use netlink_packet_route::neighbour::{
 use netlink_packet_route::route::{RouteAddress, RouteAttribute, RouteMessage};
 use rtnetlink::RouteMessageBuilder;
 
-use super::{GROUP, Links, PROTOCOL};
-use crate::desired::{LinkName, MacAddress};
+use super::{GROUP, Links, PROTOCOL, VXLAN_PORT};
+use crate::desired::{LinkName, MacAddress, VlanId, Vni, Wire};
 use crate::error::{Error, Result};
 
 // Attributes of a tun device (`include/uapi/linux/if_link.h`, `IFLA_TUN_*`).
@@ -28,14 +29,18 @@ const TUN_MULTI_QUEUE: u16 = 7;
 /// What of the kernel's network concerns netd.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Observed {
-    /// netd's own bridges and taps.
+    /// netd's own bridges, taps and trunk ports.
     pub links: BTreeMap<LinkName, Link>,
     /// Names of all other links.
     pub foreign: BTreeSet<String>,
     /// Addresses on netd's bridges.
     pub addresses: BTreeSet<(LinkName, Ipv4Net)>,
-    /// Static forwarding entries of netd's taps.
+    /// Static forwarding entries of netd's ports.
     pub forwarding: BTreeSet<(LinkName, MacAddress)>,
+    /// Which node a MAC is on, by the VXLAN port that leads there.
+    pub tunnels: BTreeMap<(LinkName, MacAddress), Ipv4Addr>,
+    /// The nodes that a VXLAN port sends broadcasts to.
+    pub floods: BTreeSet<(LinkName, Ipv4Addr)>,
     /// Permanent neighbours on netd's bridges.
     pub neighbours: BTreeMap<(LinkName, Ipv4Addr), MacAddress>,
     /// netd's host routes: to a public address, by way of a bridge.
@@ -49,6 +54,8 @@ pub struct Observed {
 pub struct Link {
     pub index: u32,
     pub kind: LinkKind,
+    /// Of a port: where it is one.
+    pub port: Option<PortOf>,
     pub mac: [u8; 6],
     pub mtu: u32,
     pub alias: Option<String>,
@@ -64,12 +71,21 @@ pub enum LinkKind {
     Tap {
         owner: Option<u32>,
         multi_queue: bool,
-        /// The bridge it is a port of.
-        bridge: Option<LinkName>,
-        /// The port neither learns source addresses nor gets frames for unknown ones.
-        pinned: bool,
+    },
+    Trunk {
+        wire: Wire,
+        /// Index of the interface that a VLAN lies on.
+        lower: Option<u32>,
     },
     Other,
+}
+
+/// A port's place on a bridge of netd's.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PortOf {
+    pub bridge: LinkName,
+    /// The port neither learns source addresses nor gets frames for unknown ones.
+    pub pinned: bool,
 }
 
 /// Counters of a link, as the node sees it.
@@ -139,16 +155,6 @@ impl Links {
         Ok(addresses)
     }
 
-    /// The Ethernet address of one link.
-    pub(super) async fn mac_of(&self, index: u32) -> Result<Option<MacAddress>> {
-        let mut messages = self.handle.link().get().match_index(index).execute();
-        let message = messages.try_next().await.map_err(Error::link("reading the uplink"))?;
-        Ok(message.into_iter().flat_map(|message| message.attributes).find_map(|attribute| match attribute {
-            LinkAttribute::Address(bytes) => MacAddress::new(bytes.try_into().ok()?),
-            _ => None,
-        }))
-    }
-
     async fn observe_forwarding(&self, own: &BTreeMap<u32, LinkName>, observed: &mut Observed) -> Result<()> {
         let request = self.handle.neighbours().get().set_address_family(AddressFamily::Bridge);
         let mut entries = request.execute();
@@ -160,13 +166,8 @@ impl Links {
                 Err(error) if super::is_errno(&error, libc::EOPNOTSUPP) => return Ok(()),
                 Err(error) => return Err(Error::link("listing bridge forwarding entries")(error)),
             };
-            // `Noarp` is a static entry; `Permanent` is the port's own address.
-            let fixed = message.header.state == NeighbourState::Noarp;
-            let untagged = !message.attributes.iter().any(|attribute| matches!(attribute, NeighbourAttribute::Vlan(_)));
-            if let (Some(name), Some(mac), true) =
-                (own.get(&message.header.ifindex), link_layer_address(&message), fixed && untagged)
-            {
-                observed.forwarding.insert((name.clone(), mac));
+            if let Some(name) = own.get(&message.header.ifindex) {
+                observed.add_forwarding(name, &message);
             }
         }
     }
@@ -210,6 +211,23 @@ impl Links {
     }
 }
 
+impl Observed {
+    /// Takes up one entry of the forwarding tables. The bridges' and the VXLANs' come in one list; only an entry of a
+    /// VXLAN's has a destination.
+    fn add_forwarding(&mut self, name: &LinkName, message: &NeighbourMessage) {
+        let tagged = message.attributes.iter().any(|attribute| matches!(attribute, NeighbourAttribute::Vlan(_)));
+        // `Noarp` is a static entry; `Permanent` is the port's own address.
+        let fixed = message.header.state == NeighbourState::Noarp && !tagged;
+        match (link_layer_address(message), destination(message)) {
+            (Some(mac), Some(node)) => drop(self.tunnels.insert((name.clone(), mac), node)),
+            // All zeros, which is no host's address, stands for everybody.
+            (None, Some(node)) => drop(self.floods.insert((name.clone(), node))),
+            (Some(mac), None) if fixed => drop(self.forwarding.insert((name.clone(), mac))),
+            _ => {}
+        }
+    }
+}
+
 fn link_name(message: &LinkMessage) -> String {
     message
         .attributes
@@ -229,6 +247,7 @@ fn read_link(message: &LinkMessage, own: &BTreeMap<u32, LinkName>) -> Link {
     let mut link = Link {
         index: message.header.index,
         kind: LinkKind::Other,
+        port: None,
         mac: [0; 6],
         mtu: 0,
         alias: None,
@@ -236,7 +255,7 @@ fn read_link(message: &LinkMessage, own: &BTreeMap<u32, LinkName>) -> Link {
         carrier: false,
         traffic: Traffic::default(),
     };
-    let mut controller = None;
+    let (mut controller, mut lower) = (None, None);
     let mut infos: &[LinkInfo] = &[];
     for attribute in &message.attributes {
         match attribute {
@@ -245,6 +264,7 @@ fn read_link(message: &LinkMessage, own: &BTreeMap<u32, LinkName>) -> Link {
             LinkAttribute::IfAlias(alias) => link.alias = Some(alias.clone()),
             LinkAttribute::Carrier(carrier) => link.carrier = *carrier != 0,
             LinkAttribute::Controller(index) => controller = own.get(index).cloned(),
+            LinkAttribute::Link(index) => lower = Some(*index),
             LinkAttribute::LinkInfo(found) => infos = found,
             LinkAttribute::Stats64(stats) => {
                 link.traffic = Traffic {
@@ -257,37 +277,67 @@ fn read_link(message: &LinkMessage, own: &BTreeMap<u32, LinkName>) -> Link {
             _ => {}
         }
     }
-    link.kind = read_kind(infos, controller);
+    link.port = controller.map(|bridge| PortOf { bridge, pinned: is_pinned(infos) });
+    link.kind = infos.iter().find_map(|info| read_kind(info, lower)).unwrap_or_else(|| kind_without_data(infos));
     link
 }
 
-fn read_kind(infos: &[LinkInfo], bridge: Option<LinkName>) -> LinkKind {
-    if infos.contains(&LinkInfo::Kind(InfoKind::Bridge)) {
-        return LinkKind::Bridge;
+fn is_pinned(infos: &[LinkInfo]) -> bool {
+    infos.iter().any(|info| match info {
+        LinkInfo::PortData(InfoPortData::BridgePort(port)) => {
+            port.contains(&InfoBridgePort::Learning(false)) && port.contains(&InfoBridgePort::UnicastFlood(false))
+        }
+        _ => false,
+    })
+}
+
+/// The kind, where its data tell it.
+fn read_kind(info: &LinkInfo, lower: Option<u32>) -> Option<LinkKind> {
+    let LinkInfo::Data(data) = info else { return None };
+    match data {
+        InfoData::Bridge(_) => Some(LinkKind::Bridge),
+        InfoData::Tun(attributes) => Some(read_tap(attributes)),
+        InfoData::Vlan(attributes) => attributes.iter().find_map(|attribute| match attribute {
+            InfoVlan::Id(vid) => Some(LinkKind::Trunk { wire: Wire::Vlan { vid: VlanId::new((*vid).into())? }, lower }),
+            _ => None,
+        }),
+        InfoData::Vxlan(attributes) => read_vxlan(attributes),
+        _ => None,
     }
-    if !infos.contains(&LinkInfo::Kind(InfoKind::Tun)) {
-        return LinkKind::Other;
+}
+
+fn kind_without_data(infos: &[LinkInfo]) -> LinkKind {
+    match infos.contains(&LinkInfo::Kind(InfoKind::Bridge)) {
+        true => LinkKind::Bridge,
+        false => LinkKind::Other,
     }
-    let (mut owner, mut multi_queue, mut pinned) = (None, false, false);
-    for info in infos {
-        match info {
-            LinkInfo::Data(InfoData::Tun(attributes)) => {
-                for attribute in attributes {
-                    match attribute.kind() {
-                        TUN_OWNER => owner = tun_value(attribute).map(u32::from_ne_bytes),
-                        TUN_MULTI_QUEUE => multi_queue = tun_value(attribute) == Some([1_u8]),
-                        _ => {}
-                    }
-                }
-            }
-            LinkInfo::PortData(InfoPortData::BridgePort(port)) => {
-                pinned = port.contains(&InfoBridgePort::Learning(false))
-                    && port.contains(&InfoBridgePort::UnicastFlood(false));
-            }
+}
+
+fn read_tap(attributes: &[InfoTun]) -> LinkKind {
+    let (mut owner, mut multi_queue) = (None, false);
+    for attribute in attributes {
+        match attribute.kind() {
+            TUN_OWNER => owner = tun_value(attribute).map(u32::from_ne_bytes),
+            TUN_MULTI_QUEUE => multi_queue = tun_value(attribute) == Some([1_u8]),
             _ => {}
         }
     }
-    LinkKind::Tap { owner, multi_queue, bridge, pinned }
+    LinkKind::Tap { owner, multi_queue }
+}
+
+/// A VXLAN as netd makes them, or none: one that learns, or with another port, is made anew.
+fn read_vxlan(attributes: &[InfoVxlan]) -> Option<LinkKind> {
+    let (mut vni, mut local) = (None, None);
+    for attribute in attributes {
+        match attribute {
+            InfoVxlan::Id(number) => vni = Vni::new(*number),
+            InfoVxlan::Local(address) => local = Some(*address),
+            InfoVxlan::Learning(true) => return None,
+            InfoVxlan::Port(port) if *port != VXLAN_PORT => return None,
+            _ => {}
+        }
+    }
+    Some(LinkKind::Trunk { wire: Wire::Vxlan { vni: vni?, local: local? }, lower: None })
 }
 
 fn tun_value<const N: usize>(attribute: &InfoTun) -> Option<[u8; N]> {
@@ -317,6 +367,10 @@ fn link_layer_address(message: &NeighbourMessage) -> Option<MacAddress> {
 fn destination(message: &NeighbourMessage) -> Option<Ipv4Addr> {
     message.attributes.iter().find_map(|attribute| match attribute {
         NeighbourAttribute::Destination(NeighbourAddress::Inet(ip)) => Some(*ip),
+        // Of a forwarding entry: the message's family is the bridge's and says nothing of the address.
+        NeighbourAttribute::Destination(NeighbourAddress::Other(bytes)) => {
+            <[u8; 4]>::try_from(bytes.as_slice()).ok().map(Ipv4Addr::from)
+        }
         _ => None,
     })
 }

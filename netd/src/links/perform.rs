@@ -36,9 +36,14 @@ impl Links {
                 let options = TapOptions { owner: *owner, multi_queue: *multi_queue };
                 tap::create(name, options, self.mark_tap(name)).await
             }
-            Step::Attach { tap, bridge } => self.attach(tap, bridge).await,
-            Step::AddForwarding { tap, mac } => self.add_forwarding(tap, *mac).await,
-            Step::RemoveForwarding { tap, mac } => self.remove_forwarding(tap, *mac).await,
+            Step::CreateTrunkPort { name, wire, lower, mtu } => self.create_trunk_port(name, *wire, *lower, *mtu).await,
+            Step::Attach { port, bridge } => self.attach(port, bridge).await,
+            Step::AddForwarding { port, mac } => self.add_forwarding(port, *mac).await,
+            Step::RemoveForwarding { port, mac } => self.remove_forwarding(port, *mac).await,
+            Step::SetTunnel { port, mac, node } => self.set_tunnel(port, *mac, *node).await,
+            Step::RemoveTunnel { port, mac } => self.remove_tunnel(port, *mac).await,
+            Step::AddFlood { port, node } => self.add_flood(port, *node).await,
+            Step::RemoveFlood { port, node } => self.remove_flood(port, *node).await,
             Step::SetRoute { ip, bridge } => self.set_route(*ip, bridge).await,
             Step::RemoveRoute { ip, bridge } => self.remove_route(*ip, bridge).await,
             Step::AddProxy { index, ip } => self.add_proxy(*ip, *index).await,
@@ -50,7 +55,7 @@ impl Links {
         })
     }
 
-    async fn index(&self, name: &LinkName) -> Result<u32> {
+    pub(super) async fn index(&self, name: &LinkName) -> Result<u32> {
         let found = self.index_of(name).await?;
         found.ok_or_else(|| Error::Internal(format!("the link {name} went away while it was set up")))
     }
@@ -91,12 +96,12 @@ impl Links {
         sysctl::no_ipv6(name)
     }
 
-    /// The port's MAC is known and fixed, so it need not learn, and need not be sent what is for
+    /// The MACs behind the port are known and fixed, so it need not learn, and need not be sent what is for
     /// nobody known. That leaves a hostile instance no way to draw another's frames to itself.
-    async fn attach(&self, tap: &LinkName, bridge: &LinkName) -> Result<()> {
+    async fn attach(&self, port: &LinkName, bridge: &LinkName) -> Result<()> {
         let controller = self.index(bridge).await?;
-        self.set(tap, |link| link.controller(controller)).await?;
-        let port = LinkBridgePort::new(self.index(tap).await?).learning(false).flood(false).build();
+        self.set(port, |link| link.controller(controller)).await?;
+        let port = LinkBridgePort::new(self.index(port).await?).learning(false).flood(false).build();
         self.handle.link().set_port(port).execute().await.map_err(Error::link(""))
     }
 
@@ -134,18 +139,18 @@ impl Links {
         gone_is_good(self.handle.neighbours().del(message).execute().await)
     }
 
-    async fn add_forwarding(&self, tap: &LinkName, mac: MacAddress) -> Result<()> {
-        let index = self.index(tap).await?;
+    async fn add_forwarding(&self, port: &LinkName, mac: MacAddress) -> Result<()> {
+        let index = self.index(port).await?;
         let request = self.handle.neighbours().add_bridge(index, &mac.octets());
         let request = request.state(NeighbourState::Noarp).flags(NeighbourFlags::Controller);
         request.replace().execute().await.map_err(Error::link(""))
     }
 
-    async fn remove_forwarding(&self, tap: &LinkName, mac: MacAddress) -> Result<()> {
+    async fn remove_forwarding(&self, port: &LinkName, mac: MacAddress) -> Result<()> {
         let mut message = NeighbourMessage::default();
         message.header = NeighbourHeader {
             family: AddressFamily::Bridge,
-            ifindex: self.index(tap).await?,
+            ifindex: self.index(port).await?,
             flags: NeighbourFlags::Controller,
             ..Default::default()
         };
@@ -202,7 +207,7 @@ fn host_route(ip: Ipv4Addr, bridge_index: u32) -> RouteMessage {
 }
 
 /// What was to be removed is gone: that is as good as having removed it.
-fn gone_is_good(outcome: std::result::Result<(), rtnetlink::Error>) -> Result<()> {
+pub(super) fn gone_is_good(outcome: std::result::Result<(), rtnetlink::Error>) -> Result<()> {
     const GONE: [i32; 4] = [libc::ENOENT, libc::ENODEV, libc::ESRCH, libc::EADDRNOTAVAIL];
     match outcome {
         Err(error) if GONE.iter().any(|number| is_errno(&error, *number)) => Ok(()),

@@ -3,17 +3,19 @@
 //! A pure function, so that it can be tested over many networks: performing the plan leads to the
 //! desired network, and the plan of a network that is there already is empty.
 //!
-//! The order is such that nothing is ever open that should be closed: taps go before the rules that
-//! guard them do, and come after.
+//! The order is such that nothing is ever open that should be closed: taps and trunk ports go before the
+//! rules that guard them do, and come after.
+
+mod trunk;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 
 use ipnet::Ipv4Net;
 
-use super::{Link, LinkKind, Observed};
+use super::{Link, LinkKind, Observed, PortOf};
 use crate::api::{DNS_ADDRESS, METADATA_ADDRESS};
-use crate::desired::{Interface, LinkName, MacAddress, Network, Segment};
+use crate::desired::{Interface, LinkName, MacAddress, Network, Segment, Wire};
 use crate::dns;
 use crate::error::{Error, Result};
 
@@ -65,18 +67,44 @@ pub enum Step {
         owner: u32,
         multi_queue: bool,
     },
-    /// Makes the tap a port of the bridge that neither learns nor floods.
+    /// Makes a trunk port. `lower` is the index of the trunk interface, which a VLAN lies on.
+    CreateTrunkPort {
+        name: LinkName,
+        wire: Wire,
+        lower: Option<u32>,
+        mtu: u32,
+    },
+    /// Makes the link a port of the bridge that neither learns nor floods.
     Attach {
-        tap: LinkName,
+        port: LinkName,
         bridge: LinkName,
     },
     AddForwarding {
-        tap: LinkName,
+        port: LinkName,
         mac: MacAddress,
     },
     RemoveForwarding {
-        tap: LinkName,
+        port: LinkName,
         mac: MacAddress,
+    },
+    /// Frames to `mac` go through the tunnel to `node`, wherever they went before.
+    SetTunnel {
+        port: LinkName,
+        mac: MacAddress,
+        node: Ipv4Addr,
+    },
+    RemoveTunnel {
+        port: LinkName,
+        mac: MacAddress,
+    },
+    /// Broadcasts go to `node` too.
+    AddFlood {
+        port: LinkName,
+        node: Ipv4Addr,
+    },
+    RemoveFlood {
+        port: LinkName,
+        node: Ipv4Addr,
     },
     SetRoute {
         ip: Ipv4Addr,
@@ -112,25 +140,36 @@ impl Plan {
     }
 }
 
+/// Indexes of the node's own interfaces, which netd uses and never changes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Ground {
+    pub uplink: u32,
+    /// None where VLANs cannot be; then no network with one is taken.
+    pub trunk: Option<u32>,
+}
+
 /// The steps from `observed` to `desired`. Fails when a name is taken by a link of somebody else's.
-pub fn plan(desired: &Network, observed: &Observed, uplink_index: u32) -> Result<Plan> {
+pub fn plan(desired: &Network, observed: &Observed, ground: Ground) -> Result<Plan> {
     check_names(desired, observed)?;
     let mut plan = Plan::default();
-    let gone = links_to_delete(desired, observed);
+    let gone = links_to_delete(desired, observed, ground);
     plan.before_rules.extend(gone.iter().map(|name| Step::DeleteLink { name: (*name).clone() }));
     let kept = |name: &LinkName| observed.links.get(name).filter(|_| !gone.contains(name));
 
-    plan_closed_addresses(desired, observed, uplink_index, &mut plan.before_rules);
+    plan_closed_addresses(desired, observed, ground.uplink, &mut plan.before_rules);
     for segment in desired.segments.values() {
         plan_bridge(segment, kept(&segment.bridge), &mut plan.before_rules);
     }
     plan_bridge_addresses(desired, observed, &kept, &mut plan.before_rules);
     plan_neighbours(desired, observed, &kept, &mut plan.before_rules);
 
-    plan_routes(desired, observed, uplink_index, &kept, &mut plan.after_rules);
+    plan_routes(desired, observed, ground.uplink, &kept, &mut plan.after_rules);
     for interface in desired.interfaces.values() {
         let segment = &desired.segments[&interface.segment];
         plan_tap(interface, segment, kept(&interface.tap), observed, &kept, &mut plan.after_rules);
+    }
+    for (segment, trunk) in desired.trunks() {
+        trunk::plan_port(desired, segment, trunk, ground, observed, &kept, &mut plan.after_rules);
     }
     Ok(plan)
 }
@@ -140,23 +179,28 @@ type Steps = Vec<Step>;
 fn check_names(desired: &Network, observed: &Observed) -> Result<()> {
     let bridges = desired.segments.values().map(|segment| &segment.bridge);
     let taps = desired.interfaces.values().map(|interface| &interface.tap);
-    match bridges.chain(taps).find(|name| observed.foreign.contains(name.as_str())) {
+    let ports = desired.trunks().map(|(_, trunk)| &trunk.port);
+    match bridges.chain(taps).chain(ports).find(|name| observed.foreign.contains(name.as_str())) {
         Some(name) => Err(Error::ForeignLink { name: name.to_string() }),
         None => Ok(()),
     }
 }
 
 /// netd's links that are no longer wanted, or that cannot become what is wanted: the owner and the
-/// queues of a tap that may be in use cannot be changed.
-fn links_to_delete<'a>(desired: &Network, observed: &'a Observed) -> BTreeSet<&'a LinkName> {
+/// queues of a tap that may be in use cannot be changed, nor can what a trunk port lies on.
+fn links_to_delete<'a>(desired: &Network, observed: &'a Observed, ground: Ground) -> BTreeSet<&'a LinkName> {
     let bridges: BTreeSet<&LinkName> = desired.segments.values().map(|s| &s.bridge).collect();
     let taps: BTreeMap<&LinkName, &Interface> =
         desired.interfaces.values().map(|interface| (&interface.tap, interface)).collect();
+    let wires: BTreeMap<&LinkName, Wire> = desired.trunks().map(|(_, trunk)| (&trunk.port, trunk.wire)).collect();
     let fits = |name: &LinkName, link: &Link| match &link.kind {
         LinkKind::Bridge => bridges.contains(name),
-        LinkKind::Tap { owner, multi_queue, .. } => taps.get(name).is_some_and(|interface| {
+        LinkKind::Tap { owner, multi_queue } => taps.get(name).is_some_and(|interface| {
             *owner == Some(interface.owner_uid) && *multi_queue == (interface.queue_pairs > 1)
         }),
+        LinkKind::Trunk { wire, lower } => {
+            wires.get(name).is_some_and(|wanted| wire == wanted && *lower == trunk::lower(*wanted, ground))
+        }
         LinkKind::Other => false,
     };
     observed.links.iter().filter(|(name, link)| !fits(name, link)).map(|(name, _)| name).collect()
@@ -234,7 +278,8 @@ fn plan_bridge_addresses<'a>(
 }
 
 /// Every instance is a permanent neighbour of its gateway: nobody can take its place by answering
-/// ARP, and the first packet to it waits for no answer.
+/// ARP, and the first packet to it waits for no answer. Those on other nodes are neighbours too: each node's
+/// gateway has the same MAC, so that the answer to an ARP request over the trunk would not find its way back.
 fn plan_neighbours<'a>(
     desired: &Network,
     observed: &Observed,
@@ -244,7 +289,9 @@ fn plan_neighbours<'a>(
     let wanted: BTreeMap<(LinkName, Ipv4Addr), MacAddress> = desired
         .interfaces
         .values()
-        .map(|interface| ((desired.bridge_of(&interface.segment).clone(), interface.ipv4), interface.mac))
+        .map(|interface| (&interface.segment, interface.ipv4, interface.mac))
+        .chain(desired.remotes.values().map(|remote| (&remote.segment, remote.ipv4, remote.mac)))
+        .map(|(segment, ipv4, mac)| ((desired.bridge_of(segment).clone(), ipv4), mac))
         .collect();
     for (bridge, ip) in observed.neighbours.keys() {
         if kept(bridge).is_some() && !wanted.contains_key(&(bridge.clone(), *ip)) {
@@ -300,219 +347,37 @@ fn plan_tap<'a>(
     if found.is_none_or(|link| link.mtu != segment.mtu) {
         steps.push(Step::SetMtu { name: tap.clone(), mtu: segment.mtu });
     }
-    let attached = found.is_some_and(|link| {
-        matches!(&link.kind, LinkKind::Tap { bridge: Some(bridge), pinned: true, .. }
-            if *bridge == segment.bridge && kept(bridge).is_some())
-    });
-    if !attached {
-        steps.push(Step::Attach { tap: tap.clone(), bridge: segment.bridge.clone() });
-    }
-    // Forwarding entries go when a port leaves its bridge.
-    let entry = |mac| attached && observed.forwarding.contains(&(tap.clone(), mac));
-    for (other, mac) in &observed.forwarding {
-        if other == tap && attached && *mac != interface.mac {
-            steps.push(Step::RemoveForwarding { tap: tap.clone(), mac: *mac });
-        }
-    }
-    if !entry(interface.mac) {
-        steps.push(Step::AddForwarding { tap: tap.clone(), mac: interface.mac });
-    }
+    plan_attachment(tap, &segment.bridge, found, &BTreeSet::from([interface.mac]), observed, kept, steps);
     plan_alias_and_up(tap, &interface.id.to_string(), found, steps);
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::api;
-    use crate::desired::testing;
-    use crate::links::Traffic;
-    use proptest::prelude::*;
-
-    const UPLINK: u32 = 2;
-
-    /// The kernel, as far as plans concern it.
-    fn perform(world: &mut Observed, step: &Step) {
-        let link = |world: &mut Observed, name: &LinkName, change: &dyn Fn(&mut Link)| {
-            change(world.links.get_mut(name).unwrap_or_else(|| panic!("{name} is not there")));
-        };
-        match step.clone() {
-            Step::DeleteLink { name } => delete(world, &name),
-            Step::CreateBridge { name, mac, mtu } => {
-                create(world, &name, LinkKind::Bridge, mac.octets(), mtu);
-            }
-            Step::CreateTap { name, owner, multi_queue } => {
-                let kind = LinkKind::Tap { owner: Some(owner), multi_queue, bridge: None, pinned: false };
-                create(world, &name, kind, [2; 6], 1500);
-            }
-            Step::SetMac { name, mac } => link(world, &name, &|link| link.mac = mac.octets()),
-            Step::SetMtu { name, mtu } => link(world, &name, &|link| link.mtu = mtu),
-            Step::SetAlias { name, alias } => {
-                link(world, &name, &|link| link.alias = Some(alias.clone()));
-            }
-            Step::SetUp { name } => link(world, &name, &|link| link.up = true),
-            Step::AddAddress { bridge, address } => {
-                assert!(world.links.contains_key(&bridge));
-                assert!(world.addresses.insert((bridge, address)), "added twice");
-            }
-            Step::RemoveAddress { bridge, address } => {
-                assert!(world.addresses.remove(&(bridge, address)));
-            }
-            Step::SetNeighbour { bridge, ip, mac } => {
-                assert!(world.links.contains_key(&bridge));
-                world.neighbours.insert((bridge, ip), mac);
-            }
-            Step::RemoveNeighbour { bridge, ip } => {
-                assert!(world.neighbours.remove(&(bridge, ip)).is_some());
-            }
-            Step::Attach { tap, bridge } => {
-                assert!(world.links.contains_key(&bridge));
-                world.forwarding.retain(|(name, _)| *name != tap);
-                link(world, &tap, &|link| {
-                    if let LinkKind::Tap { bridge: of, pinned, .. } = &mut link.kind {
-                        (*of, *pinned) = (Some(bridge.clone()), true);
-                    }
-                });
-            }
-            Step::AddForwarding { tap, mac } => {
-                assert!(world.forwarding.insert((tap, mac)), "added twice");
-            }
-            Step::RemoveForwarding { tap, mac } => {
-                assert!(world.forwarding.remove(&(tap, mac)));
-            }
-            Step::SetRoute { ip, bridge } => {
-                assert!(world.links.contains_key(&bridge));
-                world.routes.insert(ip, bridge);
-            }
-            Step::RemoveRoute { ip, .. } => drop(world.routes.remove(&ip)),
-            Step::AddProxy { index, ip } => assert!(world.proxies.insert((index, ip))),
-            Step::RemoveProxy { index, ip } => assert!(world.proxies.remove(&(index, ip))),
-        }
+/// The port's place on its bridge, and the static forwarding entries for the MACs behind it.
+fn plan_attachment<'a>(
+    port: &LinkName,
+    bridge: &LinkName,
+    found: Option<&Link>,
+    macs: &BTreeSet<MacAddress>,
+    observed: &Observed,
+    kept: &impl Fn(&LinkName) -> Option<&'a Link>,
+    steps: &mut Steps,
+) {
+    let wanted = PortOf { bridge: bridge.clone(), pinned: true };
+    let attached = found.is_some_and(|link| link.port == Some(wanted) && kept(bridge).is_some());
+    if !attached {
+        steps.push(Step::Attach { port: port.clone(), bridge: bridge.clone() });
     }
-
-    fn create(world: &mut Observed, name: &LinkName, kind: LinkKind, mac: [u8; 6], mtu: u32) {
-        let link = Link {
-            index: 10 + world.links.len() as u32,
-            kind,
-            mac,
-            mtu,
-            alias: None,
-            up: false,
-            carrier: false,
-            traffic: Traffic::default(),
-        };
-        assert!(world.links.insert(name.clone(), link).is_none(), "{name} is there already");
+    // Forwarding entries go when a port leaves its bridge.
+    let entries: BTreeSet<MacAddress> = match attached {
+        true => observed.forwarding.iter().filter(|(name, _)| name == port).map(|(_, mac)| *mac).collect(),
+        false => BTreeSet::new(),
+    };
+    for mac in entries.difference(macs) {
+        steps.push(Step::RemoveForwarding { port: port.clone(), mac: *mac });
     }
-
-    /// What hangs on a link goes with it.
-    fn delete(world: &mut Observed, name: &LinkName) {
-        assert!(world.links.remove(name).is_some());
-        world.addresses.retain(|(bridge, _)| bridge != name);
-        world.neighbours.retain(|(bridge, _), _| bridge != name);
-        world.routes.retain(|_, bridge| bridge != name);
-        world.forwarding.retain(|(tap, _)| tap != name);
-        for link in world.links.values_mut() {
-            if let LinkKind::Tap { bridge, pinned, .. } = &mut link.kind
-                && bridge.as_ref() == Some(name)
-            {
-                (*bridge, *pinned) = (None, false);
-            }
-        }
-        let links = &world.links;
-        world.forwarding.retain(|(tap, _)| matches!(&links[tap].kind, LinkKind::Tap { bridge: Some(_), .. }));
-    }
-
-    fn perform_all(world: &mut Observed, plan: &Plan) {
-        for step in plan.before_rules.iter().chain(&plan.after_rules) {
-            perform(world, step);
-        }
-    }
-
-    /// One of a few networks: which interfaces, owners, queues, elastic IPs, MTU and gateway MAC.
-    fn any_network() -> impl Strategy<Value = Network> {
-        let interfaces = proptest::collection::btree_map(1_u8..5, (0_u32..2, 1_u32..3, 0_u8..4), 0..5);
-        (interfaces, 0_u32..2, 1_u8..3, any::<bool>()).prop_map(|(interfaces, mtu, mac, second)| {
-            let mut message = testing::message();
-            let template = message.interfaces[0].clone();
-            (message.interfaces, message.elastic_ips) = (vec![], vec![]);
-            message.segments[0].mtu = 1400 + mtu * 100;
-            message.segments[0].gateway_mac = format!("02:00:00:00:00:{mac:02x}");
-            if second {
-                let mut segment = message.segments[0].clone();
-                segment.id = "subnet-2".into();
-                (segment.cidr, segment.gateway) = ("10.0.0.0/24".into(), "10.0.0.1".into());
-                message.segments.push(segment);
-            }
-            for (n, (owner_uid, queue_pairs, public)) in interfaces {
-                let on_second = second && n > 2;
-                let ipv4 = if on_second { format!("10.0.0.{}", 3 + n) } else { format!("172.31.0.{}", 3 + n) };
-                let segment = if on_second { "subnet-2" } else { "subnet-1" };
-                message.interfaces.push(api::Interface {
-                    id: format!("eni-{n}"),
-                    segment: segment.into(),
-                    mac: format!("02:00:00:00:0{public}:{:02x}", 16 + n),
-                    ipv4: ipv4.clone(),
-                    owner_uid,
-                    queue_pairs,
-                    ..template.clone()
-                });
-                let public_ip = format!("198.51.100.{}", 130 + public);
-                let taken = message.elastic_ips.iter().any(|e| e.public_ip == public_ip);
-                if public > 0 && !taken {
-                    message.elastic_ips.push(api::ElasticIp { public_ip, private_ip: ipv4, segment: segment.into() });
-                }
-            }
-            Network::parse(&message, &testing::uplink()).unwrap()
-        })
-    }
-
-    proptest! {
-        #[test]
-        fn every_plan_leads_there_and_then_nothing_is_left_to_do(
-            networks in proptest::collection::vec(any_network(), 1..5),
-            cut in any::<proptest::sample::Index>(),
-        ) {
-            let mut world = Observed::default();
-            for network in &networks {
-                // Killed somewhere on the way, and started again.
-                let first = plan(network, &world, UPLINK).unwrap();
-                let steps: Vec<Step> =
-                    first.before_rules.iter().chain(&first.after_rules).cloned().collect();
-                for step in &steps[..cut.index(steps.len() + 1)] {
-                    perform(&mut world, step);
-                }
-                let rest = plan(network, &world, UPLINK).unwrap();
-                perform_all(&mut world, &rest);
-                prop_assert_eq!(plan(network, &world, UPLINK).unwrap(), Plan::default());
-                prop_assert_eq!(world.links.len(), network.segments.len() + network.interfaces.len());
-                prop_assert_eq!(world.proxies.len(), network.elastic_ips.len());
-            }
-            let nothing = Network::default();
-            let last = plan(&nothing, &world, UPLINK).unwrap();
-            perform_all(&mut world, &last);
-            prop_assert_eq!(world, Observed::default());
-        }
-
-        #[test]
-        fn taps_close_before_the_rules_change_and_open_after(
-            from in any_network(), to in any_network(),
-        ) {
-            let mut world = Observed::default();
-            let first = plan(&from, &world, UPLINK).unwrap();
-            perform_all(&mut world, &first);
-            let plan = plan(&to, &world, UPLINK).unwrap();
-            let closes = |step: &Step| matches!(step, Step::DeleteLink { .. } | Step::RemoveProxy { .. });
-            let opens = |step: &Step| {
-                matches!(step, Step::CreateTap { .. } | Step::Attach { .. } | Step::AddProxy { .. })
-            };
-            prop_assert!(!plan.before_rules.iter().any(opens));
-            prop_assert!(!plan.after_rules.iter().any(closes));
-        }
-    }
-
-    #[test]
-    fn a_name_that_somebody_else_has_is_refused() {
-        let world = Observed { foreign: ["tpeni1".to_owned()].into(), ..Observed::default() };
-        let error = plan(&testing::network(), &world, UPLINK).unwrap_err();
-        assert!(error.to_string().contains("tpeni1"));
+    for mac in macs.difference(&entries) {
+        steps.push(Step::AddForwarding { port: port.clone(), mac: *mac });
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -24,6 +24,7 @@ impl Contents {
         for interface in network.interfaces.values() {
             contents.add_interface(interface);
         }
+        contents.add_trunks(network);
         contents
     }
 
@@ -37,11 +38,11 @@ impl Contents {
         self.sets.entry((family as u16, set.name)).or_default().insert(key, value);
     }
 
-    fn put_ip(&mut self, set: &Set, key: Vec<u8>) {
+    pub(super) fn put_ip(&mut self, set: &Set, key: Vec<u8>) {
         self.put(ProtoFamily::Ipv4, set, key, Vec::new());
     }
 
-    fn put_bridge(&mut self, set: &Set, key: Vec<u8>) {
+    pub(super) fn put_bridge(&mut self, set: &Set, key: Vec<u8>) {
         self.put(ProtoFamily::Bridge, set, key, Vec::new());
     }
 
@@ -85,11 +86,11 @@ impl Contents {
     }
 }
 
-fn address(address: Ipv4Addr) -> Vec<u8> {
+pub(super) fn address(address: Ipv4Addr) -> Vec<u8> {
     address.octets().to_vec()
 }
 
-/// A tap's name and a MAC as they lie in registers: the MAC padded to eight bytes.
-fn with_mac(tap: &LinkName, mac: MacAddress) -> Vec<u8> {
-    [tap.padded().as_slice(), &mac.octets(), &[0; 2]].concat()
+/// A link's name and a MAC as they lie in registers: the MAC padded to eight bytes.
+pub(super) fn with_mac(link: &LinkName, mac: MacAddress) -> Vec<u8> {
+    [link.padded().as_slice(), &mac.octets(), &[0; 2]].concat()
 }

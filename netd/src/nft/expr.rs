@@ -101,6 +101,7 @@ pub enum Expr {
         address: Register,
     },
     Masquerade,
+    NotTracked,
     Verdict(Verdict),
 }
 
@@ -189,6 +190,7 @@ impl Expression for Expr {
                 expr.done()
             }
             Self::Masquerade => Raw::new("masq").done(),
+            Self::NotTracked => Raw::new("notrack").done(),
             Self::Verdict(verdict) => {
                 let mut expr = Raw::new("immediate");
                 let code = match verdict {

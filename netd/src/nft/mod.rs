@@ -3,6 +3,7 @@
 //! * `expr.rs`, `rule.rs`: the expressions that rules are made of, and a vocabulary for writing rules.
 //! * `layout.rs`: a table as data: its sets, maps, chains and rules.
 //! * `rules.rs`: **the rules themselves**; whoever wants to know what happens to a packet reads this.
+//! * `trunk.rs`: the rules for what comes from other nodes and goes there.
 //! * `contents.rs`: what the sets and maps hold for a given desired network.
 //! * `kernel.rs`: reads a table back from the kernel.
 //! * `batch.rs`: writes a difference as one netlink batch, which is one transaction.
@@ -21,6 +22,7 @@ mod kernel;
 mod layout;
 mod rule;
 mod rules;
+mod trunk;
 
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
@@ -80,7 +82,7 @@ pub struct Counters {
     pub elastic_in: BTreeMap<Ipv4Addr, Counter>,
     /// Packets that leave as an elastic IP, by public address.
     pub elastic_out: BTreeMap<Ipv4Addr, Counter>,
-    /// Frames that anti-spoofing dropped, by tap.
+    /// Frames that anti-spoofing dropped, by tap or trunk port.
     pub spoofed: BTreeMap<LinkName, Counter>,
 }
 

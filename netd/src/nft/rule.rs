@@ -216,6 +216,11 @@ impl Rule {
         ])
     }
 
+    /// Connection tracking leaves the packet alone.
+    pub fn not_tracked(self) -> Self {
+        self.with([Expr::NotTracked])
+    }
+
     pub fn masquerade(self) -> Self {
         self.with([Expr::Masquerade])
     }

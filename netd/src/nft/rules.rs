@@ -9,6 +9,7 @@
 //!                              │ [node_input]      to the node: metadata, DHCP, ping; nothing else
 //!                              │ [forward]         to_instance, from_instance
 //!                              └ [elastic_out]     private source → public, or masquerade
+//!  other nodes ─trunk▶ [bridge: from_trunk]     is it of an instance that is there? (`trunk.rs`)
 //! ```
 //!
 //! Rules name sets and maps and never an instance, so they are the same on every node but for the
@@ -26,11 +27,12 @@ use super::rule::Field::{
     ArpSenderIp, ArpSenderMac, DhcpClientMac, EtherSource, InputName, Ipv4Destination, Ipv4Source, OutputName,
 };
 use super::rule::{Rule, State};
+use super::trunk;
 use crate::api::METADATA_ADDRESS;
 
 // --- sets and maps of the table `ip` ---
 
-const fn set(name: &'static str, id: u32, key: &'static [Type]) -> Set {
+pub(super) const fn set(name: &'static str, id: u32, key: &'static [Type]) -> Set {
     Set { name, id, key, value: None, counting: false }
 }
 
@@ -75,17 +77,17 @@ pub const SPOOFED: Set = counting("spoofed", 5, &[Type::LinkName]);
 // Priorities of hooks (`include/uapi/linux/netfilter_ipv4.h`, `netfilter_bridge.h`).
 const MANGLE: i32 = -150;
 const NAT_DESTINATION: i32 = -100;
-const FILTER: i32 = 0;
+pub(super) const FILTER: i32 = 0;
 const NAT_SOURCE: i32 = 100;
 /// After the source was translated.
 const AFTER_NAT_SOURCE: i32 = 150;
 /// Before anything else that a bridge does (`NF_BR_PRI_FIRST` is the lowest there is).
-const BRIDGE_FIRST: i32 = -300;
+pub(super) const BRIDGE_FIRST: i32 = -300;
 
-const ETHER_IPV4: u16 = 0x0800;
-const ETHER_ARP: u16 = 0x0806;
-const DHCP_SERVER: u16 = 67;
-const DHCP_CLIENT: u16 = 68;
+pub(super) const ETHER_IPV4: u16 = 0x0800;
+pub(super) const ETHER_ARP: u16 = 0x0806;
+pub(super) const DHCP_SERVER: u16 = 67;
+pub(super) const DHCP_CLIENT: u16 = 68;
 const DNS: u16 = 53;
 const HTTP: u16 = 80;
 
@@ -95,7 +97,7 @@ pub fn tables(uplink: &str) -> [Table; 2] {
 }
 
 fn ipv4_table(uplink: &str) -> Table {
-    Table {
+    let mut table = Table {
         family: ProtoFamily::Ipv4,
         name: TABLE,
         sets: vec![EIP_IN, EIP_OUT, EIP_IN_COUNT, EIP_OUT_COUNT, BRIDGES, INSTANCES, GATEWAYS, ROUTED],
@@ -113,10 +115,13 @@ fn ipv4_table(uplink: &str) -> Table {
             elastic_out(uplink),
             count_out(),
         ],
-    }
+    };
+    table.sets.extend(trunk::sets(table.family));
+    table.chains.extend(trunk::ipv4_chains());
+    table
 }
 
-fn base(kind: ChainType, hook: Hook, priority: i32) -> Option<Base> {
+pub(super) fn base(kind: ChainType, hook: Hook, priority: i32) -> Option<Base> {
     Some(Base { kind, hook, priority })
 }
 
@@ -194,6 +199,7 @@ fn to_instance() -> Chain {
         name: "to_instance",
         base: None,
         rules: vec![
+            trunk::to_remote(),
             Rule::new("answers").state(State::EstablishedOrRelated).accept(),
             Rule::new("no part of any connection").state(State::Invalid).drop(),
             Rule::new("through an elastic IP").through_elastic_ip().jump("inbound_allowed"),
@@ -248,12 +254,15 @@ fn elastic_out(uplink: &str) -> Chain {
 }
 
 fn bridge_table() -> Table {
-    Table {
+    let mut table = Table {
         family: ProtoFamily::Bridge,
         name: TABLE,
         sets: vec![TAPS, MACS, BINDINGS, ROUTERS, SPOOFED],
         chains: vec![from_instance_frames(), frames_in(), frames_to_node()],
-    }
+    };
+    table.sets.extend(trunk::sets(table.family));
+    table.chains.extend(trunk::bridge_chains());
+    table
 }
 
 fn frames_in() -> Chain {

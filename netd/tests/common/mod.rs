@@ -65,7 +65,7 @@ type Work = Box<dyn FnOnce() + Send>;
 pub struct Host {
     work: Option<mpsc::Sender<Work>>,
     thread: Option<JoinHandle<()>>,
-    tid: i32,
+    pub tid: i32,
 }
 
 impl Host {
@@ -92,6 +92,12 @@ impl Host {
 
     pub fn run(&self, command: &'static str) -> String {
         self.within(move || run(command))
+    }
+
+    /// Starts a netd that was killed, in the host's namespace.
+    pub fn start(&self, netd: &mut Netd) {
+        let mut program = netd.program();
+        netd.listens(self.within(move || program.spawn().unwrap()));
     }
 }
 
@@ -145,7 +151,8 @@ pub struct Netd {
 }
 
 impl Netd {
-    fn new() -> Self {
+    /// In the network namespace of the calling thread, whose uplink is `pub0`.
+    pub fn new() -> Self {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         let mut netd = Self { child: None, folder: tempfile::tempdir().unwrap(), runtime };
         netd.start();
@@ -165,8 +172,19 @@ impl Netd {
     }
 
     pub fn start(&mut self) {
+        let child = self.program().spawn().unwrap();
+        self.listens(child);
+    }
+
+    fn listens(&mut self, child: Child) {
+        self.child = Some(child);
+        eventually("netd to listen", || std::os::unix::net::UnixStream::connect(self.socket()).ok());
+    }
+
+    fn program(&self) -> Command {
         let log = std::fs::OpenOptions::new().create(true).append(true).open(self.folder.path().join("log")).unwrap();
-        let child = Command::new(env!("CARGO_BIN_EXE_mallee-netd"))
+        let mut program = Command::new(env!("CARGO_BIN_EXE_mallee-netd"));
+        program
             .arg("--socket")
             .arg(self.socket())
             .arg("--state")
@@ -176,11 +194,8 @@ impl Netd {
             .arg(format!("--dns-upstream={OUTSIDE}"))
             .env("MALLEE_LOG", "debug,h2=info")
             .stderr(log)
-            .stdin(Stdio::null())
-            .spawn()
-            .unwrap();
-        self.child = Some(child);
-        eventually("netd to listen", || std::os::unix::net::UnixStream::connect(self.socket()).ok());
+            .stdin(Stdio::null());
+        program
     }
 
     pub fn pid(&self) -> nix::unistd::Pid {

@@ -1,0 +1,197 @@
+//! Rules for segments that reach other nodes: what may come from the trunk, and what may go there.
+//!
+//! A frame from a trunk port was let through by the sender's own node. It is judged again here all the same, by what the
+//! controller says is on that wire: a switch that is set up wrong, or a stranger on the wire, is not believed.
+//!
+//! Each node has the segment's gateway, with the same MAC and the same address. So nothing that comes from a trunk may
+//! reach this node itself, or an instance's DHCP, ARP and metadata requests would be answered once by each node; and a
+//! flow between two subnets passes one node's gateway on its way there and another's on its way back. Each of the two sees
+//! half of it, which connection tracking would take for no connection at all: such flows are not tracked.
+
+use nftnl::{ChainType, Hook, ProtoFamily};
+
+use super::contents::{Contents, address, with_mac};
+use super::expr::Header;
+use super::layout::{Chain, Set, Type};
+use super::rule::Field::{ArpSenderIp, ArpSenderMac, EtherSource, InputName, Ipv4Destination, Ipv4Source, OutputName};
+use super::rule::Rule;
+use super::rules::{
+    BINDINGS, BRIDGE_FIRST, BRIDGES, DHCP_CLIENT, DHCP_SERVER, ETHER_ARP, ETHER_IPV4, FILTER, MACS, ROUTED, ROUTERS,
+    SPOOFED, base, set,
+};
+use crate::desired::{Network, Segment, Trunk, Wire};
+use crate::links::VXLAN_PORT;
+
+// --- sets of the table `ip` ---
+
+/// The private addresses of instances on other nodes.
+pub const REMOTES: Set = set("remotes", 40, &[Type::Ipv4]);
+/// This node's addresses that tunnels end at.
+pub const TUNNEL_ENDS: Set = set("tunnel_ends", 41, &[Type::Ipv4]);
+/// The other ends.
+pub const TUNNEL_PEERS: Set = set("tunnel_peers", 42, &[Type::Ipv4]);
+
+// --- set of the table `bridge` ---
+
+/// The trunk ports. What is behind each is in the sets that say it of taps.
+pub const TRUNKS: Set = set("trunks", 40, &[Type::LinkName]);
+
+/// Before connection tracking (`NF_IP_PRI_RAW`).
+const RAW: i32 = -300;
+
+/// Chains of the table `ip`.
+pub fn ipv4_chains() -> [Chain; 3] {
+    [half_seen(), tunnel_in(), tunnel_out()]
+}
+
+/// Chains of the table `bridge`.
+pub fn bridge_chains() -> [Chain; 4] {
+    [from_trunk(), trunk_in(), trunk_to_node(), trunk_out()]
+}
+
+/// The first rule on packets to instances.
+pub fn to_remote() -> Rule {
+    Rule::new("to an instance of the VPC on another node")
+        .found(&[InputName, OutputName], &ROUTED)
+        .found(&[Ipv4Destination], &REMOTES)
+        .accept()
+}
+
+fn half_seen() -> Chain {
+    Chain {
+        name: "half_seen",
+        base: base(ChainType::Filter, Hook::PreRouting, RAW),
+        rules: vec![
+            Rule::new("answers come by the other node")
+                .found(&[InputName], &BRIDGES)
+                .found(&[Ipv4Destination], &REMOTES)
+                .not_tracked(),
+        ],
+    }
+}
+
+/// The kernel takes a VXLAN's packets from anybody.
+fn tunnel_in() -> Chain {
+    Chain {
+        name: "tunnel_in",
+        base: base(ChainType::Filter, Hook::In, FILTER),
+        rules: vec![
+            Rule::new("tunnels are for peers")
+                .found(&[Ipv4Destination], &TUNNEL_ENDS)
+                .udp_to(VXLAN_PORT)
+                .not_found(&[Ipv4Source], &TUNNEL_PEERS)
+                .drop(),
+        ],
+    }
+}
+
+/// An instance without an elastic IP goes out as this node, which a peer would believe.
+fn tunnel_out() -> Chain {
+    Chain {
+        name: "tunnel_out",
+        base: base(ChainType::Filter, Hook::Forward, FILTER),
+        rules: vec![
+            Rule::new("instances have no tunnels")
+                .found(&[InputName], &BRIDGES)
+                .found(&[Ipv4Destination], &TUNNEL_PEERS)
+                .udp_to(VXLAN_PORT)
+                .drop(),
+        ],
+    }
+}
+
+fn trunk_in() -> Chain {
+    Chain {
+        name: "trunk_in",
+        base: base(ChainType::Filter, Hook::PreRouting, BRIDGE_FIRST),
+        rules: vec![Rule::new("from other nodes").found(&[InputName], &TRUNKS).jump("from_trunk")],
+    }
+}
+
+fn from_trunk() -> Chain {
+    let arp = |purpose| Rule::new(purpose).ether_type(ETHER_ARP).bytes_are(Header::Network, 0, &[0, 1, 8, 0, 6, 4]);
+    let ipv4 = |purpose| Rule::new(purpose).ether_type(ETHER_IPV4);
+    Chain {
+        name: "from_trunk",
+        base: None,
+        rules: vec![
+            arp("ARP from the address of an instance there")
+                .found(&[InputName, EtherSource, ArpSenderIp], &BINDINGS)
+                .found(&[InputName, ArpSenderMac, ArpSenderIp], &BINDINGS)
+                .accept(),
+            arp("ARP probe for a free address (RFC 5227)")
+                .bytes_are(Header::Network, 14, &[0; 4])
+                .found(&[InputName, EtherSource], &MACS)
+                .found(&[InputName, ArpSenderMac], &MACS)
+                .accept(),
+            ipv4("DHCP is served by the own node").udp_from(DHCP_SERVER).found(&[InputName], &SPOOFED).drop(),
+            ipv4("IPv4 from the address of an instance there")
+                .found(&[InputName, EtherSource, Ipv4Source], &BINDINGS)
+                .accept(),
+            ipv4("IPv4 by way of the gateway there, or of an instance without source check")
+                .found(&[InputName, EtherSource], &ROUTERS)
+                .accept(),
+            Rule::new("count what is dropped").found(&[InputName], &SPOOFED).drop(),
+            Rule::new("drop what could not be counted").drop(),
+        ],
+    }
+}
+
+fn trunk_to_node() -> Chain {
+    Chain {
+        name: "trunk_to_node",
+        base: base(ChainType::Filter, Hook::In, BRIDGE_FIRST),
+        rules: vec![Rule::new("instances of other nodes have their gateway there").found(&[InputName], &TRUNKS).drop()],
+    }
+}
+
+fn trunk_out() -> Chain {
+    let to_trunk = |purpose, kind| Rule::new(purpose).found(&[OutputName], &TRUNKS).ether_type(kind);
+    Chain {
+        name: "trunk_out",
+        base: base(ChainType::Filter, Hook::PostRouting, BRIDGE_FIRST),
+        rules: vec![
+            to_trunk("the gateway asks no other node", ETHER_ARP).found(&[OutputName, EtherSource], &ROUTERS).drop(),
+            to_trunk("DHCP is answered here", ETHER_IPV4).udp_ports(DHCP_CLIENT, DHCP_SERVER).drop(),
+            to_trunk("to those who are here", ETHER_IPV4).udp_ports(DHCP_SERVER, DHCP_CLIENT).drop(),
+        ],
+    }
+}
+
+impl Contents {
+    pub(super) fn add_trunks(&mut self, network: &Network) {
+        for (segment, trunk) in network.trunks() {
+            self.add_trunk(network, segment, trunk);
+        }
+    }
+
+    fn add_trunk(&mut self, network: &Network, segment: &Segment, trunk: &Trunk) {
+        let name = trunk.port.padded().to_vec();
+        self.put_bridge(&TRUNKS, name.clone());
+        self.put_bridge(&SPOOFED, name);
+        self.put_bridge(&ROUTERS, with_mac(&trunk.port, segment.gateway_mac));
+        for remote in network.remotes_of(&segment.id) {
+            let port_and_mac = with_mac(&trunk.port, remote.mac);
+            self.put_ip(&REMOTES, address(remote.ipv4));
+            self.put_bridge(&MACS, port_and_mac.clone());
+            if !remote.source_check {
+                self.put_bridge(&ROUTERS, port_and_mac.clone());
+            }
+            self.put_bridge(&BINDINGS, [port_and_mac, address(remote.ipv4)].concat());
+        }
+        if let Wire::Vxlan { local, .. } = trunk.wire {
+            self.put_ip(&TUNNEL_ENDS, address(local));
+            for peer in &trunk.peers {
+                self.put_ip(&TUNNEL_PEERS, address(*peer));
+            }
+        }
+    }
+}
+
+/// netd's sets of the family that serve trunks.
+pub fn sets(family: ProtoFamily) -> Vec<Set> {
+    match family {
+        ProtoFamily::Bridge => vec![TRUNKS],
+        _ => vec![REMOTES, TUNNEL_ENDS, TUNNEL_PEERS],
+    }
+}
