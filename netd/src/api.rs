@@ -10,6 +10,30 @@ use tonic::transport::{Channel, Endpoint, Uri};
 
 tonic::include_proto!("mallee.netd.v1");
 
+/// What `mallee-netd check` finds in the network namespace that it is started in, without changing anything; as JSON.
+#[derive(Debug, Clone, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct Check {
+    pub drop_policies: Vec<DropPolicy>,
+    /// Tables of the old iptables, which nf_tables does not know of; their policies are not read.
+    pub legacy_tables: Vec<String>,
+}
+
+/// A base chain of somebody else's that drops what none of its rules accepts.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct DropPolicy {
+    /// `ip`, `inet` or `bridge`.
+    pub family: String,
+    pub table: String,
+    pub chain: String,
+    pub hook: String,
+}
+
+impl std::fmt::Display for DropPolicy {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "table {} {}, chain {} (hook {})", self.family, self.table, self.chain, self.hook)
+    }
+}
+
 /// Where netd listens when it is told nothing else.
 pub const DEFAULT_SOCKET: &str = "/run/mallee/netd.sock";
 

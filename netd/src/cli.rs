@@ -60,6 +60,8 @@ pub enum Command {
     Outside(Outside),
     /// Removes everything that netd owns in this network namespace.
     Clean,
+    /// Says, as JSON, what of others' in this network namespace is in the way of instances. Changes nothing.
+    Check,
 }
 
 #[derive(Debug, Subcommand)]

@@ -75,8 +75,19 @@ pub fn run(cli: cli::Cli) -> Result<(), Error> {
                 println!("{}", if cleaned { "removed netd's network" } else { "nothing to remove" });
                 Ok(())
             }
+            (Some(cli::Command::Check), _) => check(),
             (None, Some(options)) => daemon::run(options).await,
             (None, None) => Err(Error::Internal("give --state and --uplink, or a subcommand; see --help".into())),
         }
     })
+}
+
+/// `mallee-netd check`.
+#[cfg(feature = "daemon")]
+fn check() -> Result<(), Error> {
+    let legacy = std::fs::read_to_string("/proc/net/ip_tables_names").unwrap_or_default();
+    let found =
+        api::Check { drop_policies: nft::drop_policies()?, legacy_tables: legacy.lines().map(str::to_owned).collect() };
+    println!("{}", serde_json::to_string(&found).map_err(|error| Error::Internal(error.to_string()))?);
+    Ok(())
 }

@@ -243,6 +243,11 @@ pub fn attribute(bytes: &[u8], kind: u16) -> io::Result<Option<&[u8]>> {
     Ok(None)
 }
 
+/// A 32-bit number, which netfilter sends in network byte order.
+pub fn number(value: &[u8]) -> Option<u32> {
+    value.try_into().ok().map(u32::from_be_bytes)
+}
+
 /// A NUL-terminated string attribute.
 pub fn text(value: &[u8]) -> String {
     let end = value.iter().position(|byte| *byte == 0).unwrap_or(value.len());

@@ -75,7 +75,11 @@ mod tests {
     use tokio::sync::mpsc;
 
     /// A server that tells its birth with the bridge's index, and what it is told from then on.
-    fn born(births: &mpsc::UnboundedSender<(u32, u64)>, index: u32, mut told: Told<u64>) -> impl Future<Output = ()> + use<> {
+    fn born(
+        births: &mpsc::UnboundedSender<(u32, u64)>,
+        index: u32,
+        mut told: Told<u64>,
+    ) -> impl Future<Output = ()> + use<> {
         let births = births.clone();
         async move {
             loop {

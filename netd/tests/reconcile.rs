@@ -281,3 +281,22 @@ fn capabilities_name_what_is_missing() {
     }
     assert!(reply.capabilities["vlan"].contains("--trunk"));
 }
+
+#[test]
+fn others_policies_that_drop_are_told_and_left_alone() {
+    let lab = Lab::new();
+    lab.netd.apply(&network(1, 1, &[(1, 1)]));
+    let check = || {
+        let told = run(concat!(env!("CARGO_BIN_EXE_mallee-netd"), " check"));
+        serde_json::from_str::<mallee_netd::api::Check>(&told).unwrap().drop_policies
+    };
+    assert!(check().is_empty());
+    run("nft add table inet theirs");
+    run("nft add chain inet theirs wall { type filter hook forward priority 0 ; policy drop ; }");
+    run("nft add chain inet theirs open { type filter hook input priority 0 ; policy accept ; }");
+    run("nft add chain inet theirs no_base");
+    let told: Vec<String> = check().iter().map(ToString::to_string).collect();
+    assert_eq!(told, ["table inet theirs, chain wall (hook forward)"]);
+    assert!(!lab.netd.apply(&network(2, 1, &[(1, 1)])).changed, "{}", lab.netd.log());
+    assert_eq!(check().len(), 1);
+}

@@ -41,12 +41,7 @@ fn open_on(bridge: &LinkName) -> io::Result<UdpSocket> {
 }
 
 /// Answers until it is dropped.
-pub async fn serve(
-    socket: UdpSocket,
-    bridge_index: u32,
-    leases: Told<Leases>,
-    given: mpsc::UnboundedSender<Given>,
-) {
+pub async fn serve(socket: UdpSocket, bridge_index: u32, leases: Told<Leases>, given: mpsc::UnboundedSender<Given>) {
     let mut buffer = vec![0; LARGEST_MESSAGE];
     loop {
         let length = match socket.recv(&mut buffer).await {

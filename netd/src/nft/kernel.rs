@@ -14,8 +14,8 @@ const RULE_TABLE: u16 = 1;
 const RULE_CHAIN: u16 = 2;
 const RULE_USERDATA: u16 = 7;
 const TABLE_NAME: u16 = 1;
-const CHAIN_TABLE: u16 = 1;
-const CHAIN_NAME: u16 = 3;
+pub(super) const CHAIN_TABLE: u16 = 1;
+pub(super) const CHAIN_NAME: u16 = 3;
 const SET_TABLE: u16 = 1;
 const SET_NAME: u16 = 2;
 const ELEMENTS_TABLE: u16 = 1;
@@ -94,7 +94,7 @@ pub fn counters(socket: &mut NetfilterSocket, table: &Table, set: &str) -> io::R
     Ok(entries.into_iter().map(|entry| (entry.key, entry.counter)).collect())
 }
 
-fn kind(message: i32) -> u16 {
+pub(super) fn kind(message: i32) -> u16 {
     (libc::NFNL_SUBSYS_NFTABLES << 8) as u16 | message as u16
 }
 

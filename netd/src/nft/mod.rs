@@ -6,6 +6,7 @@
 //! * `trunk.rs`: the rules for what comes from other nodes and goes there.
 //! * `contents.rs`: what the sets and maps hold for a given desired network.
 //! * `kernel.rs`: reads a table back from the kernel.
+//! * `foreign.rs`: what of others' drops packets of instances, to be told.
 //! * `batch.rs`: writes a difference as one netlink batch, which is one transaction.
 //!
 //! Rules do not depend on the network: they only name sets and maps. So an ordinary change, such as
@@ -13,11 +14,12 @@
 //! instance as with thousands. Only when the rules in the kernel are not those of this program (a
 //! new version, or somebody's `nft flush ruleset`) is a table made anew, in the same transaction.
 //!
-//! Only the tables named [`TABLE`] in the `ip` and `bridge` families are ever read or written.
+//! Only the tables named [`TABLE`] in the `ip` and `bridge` families are ever written.
 
 mod batch;
 mod contents;
 mod expr;
+mod foreign;
 mod kernel;
 mod layout;
 mod rule;
@@ -28,6 +30,7 @@ use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 
 pub use contents::Contents;
+pub use foreign::drop_policies;
 pub use kernel::Counter;
 
 use crate::desired::{LinkName, Network};

@@ -5,6 +5,7 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 
 use ipnet::Ipv4Net;
+use mallee_netd::api::Check;
 use mallee_vmm::api::{KvmCheck, KvmClass};
 use nix::sys::statfs::{CGROUP2_SUPER_MAGIC, statfs};
 use nix::sys::statvfs::statvfs;
@@ -55,6 +56,35 @@ pub fn kvm() -> Finding {
         ),
         Err(words) => Finding::bad("KVM", words, "see that mallee-vmm lies beside mallee and can be executed"),
     }
+}
+
+/// Rules of others that stop instances' packets, whatever netd allows.
+pub fn firewall() -> Finding {
+    let check = || -> Result<Check, String> {
+        let path = program("mallee-netd").map_err(|error| error.to_string())?;
+        let done = Command::new(path).arg("check").stdin(Stdio::null()).output().map_err(|e| e.to_string())?;
+        serde_json::from_slice(&done.stdout)
+            .map_err(|_| format!("mallee-netd check: {}", String::from_utf8_lossy(&done.stderr).trim()))
+    };
+    match check() {
+        Ok(found) => firewall_finding(&found),
+        Err(words) => Finding::less("firewall", words, "see that mallee-netd lies beside mallee and runs as root"),
+    }
+}
+
+fn firewall_finding(found: &Check) -> Finding {
+    let mut dropping: Vec<String> = found.drop_policies.iter().map(ToString::to_string).collect();
+    if !found.legacy_tables.is_empty() {
+        dropping.push(format!("perhaps the old iptables (tables {})", found.legacy_tables.join(", ")));
+    }
+    if dropping.is_empty() {
+        return Finding::good("firewall", "no rules of others drop by policy");
+    }
+    Finding::less(
+        "firewall",
+        format!("others' rules drop what they do not accept: {}", dropping.join("; ")),
+        "let instances' networks and the public network pass there (nft list ruleset; iptables-legacy -S); netd changes only its own tables",
+    )
 }
 
 pub fn cgroup() -> Finding {
@@ -162,6 +192,18 @@ pub fn conflicts(public_network: Ipv4Net) -> Vec<Finding> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use mallee_netd::api::DropPolicy;
+
+    #[test]
+    fn a_firewall_in_the_way_is_named() {
+        assert_eq!(firewall_finding(&Check::default()).level, super::super::Level::Good);
+        let of = |text: &str| text.to_owned();
+        let policy = DropPolicy { family: of("ip"), table: of("filter"), chain: of("FORWARD"), hook: of("forward") };
+        let found = Check { drop_policies: vec![policy], legacy_tables: vec![of("nat")] };
+        let finding = firewall_finding(&found);
+        assert_eq!(finding.level, super::super::Level::Less);
+        assert!(finding.what.contains("table ip filter, chain FORWARD") && finding.what.contains("nat"));
+    }
 
     #[test]
     fn available_memory_is_read() {

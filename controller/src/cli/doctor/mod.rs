@@ -79,6 +79,7 @@ impl Doctor {
         let state: PathBuf = self.state.dir.clone();
         let mut findings = vec![machine::user(), machine::programs(), machine::kvm()];
         findings.extend(kernel::network());
+        findings.push(machine::firewall());
         findings.extend([machine::cgroup(), machine::memory(), machine::disk(&state)]);
         findings.extend(machine::ports(&state));
         findings.extend(machine::conflicts(self.public_network));
