@@ -86,7 +86,7 @@ enum Outcome {
 
 /// Runs one probe in a VM of its own.
 fn run(kvm: &Kvm, probe: &Probe) -> Result<Outcome> {
-    let memory = memory::allocate(memory::MIN_MIB)?;
+    let memory = memory::allocate(memory::MIN_MIB, false)?;
     write_code(&memory, probe).map_err(|error| Error::Memory(error.to_string()))?;
     let vm = kvm.create_vm().map_err(Error::kvm("KVM_CREATE_VM"))?;
     memory::attach(&vm, &memory)?;

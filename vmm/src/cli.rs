@@ -5,8 +5,9 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use clap::Parser;
+use serde::de::DeserializeOwned;
 
-use crate::api::{EventKind, ExitReason, VmConfig};
+use crate::api::{EventKind, ExitReason, SnapshotLoad, VmConfig};
 use crate::check_kvm;
 use crate::confine;
 use crate::error::{Error, Result};
@@ -14,6 +15,7 @@ use crate::events::Events;
 use crate::log::Log;
 use crate::metrics;
 use crate::monitor::Monitor;
+use crate::snapshot::load::Loaded;
 use crate::trace;
 
 /// Runs one microVM.
@@ -29,6 +31,9 @@ struct Arguments {
     /// Start at once with this configuration (Firecracker's JSON).
     #[arg(long)]
     config_file: Option<PathBuf>,
+    /// Start with the VM of a snapshot: a file with the JSON of `PUT /snapshot/load`.
+    #[arg(long, conflicts_with = "config_file")]
+    restore_file: Option<PathBuf>,
     /// Append what happens to this file, one JSON object a line.
     #[arg(long)]
     events_path: Option<PathBuf>,
@@ -69,8 +74,8 @@ pub fn main() -> c_int {
     if arguments.check_kvm {
         return print_check();
     }
-    if arguments.api_sock.is_none() && arguments.config_file.is_none() {
-        eprintln!("mallee-vmm: give --api-sock, --config-file or both (see --help)");
+    if arguments.api_sock.is_none() && arguments.config_file.is_none() && arguments.restore_file.is_none() {
+        eprintln!("mallee-vmm: give --api-sock, and --config-file or --restore-file, or one of the three (see --help)");
         return 2;
     }
     let events = match Events::open(arguments.events_path.as_deref()) {
@@ -96,11 +101,18 @@ fn run(arguments: Arguments, events: &Arc<Events>, log: Log) -> Result<(ExitReas
     confine_or_warn(arguments.no_seccomp)?;
     events.emit(EventKind::ProcessStarted { pid: std::process::id() });
     arguments.trace_exits.as_deref().map_or(Ok(()), trace::start)?;
-    let config = arguments.config_file.as_deref().map(read_config).transpose()?;
-    arguments.jail.enter(config.as_ref(), arguments.api_sock.as_deref())?;
+    let config: Option<VmConfig> = arguments.config_file.as_deref().map(read_json).transpose()?;
+    let request: Option<SnapshotLoad> = arguments.restore_file.as_deref().map(read_json).transpose()?;
+    let snapshot = request.as_ref().map(Loaded::read).transpose()?;
+    let named = config.as_ref().or(snapshot.as_ref().map(|snapshot| &snapshot.config));
+    let memory = snapshot.as_ref().map(Loaded::memory_path);
+    arguments.jail.enter(named, memory, arguments.api_sock.as_deref())?;
     let mut monitor = Monitor::new(arguments.id, events.clone(), log)?;
     if let Some(config) = config {
         monitor.start(config)?;
+    }
+    if let Some(snapshot) = snapshot {
+        monitor.restore(snapshot, request.is_some_and(|request| request.resume_vm))?;
     }
     confine::jail::leave_host()?;
     if let Some(path) = &arguments.api_sock {
@@ -118,7 +130,7 @@ fn confine_or_warn(no_seccomp: bool) -> Result<()> {
     confine::give_up_new_privileges().map_err(Error::host("no_new_privs"))
 }
 
-fn read_config(path: &Path) -> Result<VmConfig> {
+fn read_json<T: DeserializeOwned>(path: &Path) -> Result<T> {
     let text = std::fs::read(path).map_err(Error::file("config file", path))?;
     serde_json::from_slice(&text)
         .map_err(|error| Error::BadConfiguration(format!("config file {}: {error}", path.display())))

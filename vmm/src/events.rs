@@ -51,8 +51,12 @@ impl Events {
 
 /// An event of this moment.
 pub fn now(kind: EventKind) -> Event {
-    let realtime = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO);
-    Event { unix_ns: realtime.as_nanos() as u64, monotonic_ns: monotonic_ns(), kind }
+    Event { unix_ns: unix_ns(), monotonic_ns: monotonic_ns(), kind }
+}
+
+/// CLOCK_REALTIME (ns since 1970).
+pub fn unix_ns() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO).as_nanos() as u64
 }
 
 fn monotonic_ns() -> u64 {

@@ -74,6 +74,8 @@ mod rate_limiter;
 #[cfg(feature = "monitor")]
 mod rest;
 #[cfg(feature = "monitor")]
+mod snapshot;
+#[cfg(feature = "monitor")]
 mod trace;
 #[cfg(feature = "monitor")]
 mod vcpu;

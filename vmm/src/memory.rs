@@ -1,17 +1,30 @@
 //! Guest-physical memory: the map, and the host memory behind it.
 //!
-//! One anonymous private mapping per RAM range. RAM below 4 GiB ends where the device hole begins;
+//! One private mapping per RAM range: anonymous, or of a snapshot's memory file, whose pages all clones of it share until they
+//! write to them. RAM below 4 GiB ends where the device hole begins;
 //! what does not fit goes on at 4 GiB, as on every PC. Fixed places below 1 MiB hold what the boot
 //! protocol and the firmware tables need.
+//!
+//! Where differences are to be saved later, two logs say what has changed: KVM's, of what the guest writes, and a bitmap beside each mapping, of
+//! what this process writes (`vm-memory` marks its own accesses, `devices::virtio::iovec` those of the kernel on a device's behalf).
 
-use kvm_bindings::kvm_userspace_memory_region;
+use std::fs::File;
+use std::num::NonZeroUsize;
+use std::sync::Arc;
+
+use kvm_bindings::{KVM_MEM_LOG_DIRTY_PAGES, kvm_userspace_memory_region};
 use kvm_ioctls::VmFd;
-use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryRegion};
+use vm_memory::bitmap::AtomicBitmap;
+use vm_memory::mmap::MmapRegionBuilder;
+use vm_memory::{FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryRegion, GuestRegionMmap};
 
 use crate::error::{Error, Result};
 
-/// Guest memory as used throughout. No dirty bitmap yet: snapshots are still to come.
-pub type GuestMemory = vm_memory::GuestMemoryMmap<()>;
+/// Guest memory as used throughout, with a bitmap of changed pages where they are tracked.
+pub type GuestMemory = vm_memory::GuestMemoryMmap<Option<AtomicBitmap>>;
+
+/// Size of a page in both logs (bytes).
+pub const PAGE: usize = 4096;
 
 /// The fixed places of the guest-physical address space.
 pub mod layout {
@@ -39,7 +52,9 @@ pub mod layout {
     pub const LOW_RAM_END: u64 = 0x9_fc00;
     /// RSDP and the other ACPI tables (ACPI 6.5, 5.2.5.1: the RSDP is searched from 0xe0000).
     pub const ACPI: u64 = 0xe_0000;
-    pub const ACPI_END: u64 = 0xf_0000;
+    pub const ACPI_END: u64 = 0xe_f000;
+    /// The generation id's page.
+    pub const GENERATION_ID: u64 = 0xe_f000;
     /// SMBIOS 3 entry point (SMBIOS 3.7, 5.2.2: searched from 0xf0000 in steps of 16 bytes).
     pub const SMBIOS: u64 = 0xf_0000;
     /// Where a processor that is reset begins; SMBIOS ends before.
@@ -80,13 +95,37 @@ pub fn ram_ranges(mib: u64) -> Result<Vec<(GuestAddress, usize)>> {
 
 /// Maps host memory for a guest with `mib` MiB. Pages are taken when they are first touched, in
 /// large ones where the host has them to give.
-pub fn allocate(mib: u64) -> Result<GuestMemory> {
-    let memory = GuestMemory::from_ranges(&ram_ranges(mib)?)
-        .map_err(|error| Error::Memory(format!("cannot map {mib} MiB: {error}")))?;
+pub fn allocate(mib: u64, tracks_changes: bool) -> Result<GuestMemory> {
+    let memory = map(&ram_ranges(mib)?, None, tracks_changes)?;
     for region in memory.iter() {
         advise_huge_pages(region.as_ptr(), region.len() as usize);
     }
     Ok(memory)
+}
+
+/// Maps `ranges`, which are in ascending order: anonymous memory, or the file's content, range after range from its beginning on. The file must be
+/// as long as all of them, and stay so: a mapping beyond a file's end ends the process (SIGBUS).
+pub fn map(ranges: &[(GuestAddress, usize)], file: Option<File>, tracks_changes: bool) -> Result<GuestMemory> {
+    let failed = |why: &dyn std::fmt::Display| Error::Memory(format!("cannot be mapped: {why}"));
+    let file = file.map(Arc::new);
+    let mut offset = 0;
+    let mut regions = Vec::with_capacity(ranges.len());
+    for (start, size) in ranges {
+        let page = const { NonZeroUsize::new(PAGE).unwrap() };
+        let bitmap = tracks_changes.then(|| AtomicBitmap::new(*size, page));
+        let mut builder = MmapRegionBuilder::new_with_bitmap(*size, bitmap)
+            .with_mmap_prot(libc::PROT_READ | libc::PROT_WRITE)
+            .with_mmap_flags(
+                libc::MAP_PRIVATE | libc::MAP_NORESERVE | if file.is_some() { 0 } else { libc::MAP_ANONYMOUS },
+            );
+        if let Some(file) = &file {
+            builder = builder.with_file_offset(FileOffset::from_arc(file.clone(), offset));
+        }
+        offset += *size as u64;
+        let mapping = builder.build().map_err(|error| failed(&error))?;
+        regions.push(GuestRegionMmap::new(mapping, *start).ok_or_else(|| failed(&"it wraps"))?);
+    }
+    GuestMemory::from_regions(regions).map_err(|error| failed(&error))
 }
 
 fn advise_huge_pages(start: *mut u8, length: usize) {
@@ -95,21 +134,27 @@ fn advise_huge_pages(start: *mut u8, length: usize) {
     unsafe { libc::madvise(start.cast(), length, libc::MADV_HUGEPAGE) };
 }
 
-/// Gives the guest its memory: one slot a region.
+/// Gives the guest its memory: one slot a region, in their order.
 pub fn attach(vm: &VmFd, memory: &GuestMemory) -> Result<()> {
     for (slot, region) in memory.iter().enumerate() {
-        let region = kvm_userspace_memory_region {
+        let slot_of_region = kvm_userspace_memory_region {
             slot: slot as u32,
             guest_phys_addr: region.start_addr().0,
             memory_size: region.len(),
             userspace_addr: region.as_ptr() as u64,
-            flags: 0,
+            flags: if bitmap(region).is_some() { KVM_MEM_LOG_DIRTY_PAGES } else { 0 },
         };
         // SAFETY: the range is a mapping of our own, and whoever holds the VM holds `memory` as long as a
         // vCPU may run (`vm::RunningVm`, `check_kvm::run`).
-        unsafe { vm.set_user_memory_region(region) }.map_err(Error::kvm("KVM_SET_USER_MEMORY_REGION"))?;
+        unsafe { vm.set_user_memory_region(slot_of_region) }.map_err(Error::kvm("KVM_SET_USER_MEMORY_REGION"))?;
     }
     Ok(())
+}
+
+/// Where this process's changes of a region are noted; `None` if they are not tracked.
+pub fn bitmap(region: &GuestRegionMmap<Option<AtomicBitmap>>) -> Option<&AtomicBitmap> {
+    let mapping: &vm_memory::MmapRegion<_> = region;
+    mapping.bitmap().as_ref()
 }
 
 /// First address after the RAM below the device hole.

@@ -5,10 +5,11 @@ use std::io::Read;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Instant;
 
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 
-use crate::api::{Action, EventKind, ExitReason, InstanceInfo, Metrics, VmConfig, VmState};
+use crate::api::{Action, EventKind, ExitReason, InstanceInfo, Metrics, SnapshotLoad, VmConfig, VmState};
 use crate::builder;
 use crate::bus::lock;
 use crate::confine::{self, ThreadKind};
@@ -16,15 +17,18 @@ use crate::error::{Error, Result};
 use crate::events::{self, Events};
 use crate::kick;
 use crate::log::Log;
-use crate::metrics;
+use crate::metrics::{self, PROCESS};
 use crate::rest::{Call, Reply, Server};
+use crate::snapshot;
+use crate::snapshot::load::Loaded;
 use crate::vcpu::ExitSignal;
-use crate::vm::RunningVm;
+use crate::vm::{RunningVm, set_duration};
 
 /// Message of the exit event after SIGINT.
 pub const INTERRUPTED: &str = "SIGINT";
 const TERMINATED: &str = "SIGTERM";
 const NOT_BEFORE_START: &str = "The requested operation is not supported before starting the microVM.";
+const NOT_AFTER_CONFIGURATION: &str = "Loading a microVM snapshot is not possible after configuring the microVM.";
 const NOT_AFTER_START: &str = "The requested operation is not supported after starting the microVM.";
 
 /// What an event of the epoll set is about.
@@ -105,6 +109,35 @@ impl Monitor {
         // Written when the guest runs already: its first instruction does not wait for a disk.
         self.events.write(&built);
         self.events.write(&first_run);
+        self.take_up(running, config)
+    }
+
+    /// Makes the VM of a snapshot, and has it go on if `request` says so.
+    pub fn load(&mut self, request: &SnapshotLoad) -> Result<()> {
+        self.restore(Loaded::read(request)?, request.resume_vm)
+    }
+
+    /// The same with a snapshot that was read already.
+    pub fn restore(&mut self, snapshot: Loaded, resume: bool) -> Result<()> {
+        let start = Instant::now();
+        let vm = builder::restore(&snapshot, &self.events)?;
+        confine::jail::leave_host()?;
+        self.events.emit(EventKind::VmBuilt);
+        let running = vm.start_paused(&self.exit)?;
+        let Loaded { mut config, .. } = snapshot;
+        (config.logger, config.metrics) = (self.config.logger.take(), self.config.metrics.take());
+        self.take_up(running, config)?;
+        set_duration(&PROCESS.restore_us, start);
+        if let (State::Running(vm), true) = (&mut self.state, resume) {
+            metrics::first_run();
+            vm.resume();
+            self.events.emit(EventKind::FirstRun);
+        }
+        Ok(())
+    }
+
+    /// From now on there is this VM.
+    fn take_up(&mut self, running: RunningVm, config: VmConfig) -> Result<()> {
         self.watch(running.activations.event().as_raw_fd(), Source::Activations)?;
         self.watch(lock(&running.bus.serial).timer_fd(), Source::SerialTimer)?;
         if config.serial.is_none() {
@@ -205,6 +238,15 @@ impl Monitor {
                 State::NotStarted => Reply::refused(NOT_BEFORE_START),
                 State::Running(vm) => set_state(vm, wanted),
             },
+            Call::Save(request) => match &self.state {
+                State::NotStarted => Reply::refused(NOT_BEFORE_START),
+                State::Running(vm) => Reply::from_result(snapshot::create(vm, &self.config, &request)),
+            },
+            Call::Load(request) => match &self.state {
+                State::NotStarted if self.is_configured() => Reply::refused(NOT_AFTER_CONFIGURATION),
+                State::NotStarted => Reply::from_result(self.load(&request)),
+                State::Running(_) => Reply::refused(NOT_AFTER_START),
+            },
             Call::Act(action) => self.act(action),
             Call::ConfigureMetrics(_) | Call::ConfigureLogger(_) if matches!(self.state, State::Running(_)) => {
                 Reply::refused(NOT_AFTER_START)
@@ -221,6 +263,12 @@ impl Monitor {
                 reply
             }
         }
+    }
+
+    /// Anything but where to log.
+    fn is_configured(&self) -> bool {
+        let VmConfig { logger, metrics, .. } = self.config.clone();
+        self.config != VmConfig { logger, metrics, ..VmConfig::default() }
     }
 
     fn describe(&self) -> InstanceInfo {

@@ -7,7 +7,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use kvm_ioctls::VmFd;
+use kvm_ioctls::{Kvm, VmFd};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use crate::bus::{Bus, lock};
@@ -49,6 +49,7 @@ impl Activations {
 
 /// A VM that is built and has not run.
 pub struct Vm {
+    pub kvm: Kvm,
     pub fd: Arc<VmFd>,
     pub memory: GuestMemory,
     pub bus: Arc<Bus>,
@@ -65,15 +66,22 @@ pub struct RunningVm {
     pub bus: Arc<Bus>,
     pub power_button: IrqLine,
     pub activations: Arc<Activations>,
+    /// Asked what a vCPU has when one is saved.
+    pub kvm: Kvm,
     // Dropped last: vCPUs and workers use them.
-    _memory: GuestMemory,
-    _fd: Arc<VmFd>,
+    pub memory: GuestMemory,
+    pub fd: Arc<VmFd>,
 }
 
 impl Vm {
     /// Starts all vCPUs. Those beside the first wait inside KVM until the guest wakes them.
     pub fn start(self, exit: &Arc<ExitSignal>) -> Result<RunningVm> {
         self.start_threads(exit, true)
+    }
+
+    /// Starts the threads of all vCPUs, which wait until [`RunningVm::resume`].
+    pub fn start_paused(self, exit: &Arc<ExitSignal>) -> Result<RunningVm> {
+        self.start_threads(exit, false)
     }
 
     fn start_threads(self, exit: &Arc<ExitSignal>, runs: bool) -> Result<RunningVm> {
@@ -84,8 +92,9 @@ impl Vm {
             bus: self.bus,
             power_button: self.power_button,
             activations: self.activations,
-            _memory: self.memory,
-            _fd: self.fd,
+            kvm: self.kvm,
+            memory: self.memory,
+            fd: self.fd,
         };
         for vcpu in self.vcpus {
             match vcpu.start(running.bus.clone(), exit.clone(), running.gate.clone()) {
@@ -105,6 +114,10 @@ impl RunningVm {
         self.is_paused
     }
 
+    pub fn vcpus(&self) -> impl Iterator<Item = &RunningVcpu> {
+        self.vcpus.iter()
+    }
+
     /// Brings everything to a stand. An error leaves the VM running.
     pub fn pause(&mut self) -> Result<()> {
         if self.is_paused {
@@ -122,7 +135,7 @@ impl RunningVm {
         }
         lock(&self.bus.serial).flush();
         self.is_paused = true;
-        set(&PROCESS.pause_us, start);
+        set_duration(&PROCESS.pause_us, start);
         Ok(())
     }
 
@@ -141,7 +154,7 @@ impl RunningVm {
         }
         self.is_paused = false;
         self.gate.open();
-        set(&PROCESS.resume_us, start);
+        set_duration(&PROCESS.resume_us, start);
     }
 
     /// At most 32 (`builder::MAX_VCPUS`).
@@ -200,6 +213,7 @@ impl RunningVm {
     }
 }
 
-fn set(duration: &Counter, start: Instant) {
+/// Counts the microseconds since `start`.
+pub fn set_duration(duration: &Counter, start: Instant) {
     duration.set(u64::try_from(start.elapsed().as_micros()).unwrap_or(u64::MAX));
 }

@@ -20,10 +20,12 @@ use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use common::machine::{Process, wait_until};
 use common::{Place, check};
 use mallee_vmm::api::client::{Client, ClientError};
 use mallee_vmm::api::{Action, VmConfig};
 use rules::KINDS;
+use serde_json::json;
 use trace::{Call, Seen};
 
 /// A run of the program that brings threads to life.
@@ -38,6 +40,7 @@ fn runs() -> Vec<Run> {
         Run { name: "every device, by the rules", start: |place, run| run(place.command("probe.trial=exercise")) },
         Run { name: "every device, broken", start: |place, run| run(place.command("probe.trial=hostile:1")) },
         Run { name: "through the socket, ended by a signal", start: through_the_socket },
+        Run { name: "restored from a snapshot", start: restored },
     ]
 }
 
@@ -45,14 +48,13 @@ fn runs() -> Vec<Run> {
 fn through_the_socket(place: &Place, run: &mut dyn FnMut(std::process::Command)) {
     let socket = place.path("api.sock");
     let config: VmConfig = serde_json::from_value(place.config("probe.metadata=off probe.ip=10.0.0.2/24")).unwrap();
-    let metrics = place.path("metrics");
     let mut command = place.bare_command();
     command.arg("--api-sock").arg(&socket).arg("--id").arg("traced");
     let is_over = AtomicBool::new(false);
     std::thread::scope(|scope| {
         // The tracer must be this thread.
         scope.spawn(|| {
-            if let Err(why) = drive(&socket, &config, &metrics, &is_over) {
+            if let Err(why) = drive(place, &socket, &config, &is_over) {
                 // As it should be where a forbidden call was put in; else the status tells.
                 eprintln!("not driven to its end: {why}");
                 signal(&socket, libc::SIGKILL);
@@ -63,7 +65,7 @@ fn through_the_socket(place: &Place, run: &mut dyn FnMut(std::process::Command))
     });
 }
 
-fn drive(socket: &Path, config: &VmConfig, metrics: &Path, is_over: &AtomicBool) -> Result<(), ClientError> {
+fn drive(place: &Place, socket: &Path, config: &VmConfig, is_over: &AtomicBool) -> Result<(), ClientError> {
     let client = Client::new(socket);
     let wait_until = |condition: &dyn Fn() -> bool| {
         let deadline = Instant::now() + Duration::from_secs(60);
@@ -85,16 +87,58 @@ fn drive(socket: &Path, config: &VmConfig, metrics: &Path, is_over: &AtomicBool)
     for interface in &config.network_interfaces {
         client.put(&format!("/network-interfaces/{}", interface.iface_id), interface)?;
     }
-    client.put("/metrics", &serde_json::json!({ "metrics_path": metrics }))?;
+    client.put("/metrics", &json!({ "metrics_path": place.path("metrics") }))?;
     client.act(Action::InstanceStart)?;
     let console = config.serial.as_ref().unwrap().serial_out_path.clone();
     wait_until(&|| std::fs::read_to_string(&console).is_ok_and(|text| !text.is_empty()));
     client.act(Action::FlushMetrics)?;
-    client.patch("/vm", &serde_json::json!({ "state": "Paused" }))?;
-    client.patch("/vm", &serde_json::json!({ "state": "Resumed" }))?;
+    client.patch("/vm", &json!({ "state": "Paused" }))?;
+    for kind in ["Full", "Diff"] {
+        let (state, memory) = (place.path("state"), place.path("memory"));
+        let request = json!({ "snapshot_type": kind, "snapshot_path": state, "mem_file_path": memory });
+        client.put("/snapshot/create", &request)?;
+    }
+    client.patch("/vm", &json!({ "state": "Resumed" }))?;
     client.get::<VmConfig>("/vm/config")?;
     signal(socket, libc::SIGTERM);
     Ok(())
+}
+
+/// Restores a VM that was saved by another process, and ends it while its guest is idle.
+fn restored(place: &Place, run: &mut dyn FnMut(std::process::Command)) {
+    let arguments = "probe.metadata=off probe.ip=10.0.0.2/24";
+    let idle = || place.console().contains("10.0.0.2/24");
+    let saver = place.path("saver.sock");
+    let mut command = place.command(arguments);
+    command.arg("--api-sock").arg(&saver);
+    let process = Process::start(command, &saver);
+    wait_until("the guest is idle", idle);
+    process.pause();
+    let request = json!({ "snapshot_path": place.path("state"), "mem_file_path": place.path("memory") });
+    process.client.put("/snapshot/create", &request).unwrap();
+    assert_eq!(process.terminate(), Some(143));
+
+    let socket = place.path("api.sock");
+    let request = json!({
+        "snapshot_path": place.path("state"), "mem_file_path": place.path("memory"), "track_dirty_pages": true,
+        "resume_vm": true,
+    });
+    std::fs::write(place.path("load"), request.to_string()).unwrap();
+    let mut command = place.bare_command();
+    command.arg("--api-sock").arg(&socket).arg("--restore-file").arg(place.path("load"));
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let client = Client::new(&socket);
+            let deadline = Instant::now() + Duration::from_secs(60);
+            while client.instance().is_err() && Instant::now() < deadline {
+                std::thread::sleep(Duration::from_millis(10));
+            }
+            let paused = client.patch("/vm", &json!({ "state": "Paused" }));
+            let _ = paused.and_then(|()| client.patch("/vm", &json!({ "state": "Resumed" })));
+            signal(&socket, libc::SIGTERM);
+        });
+        run(command);
+    });
 }
 
 /// To the process that serves `socket`, if there is one.

@@ -7,6 +7,8 @@ use std::path::Path;
 use std::process::{Child, Command};
 use std::time::{Duration, Instant};
 
+use common::counter::COUNTING;
+use common::machine::Machine;
 use common::{Place, check};
 
 const UID: u32 = 64_123;
@@ -138,4 +140,34 @@ fn the_end_of_the_process_outside_is_the_end_of_the_jail() {
         let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
         stat.is_empty() || stat.rsplit(") ").next().unwrap().starts_with('Z')
     });
+}
+
+#[test]
+fn a_vm_is_saved_in_one_jail_and_goes_on_in_another() {
+    let machine = Machine::new(COUNTING);
+    std::os::unix::fs::chown(machine.path(""), Some(UID), Some(UID)).unwrap();
+    let start = |jail: &str, option: &str, file: &str| {
+        std::fs::create_dir(machine.path(jail)).unwrap();
+        machine.spawn(|command| {
+            command.arg("--jail").arg(machine.path(jail)).arg(format!("--jail-uid={UID}"));
+            command.arg(option).arg(machine.path(file));
+        })
+    };
+    std::fs::write(machine.path("config"), machine.config(1).to_string()).unwrap();
+    let first = start("jail1", "--config-file", "config");
+    wait_until("the guest counts", || machine.counts().len() > 5);
+    first.pause();
+    let files = serde_json::json!({ "snapshot_path": machine.path("state"), "mem_file_path": machine.path("memory") });
+    first.client.put("/snapshot/create", &files).unwrap();
+    assert_eq!(first.terminate(), Some(143));
+
+    let before = machine.counts().len();
+    let mut request = files;
+    request["resume_vm"] = true.into();
+    std::fs::write(machine.path("load"), request.to_string()).unwrap();
+    let second = start("jail2", "--restore-file", "load");
+    wait_until("the guest goes on", || machine.counts().len() > before + 5);
+    let counts = machine.counts();
+    assert!(counts.iter().map(|it| it.0).eq(1..=counts.len() as u64), "{counts:?}");
+    assert_eq!(second.terminate(), Some(143));
 }

@@ -18,6 +18,7 @@ mod limits;
 mod machine;
 mod network;
 mod observe;
+mod snapshot;
 
 pub use control::*;
 pub use devices::*;
@@ -27,6 +28,7 @@ pub use limits::*;
 pub use machine::*;
 pub use network::*;
 pub use observe::*;
+pub use snapshot::*;
 
 /// The file given with `--config-file`: member names as in Firecracker's.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]

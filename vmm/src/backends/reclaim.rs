@@ -127,7 +127,7 @@ mod tests {
     fn memory() -> GuestMemory {
         // Two that touch, and one after a hole.
         let ranges = [(0, 0x4000), (0x4000, 0x4000), (0x10_0000, 0x4000)];
-        GuestMemory::from_ranges(&ranges.map(|(start, length)| (GuestAddress(start), length))).unwrap()
+        crate::memory::map(&ranges.map(|(start, length)| (GuestAddress(start), length)), None, false).unwrap()
     }
 
     fn filled() -> GuestMemory {
@@ -170,15 +170,7 @@ mod tests {
     fn a_private_mapping_of_a_file_shows_the_file_again() {
         let mut file = tempfile::tempfile().unwrap();
         std::io::Write::write_all(&mut file, &[9; 0x4000]).unwrap();
-        let offset = vm_memory::FileOffset::new(file, 0);
-        let region = vm_memory::MmapRegion::build(
-            Some(offset),
-            0x4000,
-            libc::PROT_READ | libc::PROT_WRITE,
-            libc::MAP_PRIVATE | libc::MAP_NORESERVE,
-        );
-        let region = vm_memory::GuestRegionMmap::new(region.unwrap(), GuestAddress(0)).unwrap();
-        let memory = GuestMemory::from_regions(vec![region]).unwrap();
+        let memory = crate::memory::map(&[(GuestAddress(0), 0x4000)], Some(file), false).unwrap();
         memory.write_slice(&[1; 0x4000], GuestAddress(0)).unwrap();
         Reclaim::new(&memory).unwrap().give_back(0x1000..0x2000).unwrap();
         let at = |address| memory.read_obj::<u8>(GuestAddress(address)).unwrap();

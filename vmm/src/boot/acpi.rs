@@ -20,7 +20,7 @@ use vm_memory::{Bytes, GuestAddress};
 
 use crate::api::guest;
 use crate::bus::port;
-use crate::devices::{POWER_BUTTON_GSI, acpi_pm, i8042, serial};
+use crate::devices::{POWER_BUTTON_GSI, acpi_pm, i8042, serial, vmgenid};
 use crate::error::{Error, Result};
 use crate::memory::{GuestMemory, layout};
 
@@ -32,8 +32,9 @@ const LEGACY_DEVICES: u16 = 1 << 0;
 const KEYBOARD_CONTROLLER: u16 = 1 << 1;
 const NO_VGA: u16 = 1 << 2;
 const NO_CMOS_RTC: u16 = 1 << 5;
-/// Notification value of a pressed button (ACPI 6.5, 5.6.6).
+/// Notification value of a pressed button (ACPI 6.5, 5.6.6), and of a new generation id.
 const BUTTON_PRESSED: u8 = 0x80;
+const GENERATION_CHANGED: u8 = 0x80;
 
 /// Writes all tables for `vcpus` processors and `virtio_devices` windows; returns the RSDP's address.
 pub fn write(memory: &GuestMemory, vcpus: u8, virtio_devices: usize) -> Result<u64> {
@@ -116,9 +117,17 @@ fn madt(vcpus: u8) -> MADT {
 }
 
 fn dsdt(vcpus: u8, virtio_devices: usize) -> Sdt {
-    let body =
-        [processors(vcpus), virtio_windows(virtio_devices), serial_port(), keyboard(), power_button(), power_off()]
-            .concat();
+    let body = [
+        processors(vcpus),
+        virtio_windows(virtio_devices),
+        serial_port(),
+        keyboard(),
+        power_button(),
+        generation_id(),
+        generic_events(),
+        power_off(),
+    ]
+    .concat();
     let mut dsdt = Sdt::new(*b"DSDT", 36, 6, OEM, TABLE, REVISION);
     dsdt.append_slice(&body);
     dsdt
@@ -198,32 +207,60 @@ fn keyboard() -> Vec<u8> {
     ))
 }
 
-/// The button (PNP0C0C), and the generic event device (ACPI 6.5, 5.6.9) whose interrupt presses it.
+/// The power button.
 fn power_button() -> Vec<u8> {
-    let mut aml = bytes(&Device::new(
+    bytes(&Device::new(
         "_SB_.PWRB".into(),
         vec![&Name::new("_HID".into(), &EISAName::new("PNP0C0C")), &Name::new("_UID".into(), &aml::ZERO)],
-    ));
-    let gsi = POWER_BUTTON_GSI;
-    Device::new(
+    ))
+}
+
+/// Where the generation id is (low half of the address, high half); drivers go by either name.
+fn generation_id() -> Vec<u8> {
+    bytes(&Device::new(
+        "_SB_.VGEN".into(),
+        vec![
+            &Name::new("_HID".into(), &"VMGENCTR"),
+            &Name::new("_CID".into(), &"VM_Gen_Counter"),
+            &Name::new("_DDN".into(), &"VM_Gen_Counter"),
+            &Name::new("_UID".into(), &aml::ZERO),
+            &Name::new("ADDR".into(), &Package::new(vec![&(layout::GENERATION_ID as u32), &aml::ZERO])),
+        ],
+    ))
+}
+
+/// The generic event device (ACPI 6.5, 5.6.9), whose interrupts press the button and tell of a new generation.
+fn generic_events() -> Vec<u8> {
+    let (button, generation) = (POWER_BUTTON_GSI, vmgenid::GSI);
+    bytes(&Device::new(
         "_SB_.GED_".into(),
         vec![
             &Name::new("_HID".into(), &"ACPI0013"),
             &Name::new("_UID".into(), &aml::ZERO),
-            &Name::new("_CRS".into(), &ResourceTemplate::new(vec![&Interrupt::new(true, true, false, false, gsi)])),
+            &Name::new(
+                "_CRS".into(),
+                &ResourceTemplate::new(vec![
+                    &Interrupt::new(true, true, false, false, button),
+                    &Interrupt::new(true, true, false, false, generation),
+                ]),
+            ),
             &Method::new(
                 "_EVT".into(),
                 1,
                 true,
-                vec![&If::new(
-                    &Equal::new(&Arg(0), &gsi),
-                    vec![&Notify::new(&Path::new("\\_SB_.PWRB"), &BUTTON_PRESSED)],
-                )],
+                vec![
+                    &If::new(
+                        &Equal::new(&Arg(0), &button),
+                        vec![&Notify::new(&Path::new("\\_SB_.PWRB"), &BUTTON_PRESSED)],
+                    ),
+                    &If::new(
+                        &Equal::new(&Arg(0), &generation),
+                        vec![&Notify::new(&Path::new("\\_SB_.VGEN"), &GENERATION_CHANGED)],
+                    ),
+                ],
             ),
         ],
-    )
-    .to_aml_bytes(&mut aml);
-    aml
+    ))
 }
 
 /// `\_S5`: the value that means power-off in the sleep control register.
@@ -250,7 +287,7 @@ mod tests {
 
     #[test]
     fn every_table_is_reached_from_the_rsdp_and_sums_to_zero() {
-        let memory = crate::memory::allocate(16).unwrap();
+        let memory = crate::memory::allocate(16, false).unwrap();
         let rsdp = write(&memory, 32, 18).unwrap();
         assert_eq!(read(&memory, rsdp, 8), b"RSD PTR ");
         let xsdt = table(&memory, memory.read_obj(GuestAddress(rsdp + 24)).unwrap());
@@ -264,5 +301,6 @@ mod tests {
         let dsdt = table(&memory, u64::from_le_bytes(fadt[140..148].try_into().unwrap()));
         assert_eq!(&dsdt[..4], b"DSDT");
         assert_eq!(dsdt.windows(8).filter(|window| window == b"LNRO0005").count(), 18);
+        assert!(dsdt.windows(8).any(|window| window == b"VMGENCTR"));
     }
 }

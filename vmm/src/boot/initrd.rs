@@ -52,7 +52,7 @@ mod tests {
 
     #[test]
     fn it_ends_below_ram_and_above_the_kernel_or_is_refused() {
-        let memory = crate::memory::allocate(16).unwrap();
+        let memory = crate::memory::allocate(16, false).unwrap();
         let mut file = tempfile::NamedTempFile::new().unwrap();
         file.write_all(&[7; 5000]).unwrap();
         let initrd = load(&memory, file.path(), 0x20_0000, None).unwrap();

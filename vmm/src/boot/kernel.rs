@@ -156,7 +156,7 @@ mod tests {
     }
 
     fn load_by(protocol: BootProtocol, bytes: &[u8]) -> Result<LoadedKernel> {
-        let memory = crate::memory::allocate(64).unwrap();
+        let memory = crate::memory::allocate(64, false).unwrap();
         let mut file = tempfile::NamedTempFile::new().unwrap();
         file.write_all(bytes).unwrap();
         load(&memory, file.path(), protocol)

@@ -69,7 +69,7 @@ mod tests {
 
     #[test]
     fn everything_is_found_from_the_start_info() {
-        let memory = crate::memory::allocate(64).unwrap();
+        let memory = crate::memory::allocate(64, false).unwrap();
         let initrd = LoadedInitrd { address: 0x300_0000, size: 0x1234 };
         write(&memory, Some(initrd), "console=hvc0", 0xe_0000).unwrap();
         let at = layout::PVH_START_INFO;
@@ -89,7 +89,7 @@ mod tests {
 
     #[test]
     fn without_an_initrd_there_is_no_module() {
-        let memory = crate::memory::allocate(16).unwrap();
+        let memory = crate::memory::allocate(16, false).unwrap();
         write(&memory, None, "", 0xe_0000).unwrap();
         assert_eq!((word(&memory, layout::PVH_START_INFO + 8), word(&memory, layout::PVH_START_INFO + 16)), (0, 0));
     }

@@ -99,7 +99,7 @@ mod tests {
     #[test]
     fn the_map_has_no_overlap_and_ends_with_ram() {
         for mib in [16, 128, 4096] {
-            let map = e820(&crate::memory::allocate(mib).unwrap());
+            let map = e820(&crate::memory::allocate(mib, false).unwrap());
             for pair in map.windows(2) {
                 assert!(pair[0].0 + pair[0].1 <= pair[1].0, "{map:x?}");
             }
@@ -109,7 +109,7 @@ mod tests {
 
     #[test]
     fn command_lines_that_do_not_fit_are_refused() {
-        let memory = crate::memory::allocate(16).unwrap();
+        let memory = crate::memory::allocate(16, false).unwrap();
         assert!(write_cmdline(&memory, &"x".repeat(layout::CMDLINE_MAX)).is_err());
         assert!(write_cmdline(&memory, "a\0b").is_err());
         write_cmdline(&memory, &"x".repeat(layout::CMDLINE_MAX - 1)).unwrap();

@@ -4,8 +4,10 @@
 //! path, a truncated kernel or a busy tap leaves nothing behind.
 
 mod devices;
+mod restore;
 
 pub use devices::refuse_large_balloon;
+pub use restore::restore;
 
 use std::sync::{Arc, Mutex};
 
@@ -19,7 +21,9 @@ use crate::bus::Bus;
 use crate::cpu;
 use crate::devices::boot_timer::BootTimer;
 use crate::devices::i8042::{self, I8042};
-use crate::devices::serial::{self, SerialPort};
+use crate::devices::serial::{self, SerialPort, SerialRegisters};
+use crate::devices::virtio::VirtioDevice;
+use crate::devices::vmgenid;
 use crate::devices::{IrqLine, POWER_BUTTON_GSI};
 use crate::error::{Error, Result};
 use crate::events::Events;
@@ -40,33 +44,58 @@ pub fn build(config: &VmConfig, events: &Arc<Events>) -> Result<Vm> {
     let console = open_console(config)?;
     let devices = devices::open(config)?;
 
-    let memory = memory::allocate(config.machine_config.mem_size_mib)?;
+    let memory = memory::allocate(config.machine_config.mem_size_mib, config.machine_config.track_dirty_pages)?;
     let kernel = kernel::load(&memory, &boot.kernel_image_path, boot.protocol.unwrap_or_default())?;
     let initrd = load_initrd(&memory, boot, &kernel)?;
     let rsdp = acpi::write(&memory, vcpu_count, devices.len())?;
     smbios::write(&memory, config.identity.as_ref())?;
     reset_vector::write(&memory)?;
+    vmgenid::renew(&memory)?;
     let line = command_line(config, boot);
     match kernel.protocol {
         BootProtocol::Linux => zero_page::write(&memory, &kernel, initrd, &line, rsdp)?,
         BootProtocol::Pvh => pvh::write(&memory, initrd, &line, rsdp)?,
     }
 
-    let kvm = Kvm::new().map_err(Error::kvm("open /dev/kvm"))?;
-    let vm = Arc::new(create_vm(&kvm, &memory)?);
-    let activations = Arc::new(Activations::new()?);
-    let bus = Arc::new(Bus {
-        serial: Mutex::new(
-            SerialPort::new(irq_line(&vm, serial::GSI)?, console, events.clone())
-                .map_err(Error::host("serial port"))?,
-        ),
-        keyboard: Mutex::new(I8042::new(irq_line(&vm, i8042::GSI)?)),
-        boot_timer: BootTimer::new(events.clone()),
-        virtio: devices::attach(devices, &vm, &memory, &activations)?,
-    });
+    let Machine { kvm, vm, bus, activations, power_button } = assemble(&memory, devices, console, events, None)?;
     let vcpus = create_vcpus(&kvm, &vm, vcpu_count)?;
     cpu::regs::set_up_boot_cpu(&vcpus[0].fd, &memory, kernel.entry, kernel.protocol)?;
-    Ok(Vm { power_button: irq_line(&vm, POWER_BUTTON_GSI)?, fd: vm, memory, bus, vcpus, activations })
+    Ok(Vm { kvm, fd: vm, memory, bus, vcpus, activations, power_button })
+}
+
+/// A VM without vCPUs.
+struct Machine {
+    kvm: Kvm,
+    vm: Arc<VmFd>,
+    bus: Arc<Bus>,
+    activations: Arc<Activations>,
+    power_button: IrqLine,
+}
+
+/// Makes a VM of memory and devices. The serial port is a new one, or as it was saved.
+fn assemble(
+    memory: &GuestMemory,
+    devices: Vec<Box<dyn VirtioDevice>>,
+    console: Console,
+    events: &Arc<Events>,
+    serial: Option<&SerialRegisters>,
+) -> Result<Machine> {
+    let kvm = Kvm::new().map_err(Error::kvm("open /dev/kvm"))?;
+    let vm = Arc::new(create_vm(&kvm, memory)?);
+    let activations = Arc::new(Activations::new()?);
+    let serial_irq = irq_line(&vm, serial::GSI)?;
+    let serial = match serial {
+        None => SerialPort::new(serial_irq, console, events.clone()),
+        Some(registers) => SerialPort::restore(serial_irq, console, events.clone(), registers),
+    };
+    let bus = Arc::new(Bus {
+        serial: Mutex::new(serial.map_err(Error::host("serial port"))?),
+        keyboard: Mutex::new(I8042::new(irq_line(&vm, i8042::GSI)?)),
+        boot_timer: BootTimer::new(events.clone()),
+        virtio: devices::attach(devices, &vm, memory, &activations)?,
+    });
+    let power_button = irq_line(&vm, POWER_BUTTON_GSI)?;
+    Ok(Machine { kvm, vm, bus, activations, power_button })
 }
 
 fn boot_source(config: &VmConfig) -> Result<&BootSource> {

@@ -70,12 +70,13 @@ struct Leaving {
 static LEAVING: Mutex<Option<Leaving>> = Mutex::new(None);
 
 impl Arguments {
-    /// Step 1, if a jail is asked for. `socket` is the API's, which is still to be made. Returns in the process that is to go on.
-    pub fn enter(&self, config: Option<&VmConfig>, socket: Option<&Path>) -> Result<()> {
+    /// Step 1, if a jail is asked for. `memory` is the memory file of a snapshot; `socket` is the API's, which is still to be made. Returns in
+    /// the process that is to go on.
+    pub fn enter(&self, config: Option<&VmConfig>, memory: Option<&Path>, socket: Option<&Path>) -> Result<()> {
         let Some(root) = &self.jail else { return Ok(()) };
         let failed = Error::host("jail");
         refuse_unusable(root)?;
-        let paths = self.paths(config, socket)?;
+        let paths = self.paths(config, memory, socket)?;
         let here = std::env::current_dir().map_err(&failed)?;
         let mut jail = jail::Jail::new(root, &here).map_err(&failed)?;
         jail.monitor_devices(self.jail_uid).map_err(&failed)?;
@@ -97,7 +98,12 @@ impl Arguments {
 
     /// What is bound: what the configuration names, and what the command line adds. What is made (a console's file, a socket) is in a
     /// folder, which is bound.
-    fn paths(&self, config: Option<&VmConfig>, socket: Option<&Path>) -> Result<Vec<(PathBuf, bool)>> {
+    fn paths(
+        &self,
+        config: Option<&VmConfig>,
+        memory: Option<&Path>,
+        socket: Option<&Path>,
+    ) -> Result<Vec<(PathBuf, bool)>> {
         let mut paths = Vec::new();
         let mut add = |path: &Path, writable| -> Result<()> {
             paths.push((std::path::absolute(path).map_err(Error::file("for the jail:", path))?, writable));
@@ -120,6 +126,7 @@ impl Arguments {
                 add(folder_of(made), true)?;
             }
         }
+        memory.map_or(Ok(()), |memory| add(memory, false))?;
         socket.map_or(Ok(()), |socket| add(folder_of(socket), true))?;
         self.jail_bind.iter().try_for_each(|path| add(path, false))?;
         self.jail_bind_writable.iter().try_for_each(|path| add(path, true))?;

@@ -65,15 +65,16 @@ mod libc_number {
         SYS_accept4 as accept4, SYS_brk as brk, SYS_clock_nanosleep as clock_nanosleep, SYS_clone as clone,
         SYS_clone3 as clone3, SYS_close as close, SYS_connect as connect, SYS_epoll_create1 as epoll_create1,
         SYS_epoll_ctl as epoll_ctl, SYS_epoll_wait as epoll_wait, SYS_eventfd2 as eventfd2, SYS_exit as exit,
-        SYS_exit_group as exit_group, SYS_fcntl as fcntl, SYS_fdatasync as fdatasync, SYS_ftruncate as ftruncate,
-        SYS_futex as futex, SYS_getpid as getpid, SYS_getrandom as getrandom, SYS_ioctl as ioctl,
-        SYS_madvise as madvise, SYS_mmap as mmap, SYS_mprotect as mprotect, SYS_munmap as munmap, SYS_openat as openat,
-        SYS_poll as poll, SYS_prctl as prctl, SYS_preadv as preadv, SYS_pwritev as pwritev, SYS_read as read,
-        SYS_readv as readv, SYS_recvfrom as recvfrom, SYS_rename as rename, SYS_rseq as rseq,
-        SYS_rt_sigprocmask as rt_sigprocmask, SYS_rt_sigreturn as rt_sigreturn, SYS_seccomp as seccomp,
-        SYS_sendto as sendto, SYS_set_robust_list as set_robust_list, SYS_setsockopt as setsockopt,
-        SYS_shutdown as shutdown, SYS_socket as socket, SYS_tgkill as tgkill, SYS_timerfd_gettime as timerfd_gettime,
-        SYS_timerfd_settime as timerfd_settime, SYS_unlink as unlink, SYS_write as write, SYS_writev as writev,
+        SYS_exit_group as exit_group, SYS_fcntl as fcntl, SYS_fdatasync as fdatasync, SYS_flock as flock,
+        SYS_ftruncate as ftruncate, SYS_futex as futex, SYS_getpid as getpid, SYS_getrandom as getrandom,
+        SYS_ioctl as ioctl, SYS_madvise as madvise, SYS_mmap as mmap, SYS_mprotect as mprotect, SYS_munmap as munmap,
+        SYS_openat as openat, SYS_poll as poll, SYS_prctl as prctl, SYS_preadv as preadv, SYS_pwrite64 as pwrite64,
+        SYS_pwritev as pwritev, SYS_read as read, SYS_readv as readv, SYS_recvfrom as recvfrom, SYS_rename as rename,
+        SYS_rseq as rseq, SYS_rt_sigprocmask as rt_sigprocmask, SYS_rt_sigreturn as rt_sigreturn,
+        SYS_seccomp as seccomp, SYS_sendto as sendto, SYS_set_robust_list as set_robust_list,
+        SYS_setsockopt as setsockopt, SYS_shutdown as shutdown, SYS_socket as socket, SYS_statx as statx,
+        SYS_tgkill as tgkill, SYS_timerfd_gettime as timerfd_gettime, SYS_timerfd_settime as timerfd_settime,
+        SYS_unlink as unlink, SYS_write as write, SYS_writev as writev,
     };
 }
 
@@ -81,6 +82,22 @@ mod libc_number {
 const KVM_RUN: u32 = 0xae80;
 const KVM_GET_REGS: u32 = 0x8090_ae81;
 const KVM_KVMCLOCK_CTRL: u32 = 0xaead;
+const KVM_GET_MSR_INDEX_LIST: u32 = 0xc004_ae02;
+const KVM_CHECK_EXTENSION: u32 = 0xae03;
+const KVM_GET_DIRTY_LOG: u32 = 0x4010_ae42;
+const KVM_GET_IRQCHIP: u32 = 0xc208_ae62;
+const KVM_GET_CLOCK: u32 = 0x8030_ae7c;
+const KVM_GET_SREGS: u32 = 0x8138_ae83;
+const KVM_GET_MSRS: u32 = 0xc008_ae88;
+const KVM_GET_LAPIC: u32 = 0x8400_ae8e;
+const KVM_GET_CPUID2: u32 = 0xc008_ae91;
+const KVM_GET_MP_STATE: u32 = 0x8004_ae98;
+const KVM_GET_VCPU_EVENTS: u32 = 0x8040_ae9f;
+const KVM_GET_DEBUGREGS: u32 = 0x8080_aea1;
+const KVM_GET_TSC_KHZ: u32 = 0xaea3;
+const KVM_GET_XSAVE: u32 = 0x9000_aea4;
+const KVM_GET_XSAVE2: u32 = 0x9000_aecf;
+const KVM_GET_XCRS: u32 = 0x8188_aea6;
 const KVM_IRQFD: u32 = 0x4020_ae76;
 const KVM_IOEVENTFD: u32 = 0x4040_ae79;
 const TUNSETOFFLOAD: u32 = 0x4004_54d0;
@@ -193,12 +210,37 @@ const MONITOR: &[Rule] = &[
     call!(exit_group),
 ];
 
+/// Saving a paused VM: reading what only KVM has, and writing files. Restoring comes before the filters.
+const SNAPSHOT: &[Rule] = &[
+    call!(ioctl, 1: KVM_GET_MSR_INDEX_LIST),
+    call!(ioctl, 1: KVM_CHECK_EXTENSION),
+    call!(ioctl, 1: KVM_GET_DIRTY_LOG),
+    call!(ioctl, 1: KVM_GET_IRQCHIP),
+    call!(ioctl, 1: KVM_GET_CLOCK),
+    call!(ioctl, 1: KVM_GET_REGS),
+    call!(ioctl, 1: KVM_GET_SREGS),
+    call!(ioctl, 1: KVM_GET_MSRS),
+    call!(ioctl, 1: KVM_GET_LAPIC),
+    call!(ioctl, 1: KVM_GET_CPUID2),
+    call!(ioctl, 1: KVM_GET_MP_STATE),
+    call!(ioctl, 1: KVM_GET_VCPU_EVENTS),
+    call!(ioctl, 1: KVM_GET_DEBUGREGS),
+    call!(ioctl, 1: KVM_GET_TSC_KHZ),
+    call!(ioctl, 1: KVM_GET_XSAVE),
+    // Only where guests have AMX.
+    call!(ioctl, 1: KVM_GET_XSAVE2),
+    call!(ioctl, 1: KVM_GET_XCRS),
+    call!(pwrite64),
+    call!(statx),
+    call!(flock),
+];
+
 /// Names as of the threads.
 pub const KINDS: &[Kind] = &[
     Kind {
         name: "MONITOR",
         thread: "mallee-vmm",
-        rules: &[RUNTIME, WAIT, MONITOR, START_WORKER, BLOCK, NET, RNG, VSOCK, CONSOLE, TIMER],
+        rules: &[RUNTIME, WAIT, MONITOR, SNAPSHOT, START_WORKER, BLOCK, NET, RNG, VSOCK, CONSOLE, TIMER],
     },
     Kind { name: "API", thread: "api", rules: &[RUNTIME, API] },
     Kind { name: "VCPU", thread: "vcpu", rules: &[RUNTIME, VCPU] },

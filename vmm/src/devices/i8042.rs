@@ -3,6 +3,8 @@
 
 use std::collections::VecDeque;
 
+use serde::{Deserialize, Serialize};
+
 use super::{IrqLine, MachineRequest};
 
 /// Interrupt of the keyboard.
@@ -28,7 +30,7 @@ const CTRL_ALT_DEL_SET_1: [u8; 8] = [0x1d, 0x38, 0xe0, 0x53, 0xe0, 0xd3, 0xb8, 0
 const CTRL_ALT_DEL_SET_2: [u8; 11] = [0x14, 0x11, 0xe0, 0x71, 0xe0, 0xf0, 0x71, 0xf0, 0x11, 0xf0, 0x14];
 
 /// What the next byte written to the data port belongs to.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 enum Pending {
     Keyboard,
     KeyboardParameter,
@@ -40,30 +42,54 @@ enum Pending {
 
 pub struct I8042 {
     irq: IrqLine,
+    registers: KeyboardRegisters,
+}
+
+/// The controller in a snapshot.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct KeyboardRegisters {
     control: u8,
     last_was_command: bool,
     pending: Pending,
+    /// At most [`MAX_QUEUED`].
     output: VecDeque<u8>,
 }
 
 impl I8042 {
     pub fn new(irq: IrqLine) -> Self {
-        I8042 {
-            irq,
+        let registers = KeyboardRegisters {
             control: CONTROL_SYSTEM | CONTROL_TRANSLATE,
             last_was_command: false,
             pending: Pending::Keyboard,
             output: VecDeque::new(),
+        };
+        I8042 { irq, registers }
+    }
+
+    pub fn save(&self) -> KeyboardRegisters {
+        self.registers.clone()
+    }
+
+    /// Makes a new controller what the saved one was, and interrupts again for what was not read; false if it cannot be.
+    pub fn restore(&mut self, registers: &KeyboardRegisters) -> bool {
+        if registers.output.len() > MAX_QUEUED {
+            return false;
         }
+        self.registers = registers.clone();
+        if !self.registers.output.is_empty() {
+            self.interrupt();
+        }
+        true
     }
 
     /// Types Ctrl-Alt-Del. False if the guest leaves what was typed before unread.
     pub fn ctrl_alt_del(&mut self) -> bool {
-        let keys: &[u8] = match self.control & CONTROL_TRANSLATE {
+        let keys: &[u8] = match self.registers.control & CONTROL_TRANSLATE {
             0 => &CTRL_ALT_DEL_SET_2,
             _ => &CTRL_ALT_DEL_SET_1,
         };
-        if self.output.len() + keys.len() > MAX_QUEUED {
+        if self.registers.output.len() + keys.len() > MAX_QUEUED {
             return false;
         }
         keys.iter().for_each(|key| self.push(*key));
@@ -71,14 +97,14 @@ impl I8042 {
     }
 
     pub fn read_status(&self) -> u8 {
-        let full = if self.output.is_empty() { 0 } else { STATUS_OUTPUT_FULL };
-        let command = if self.last_was_command { STATUS_COMMAND } else { 0 };
+        let full = if self.registers.output.is_empty() { 0 } else { STATUS_OUTPUT_FULL };
+        let command = if self.registers.last_was_command { STATUS_COMMAND } else { 0 };
         STATUS_SYSTEM | STATUS_UNLOCKED | full | command
     }
 
     pub fn read_data(&mut self) -> u8 {
-        let byte = self.output.pop_front().unwrap_or(0);
-        if !self.output.is_empty() {
+        let byte = self.registers.output.pop_front().unwrap_or(0);
+        if !self.registers.output.is_empty() {
             self.interrupt();
         }
         byte
@@ -86,19 +112,19 @@ impl I8042 {
 
     /// A byte to the command port.
     pub fn write_command(&mut self, command: u8) -> Option<MachineRequest> {
-        self.last_was_command = true;
-        self.pending = Pending::Keyboard;
+        self.registers.last_was_command = true;
+        self.registers.pending = Pending::Keyboard;
         match command {
-            0x20 => self.push(self.control),
-            0x60 => self.pending = Pending::Control,
+            0x20 => self.push(self.registers.control),
+            0x60 => self.registers.pending = Pending::Control,
             // Self-test passed; keyboard line good.
             0xaa => self.push(0x55),
             0xab => self.push(0),
             0xd0 => self.push(OUTPUT_PORT_NOT_RESET | 2),
-            0xd1 => self.pending = Pending::OutputPort,
-            0xd2 => self.pending = Pending::Echo,
+            0xd1 => self.registers.pending = Pending::OutputPort,
+            0xd2 => self.registers.pending = Pending::Echo,
             // To the mouse, which there is not.
-            0xd3 | 0xd4 => self.pending = Pending::Discard,
+            0xd3 | 0xd4 => self.registers.pending = Pending::Discard,
             // Pulse of output lines; line 0, active low, is the processor's reset.
             0xf0..=0xff if command & OUTPUT_PORT_NOT_RESET == 0 => {
                 return Some(MachineRequest::Reset);
@@ -110,9 +136,9 @@ impl I8042 {
 
     /// A byte to the data port.
     pub fn write_data(&mut self, byte: u8) -> Option<MachineRequest> {
-        self.last_was_command = false;
-        match std::mem::replace(&mut self.pending, Pending::Keyboard) {
-            Pending::Control => self.control = byte,
+        self.registers.last_was_command = false;
+        match std::mem::replace(&mut self.registers.pending, Pending::Keyboard) {
+            Pending::Control => self.registers.control = byte,
             Pending::OutputPort if byte & OUTPUT_PORT_NOT_RESET == 0 => {
                 return Some(MachineRequest::Reset);
             }
@@ -128,7 +154,7 @@ impl I8042 {
         self.push(ACKNOWLEDGE);
         match command {
             // LEDs, scan code set, typematic rate: one parameter each.
-            0xed | 0xf0 | 0xf3 => self.pending = Pending::KeyboardParameter,
+            0xed | 0xf0 | 0xf3 => self.registers.pending = Pending::KeyboardParameter,
             // Identify: an MF2 keyboard.
             0xf2 => [0xab, 0x83].into_iter().for_each(|byte| self.push(byte)),
             // Reset: self-test passed.
@@ -138,17 +164,17 @@ impl I8042 {
     }
 
     fn push(&mut self, byte: u8) {
-        if self.output.len() >= MAX_QUEUED {
+        if self.registers.output.len() >= MAX_QUEUED {
             return;
         }
-        self.output.push_back(byte);
-        if self.output.len() == 1 {
+        self.registers.output.push_back(byte);
+        if self.registers.output.len() == 1 {
             self.interrupt();
         }
     }
 
     fn interrupt(&self) {
-        if self.control & CONTROL_KEYBOARD_INTERRUPT != 0
+        if self.registers.control & CONTROL_KEYBOARD_INTERRUPT != 0
             && let Err(error) = self.irq.0.write(1)
         {
             tracing::warn!(%error, "keyboard interrupt");
@@ -213,7 +239,7 @@ mod tests {
             for (command, byte) in writes {
                 if command { controller.write_command(byte); } else { controller.write_data(byte); }
                 controller.ctrl_alt_del();
-                prop_assert!(controller.output.len() <= MAX_QUEUED);
+                prop_assert!(controller.registers.output.len() <= MAX_QUEUED);
             }
         }
     }

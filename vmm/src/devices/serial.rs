@@ -11,7 +11,9 @@ use std::os::fd::{AsRawFd, RawFd};
 use std::sync::Arc;
 use std::time::Duration;
 
-use vm_superio::Serial;
+use serde::{Deserialize, Serialize};
+use vm_superio::serial::{self, NoEvents};
+use vm_superio::{Serial, SerialState};
 use vmm_sys_util::timerfd::TimerFd;
 
 use super::IrqLine;
@@ -28,11 +30,21 @@ const AT_ONCE: Duration = Duration::from_nanos(1);
 const BUFFER: usize = 4096;
 
 pub struct SerialPort {
-    uart: Serial<IrqLine, vm_superio::serial::NoEvents, Output>,
+    uart: Serial<IrqLine, NoEvents, Output>,
 }
 
 impl SerialPort {
     pub fn new(irq: IrqLine, console: Console, events: Arc<Events>) -> io::Result<Self> {
+        Self::restore(irq, console, events, &SerialState::default().into())
+    }
+
+    /// A port that is what the saved one was. What that had to interrupt for, this one interrupts for again.
+    pub fn restore(
+        irq: IrqLine,
+        console: Console,
+        events: Arc<Events>,
+        registers: &SerialRegisters,
+    ) -> io::Result<Self> {
         let output = Output {
             console,
             buffer: Vec::with_capacity(BUFFER),
@@ -41,7 +53,15 @@ impl SerialPort {
             rotation_is_asked_for: false,
             events: Some(events),
         };
-        Ok(SerialPort { uart: Serial::new(irq, output) })
+        let uart = Serial::from_state(&registers.into(), irq, NoEvents, output).map_err(|error| match error {
+            serial::Error::Trigger(error) | serial::Error::IOError(error) => error,
+            serial::Error::FullFifo => io::Error::other("more input than the FIFO takes"),
+        })?;
+        Ok(SerialPort { uart })
+    }
+
+    pub fn save(&self) -> SerialRegisters {
+        SerialRegisters::from(self.uart.state())
     }
 
     pub fn read(&mut self, offset: u8, data: &mut [u8]) {
@@ -80,6 +100,54 @@ impl SerialPort {
         let output = self.uart.writer_mut();
         output.close_window();
         output.console.rotate();
+    }
+}
+
+/// The port in a snapshot: registers, and input that the guest has not read.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SerialRegisters {
+    baud_divisor: [u8; 2],
+    interrupt_enable: u8,
+    interrupt_identification: u8,
+    line_control: u8,
+    line_status: u8,
+    modem_control: u8,
+    modem_status: u8,
+    scratch: u8,
+    input: Vec<u8>,
+}
+
+impl From<SerialState> for SerialRegisters {
+    fn from(state: SerialState) -> Self {
+        SerialRegisters {
+            baud_divisor: [state.baud_divisor_low, state.baud_divisor_high],
+            interrupt_enable: state.interrupt_enable,
+            interrupt_identification: state.interrupt_identification,
+            line_control: state.line_control,
+            line_status: state.line_status,
+            modem_control: state.modem_control,
+            modem_status: state.modem_status,
+            scratch: state.scratch,
+            input: state.in_buffer,
+        }
+    }
+}
+
+impl From<&SerialRegisters> for SerialState {
+    fn from(registers: &SerialRegisters) -> Self {
+        SerialState {
+            baud_divisor_low: registers.baud_divisor[0],
+            baud_divisor_high: registers.baud_divisor[1],
+            interrupt_enable: registers.interrupt_enable,
+            interrupt_identification: registers.interrupt_identification,
+            line_control: registers.line_control,
+            line_status: registers.line_status,
+            modem_control: registers.modem_control,
+            modem_status: registers.modem_status,
+            scratch: registers.scratch,
+            in_buffer: registers.input.clone(),
+        }
     }
 }
 

@@ -18,7 +18,7 @@ mod json;
 mod prometheus;
 mod sink;
 
-use std::sync::{Arc, Mutex, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock, Weak};
 use std::time::Instant;
 
 use crate::bus::lock;
@@ -29,7 +29,8 @@ pub use exits::{ExitKind, VcpuMetrics};
 pub use prometheus::text as prometheus_text;
 pub use sink::Sink;
 
-static DEVICES: Mutex<Vec<Arc<DeviceMetrics>>> = Mutex::new(Vec::new());
+/// Those of a VM that could not be made in the end go with it.
+static DEVICES: Mutex<Vec<Weak<DeviceMetrics>>> = Mutex::new(Vec::new());
 static VCPUS: Mutex<Vec<Arc<VcpuMetrics>>> = Mutex::new(Vec::new());
 
 /// What belongs to no device and no vCPU.
@@ -99,7 +100,7 @@ pub fn first_run() {
 /// it (empty for the only one of its kind).
 pub fn device(kind: u32, id: &str, queues: usize) -> Arc<DeviceMetrics> {
     let metrics = Arc::new(DeviceMetrics::new(kind, id, queues));
-    lock(&DEVICES).push(metrics.clone());
+    lock(&DEVICES).push(Arc::downgrade(&metrics));
     metrics
 }
 
@@ -111,7 +112,7 @@ pub fn vcpu(index: u8) -> Arc<VcpuMetrics> {
 }
 
 fn devices() -> Vec<Arc<DeviceMetrics>> {
-    lock(&DEVICES).clone()
+    lock(&DEVICES).iter().filter_map(Weak::upgrade).collect()
 }
 
 fn vcpus() -> Vec<Arc<VcpuMetrics>> {

@@ -12,7 +12,7 @@ mod routes;
 mod server;
 mod table;
 
-use crate::api::{Action, Fault, Logger, Metrics, VmConfig, VmState};
+use crate::api::{Action, Fault, Logger, Metrics, SnapshotCreate, SnapshotLoad, VmConfig, VmState};
 use crate::vm::RunningVm;
 
 pub use server::Server;
@@ -32,6 +32,10 @@ pub enum Call {
     Change(RunningChange),
     /// `PATCH /vm`.
     SetState(VmState),
+    /// `PUT /snapshot/create`.
+    Save(SnapshotCreate),
+    /// `PUT /snapshot/load`.
+    Load(SnapshotLoad),
     /// `PUT /actions`.
     Act(Action),
     /// `PUT /metrics`.

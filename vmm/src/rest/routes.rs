@@ -6,8 +6,8 @@ use super::table::{self, Parsed, Route, route};
 use super::{Call, Reply, devices};
 use crate::api::{
     ActionRequest, Balloon, BalloonStatisticsUpdate, BalloonUpdate, BootSource, Console, ConsoleSize, Drive, Entropy,
-    Identity, Logger, MachineConfig, MachineConfigPatch, Metrics, NetworkInterface, Serial, Version, VmConfig,
-    VmStateUpdate, Vsock,
+    Identity, Logger, MachineConfig, MachineConfigPatch, Metrics, NetworkInterface, Serial, SnapshotCreate,
+    SnapshotLoad, Version, VmConfig, VmStateUpdate, Vsock,
 };
 use crate::builder::MAX_VCPUS;
 use crate::memory::{MAX_MIB, MIN_MIB};
@@ -24,6 +24,9 @@ pub const ROUTES: &[Route] = &[
     route!("GET" "/version" "The monitor's version." => Version, |_| read(|_| Reply::json(&version()))),
     route!("PATCH" "/vm" "Pauses or resumes the VM; after the start." (VmStateUpdate),
         |_, update: VmStateUpdate| Ok(Call::SetState(update.state))),
+    route!("PUT" "/snapshot/create" "Saves the VM, which must be paused." (SnapshotCreate), |_, request| Ok(Call::Save(request))),
+    route!("PUT" "/snapshot/load" "Loads a VM that was saved, in the place of a configuration and a start." (SnapshotLoad),
+        |_, request| Ok(Call::Load(request))),
     route!("GET" "/vm/config" "The whole configuration." => VmConfig, |_| read(Reply::json)),
     route!("GET" "/machine-config" "vCPUs and memory." => MachineConfig,
         |_| read(|config| Reply::json(&config.machine_config))),

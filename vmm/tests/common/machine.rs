@@ -57,9 +57,7 @@ impl Machine {
         command.arg("--api-sock").arg(&socket).stdin(Stdio::null());
         command.arg("--events-path").arg(self.path(&format!("events{number}")));
         change(&mut command);
-        let process = Process { child: command.spawn().unwrap(), client: Client::new(&socket) };
-        wait_until("the socket", || process.client.instance().is_ok());
-        process
+        Process::start(command, &socket)
     }
 
     pub fn console(&self) -> String {
@@ -89,6 +87,13 @@ pub struct Process {
 }
 
 impl Process {
+    /// Starts `command`, and waits until it serves `socket`.
+    pub fn start(mut command: Command, socket: &Path) -> Self {
+        let process = Process { child: command.spawn().unwrap(), client: Client::new(socket) };
+        wait_until("the socket", || process.client.instance().is_ok());
+        process
+    }
+
     pub fn id(&self) -> u32 {
         self.child.id()
     }

@@ -53,7 +53,7 @@ impl Place {
     pub fn config(&self, boot_args: &str) -> serde_json::Value {
         serde_json::json!({
             "boot-source": { "kernel_image_path": probe(), "boot_args": boot_args },
-            "machine-config": { "vcpu_count": 1, "mem_size_mib": MEMORY_MIB },
+            "machine-config": { "vcpu_count": 1, "mem_size_mib": MEMORY_MIB, "track_dirty_pages": true },
             "drives": [
                 {
                     "drive_id": "root", "path_on_host": self.path("root"), "is_root_device": true,

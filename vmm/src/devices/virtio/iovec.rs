@@ -7,6 +7,7 @@
 use std::io;
 use std::os::fd::RawFd;
 
+use vm_memory::bitmap::Bitmap;
 use vm_memory::{GuestAddress, GuestMemoryBackend};
 
 use crate::memory::GuestMemory;
@@ -61,8 +62,31 @@ impl IoVec {
 
     /// Appends the guest range, which may span regions.
     pub fn push(&mut self, memory: &GuestMemory, address: GuestAddress, length: usize) -> Result<(), OutOfBounds> {
+        self.append(memory, address, length, false)
+    }
+
+    /// The same for a range that may be written. It counts as changed from now on: what the kernel writes there later tells nobody.
+    pub fn push_writable(
+        &mut self,
+        memory: &GuestMemory,
+        address: GuestAddress,
+        length: usize,
+    ) -> Result<(), OutOfBounds> {
+        self.append(memory, address, length, true)
+    }
+
+    fn append(
+        &mut self,
+        memory: &GuestMemory,
+        address: GuestAddress,
+        length: usize,
+        will_change: bool,
+    ) -> Result<(), OutOfBounds> {
         for slice in GuestMemoryBackend::get_slices(memory, address, length) {
             let slice = slice.map_err(|_| OutOfBounds)?;
+            if will_change {
+                slice.bitmap().mark_dirty(0, slice.len());
+            }
             if self.segments.len() >= MAX_SEGMENTS {
                 return Err(OutOfBounds);
             }
@@ -224,7 +248,7 @@ mod tests {
 
     fn memory() -> GuestMemory {
         // Two regions that touch, so that ranges may span them, and a hole after them.
-        GuestMemory::from_ranges(&[(GuestAddress(0), 0x1000), (GuestAddress(0x1000), 0x1000)]).unwrap()
+        crate::memory::map(&[(GuestAddress(0), 0x1000), (GuestAddress(0x1000), 0x1000)], None, true).unwrap()
     }
 
     #[test]
@@ -235,6 +259,21 @@ mod tests {
         assert_eq!((vector.segments().len(), vector.len()), (2, 0x20));
         assert_eq!(vector.push(&memory, GuestAddress(0x1ff0), 0x11), Err(OutOfBounds));
         assert_eq!(vector.push(&memory, GuestAddress(u64::MAX), 2), Err(OutOfBounds));
+    }
+
+    #[test]
+    fn only_what_may_be_written_counts_as_changed() {
+        let memory = memory();
+        let changed = || -> Vec<bool> {
+            memory.iter().map(|region| crate::memory::bitmap(region).unwrap().is_addr_set(0)).collect()
+        };
+        let mut vector = IoVec::default();
+        vector.push(&memory, GuestAddress(0xff0), 0x20).unwrap();
+        assert_eq!(changed(), [false, false]);
+        vector.push_writable(&memory, GuestAddress(0x1000), 1).unwrap();
+        assert_eq!(changed(), [false, true]);
+        vector.push_writable(&memory, GuestAddress(0xfff), 2).unwrap();
+        assert_eq!(changed(), [true, true]);
     }
 
     proptest! {

@@ -6,6 +6,7 @@
 
 use std::sync::Arc;
 
+use serde::{Deserialize, Serialize};
 use virtio_bindings::virtio_config::{
     VIRTIO_CONFIG_S_ACKNOWLEDGE, VIRTIO_CONFIG_S_DRIVER, VIRTIO_CONFIG_S_DRIVER_OK, VIRTIO_CONFIG_S_FAILED,
     VIRTIO_CONFIG_S_FEATURES_OK, VIRTIO_CONFIG_S_NEEDS_RESET, VIRTIO_F_VERSION_1,
@@ -43,14 +44,15 @@ pub trait Wiring: Send {
 }
 
 /// A queue as the driver describes it.
-#[derive(Debug, Clone, Copy)]
-struct QueueRegisters {
-    max_size: u16,
-    size: u16,
-    ready: bool,
-    descriptors: u64,
-    available: u64,
-    used: u64,
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct QueueRegisters {
+    pub max_size: u16,
+    pub size: u16,
+    pub ready: bool,
+    pub descriptors: u64,
+    pub available: u64,
+    pub used: u64,
 }
 
 impl QueueRegisters {
@@ -60,7 +62,7 @@ impl QueueRegisters {
 }
 
 /// What of the device works.
-enum Activity {
+pub(super) enum Activity {
     /// The driver is not ready, or has broken something.
     Idle,
     /// DRIVER_OK was written, and the worker is still to be started.
@@ -71,21 +73,21 @@ enum Activity {
 }
 
 pub struct MmioTransport {
-    device: Box<dyn VirtioDevice>,
-    memory: GuestMemory,
+    pub(super) device: Box<dyn VirtioDevice>,
+    pub(super) memory: GuestMemory,
     wiring: Box<dyn Wiring>,
     wired: bool,
-    activity: Activity,
-    interrupt: Arc<Interrupt>,
+    pub(super) activity: Activity,
+    pub(super) interrupt: Arc<Interrupt>,
     kicks: Vec<EventFd>,
-    status: u32,
-    device_features_select: u32,
-    driver_features_select: u32,
-    driver_features: u64,
-    queue_select: u32,
-    queues: Vec<QueueRegisters>,
+    pub(super) status: u32,
+    pub(super) device_features_select: u32,
+    pub(super) driver_features_select: u32,
+    pub(super) driver_features: u64,
+    pub(super) queue_select: u32,
+    pub(super) queues: Vec<QueueRegisters>,
     /// Grows with each change of the configuration space (virtio 1.2, 4.2.2).
-    generation: u32,
+    pub(super) generation: u32,
     metrics: Arc<DeviceMetrics>,
 }
 
@@ -181,11 +183,11 @@ impl MmioTransport {
         }
     }
 
-    fn offered(&self) -> u64 {
+    pub(super) fn offered(&self) -> u64 {
         self.device.features() | TRANSPORT_FEATURES
     }
 
-    fn has(&self, status: u32) -> bool {
+    pub(super) fn has(&self, status: u32) -> bool {
         self.status & status == status
     }
 
@@ -283,6 +285,10 @@ impl MmioTransport {
     pub fn pause(&mut self) {
         if matches!(self.activity, Activity::Active) {
             let positions = self.device.deactivate();
+            let is_lost = positions.len() != self.device.queues_in_use(self.driver_features);
+            if is_lost && !self.interrupt.is_reset_needed() {
+                self.interrupt.need_reset();
+            }
             self.activity = match self.interrupt.is_reset_needed() {
                 true => Activity::Idle,
                 false => Activity::Paused(positions),
@@ -308,12 +314,17 @@ impl MmioTransport {
             self.resume();
         }
         if is_config_changed {
-            self.generation = self.generation.wrapping_add(1);
-            if self.has(VIRTIO_CONFIG_S_DRIVER_OK) {
-                self.interrupt.configuration();
-            }
+            self.config_changed();
         }
         Some(outcome)
+    }
+
+    /// Tells the driver, if there is one, that the configuration space is another.
+    pub(super) fn config_changed(&mut self) {
+        self.generation = self.generation.wrapping_add(1);
+        if self.has(VIRTIO_CONFIG_S_DRIVER_OK) {
+            self.interrupt.configuration();
+        }
     }
 
     /// The device, if it is a `D`. It may be at work.

@@ -1,6 +1,6 @@
 //! Virtio 1.2 devices behind the MMIO transport.
 //!
-//! * `mmio` is the register window: a driver negotiates features and places its queues there.
+//! * `mmio` is the register window: a driver negotiates features and places its queues there; `state` is the window in a snapshot.
 //! * `queue` is the split virtqueue as a device uses it; `iovec` the guest buffers of one request.
 //! * `worker` is the thread that a device becomes between DRIVER_OK and reset.
 //! * `block`, `net`, `rng`, `vsock`, `balloon`, `console` are the devices.
@@ -20,6 +20,7 @@ pub mod mmio;
 pub mod net;
 pub mod queue;
 pub mod rng;
+pub mod state;
 pub mod vsock;
 pub mod worker;
 
@@ -27,6 +28,7 @@ use std::any::Any;
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
+use serde::{Deserialize, Serialize};
 use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
 use virtio_bindings::virtio_mmio::{VIRTIO_MMIO_INT_CONFIG, VIRTIO_MMIO_INT_VRING};
 use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
@@ -70,6 +72,10 @@ pub trait VirtioDevice: Any + Send {
     /// The driver wrote to the configuration space. Most of ours cannot be written.
     fn write_config(&mut self, _offset: u64, _data: &[u8]) {}
 
+    /// The driver runs already: it was restored, and knows the configuration space as `config`. The device keeps what of it the driver
+    /// has written, and only that.
+    fn adopt(&mut self, _config: &[u8]) {}
+
     /// Starts the worker. An error leaves the device as it was.
     fn activate(&mut self, activation: Activation) -> io::Result<()>;
 
@@ -80,7 +86,8 @@ pub trait VirtioDevice: Any + Send {
 }
 
 /// How far a queue has come: what of the rings' counters only the device has (virtio 1.2, 2.7.6 and 2.7.8).
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct QueuePosition {
     /// Index of the available ring's entry that is taken next.
     pub next_available: u16,
@@ -186,7 +193,15 @@ impl Interrupt {
     }
 
     fn reset(&self) {
+        self.restore(0, false);
+    }
+
+    /// What is not acknowledged is raised again: the line may have been on its way when it was saved.
+    fn restore(&self, status: u32, needs_reset: bool) {
         self.status.store(0, Ordering::Release);
-        self.needs_reset.store(false, Ordering::Release);
+        self.needs_reset.store(needs_reset, Ordering::Release);
+        if status != 0 {
+            self.raise(status);
+        }
     }
 }

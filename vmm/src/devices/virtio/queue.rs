@@ -106,13 +106,12 @@ impl VirtQueue {
         for descriptor in descriptors {
             let address = GuestAddress(descriptor.addr().raw_value());
             let length = descriptor.len() as usize;
-            let list = match (descriptor.is_write_only(), chain.writable.is_empty()) {
-                (true, _) => &mut chain.writable,
-                (false, true) => &mut chain.readable,
+            match (descriptor.is_write_only(), chain.writable.is_empty()) {
+                (true, _) => chain.writable.push_writable(&self.memory, address, length),
+                (false, true) => chain.readable.push(&self.memory, address, length),
                 (false, false) => return Err(Broken("readable descriptor after a writable one")),
-            };
-            list.push(&self.memory, address, length)
-                .map_err(|_| Broken("descriptor outside of guest memory, or too many"))?;
+            }
+            .map_err(|_| Broken("descriptor outside of guest memory, or too many"))?;
             last = Some(descriptor);
         }
         match last {
@@ -210,7 +209,7 @@ pub mod testing {
     pub const QUEUE_SIZE: u16 = 16;
 
     pub fn memory() -> GuestMemory {
-        GuestMemory::from_ranges(&[(GuestAddress(0), 0x10_0000)]).unwrap()
+        crate::memory::map(&[(GuestAddress(0), 0x10_0000)], None, false).unwrap()
     }
 
     /// (address, length, device may write).

@@ -156,6 +156,12 @@ impl VirtioDevice for Balloon {
         }
     }
 
+    fn adopt(&mut self, config: &[u8]) {
+        if let Some(actual) = config.get(ACTUAL) {
+            self.config[ACTUAL].copy_from_slice(actual);
+        }
+    }
+
     fn activate(&mut self, activation: Activation) -> io::Result<()> {
         let has_statistics = activation.has(STATS_VQ);
         let worker = prepare(activation, &self.statistics)?;

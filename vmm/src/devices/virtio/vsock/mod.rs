@@ -79,15 +79,6 @@ impl Vsock {
         };
         Ok(Vsock { config: u64::from(guest_cid).to_le_bytes(), worker: Shell::new(parts) })
     }
-
-    /// For a device whose driver runs already, in a guest that was restored: what it was connected to is not here. It
-    /// is told with the next activation. To be called while the device does not work.
-    #[allow(dead_code)] // for restored guests
-    pub fn connections_are_gone(&mut self) {
-        if let Some(parts) = self.worker.parts() {
-            parts.tells_reset = true;
-        }
-    }
 }
 
 impl VirtioDevice for Vsock {
@@ -105,6 +96,13 @@ impl VirtioDevice for Vsock {
 
     fn config(&self) -> &[u8] {
         &self.config
+    }
+
+    /// What the guest was connected to is not here. It is told with the next activation.
+    fn adopt(&mut self, _: &[u8]) {
+        if let Some(parts) = self.worker.parts() {
+            parts.tells_reset = true;
+        }
     }
 
     fn activate(&mut self, mut activation: Activation) -> io::Result<()> {

@@ -100,7 +100,7 @@ fn streams_outlive_a_pause_and_not_a_reset() {
 fn a_restored_guest_is_told_once_that_its_connections_are_gone() {
     let folder = tempfile::tempdir().unwrap();
     let mut device = Vsock::new(3, VsockSockets::bind(&folder.path().join("v")).unwrap()).unwrap();
-    device.connections_are_gone();
+    device.adopt(&[]);
     let Rings { memories, queues } = rings([&[], &[], &[&[(0x8000, 4, true)], &[(0x9000, 4, true)]]]);
     memories[2].write_slice(&[0xff; 4], GuestAddress(0x8000)).unwrap();
     let told = crate::devices::virtio::queue::testing::used_index(&queues[2].queue);
