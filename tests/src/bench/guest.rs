@@ -1,6 +1,6 @@
-//! The smallest guest: it writes one byte to the serial port and halts for ever.
+//! The smallest guests: [`elf`] writes one byte to the serial port and halts for ever; [`waiting_elf`] does so again as soon as it finds itself in a clone.
 //!
-//! An ELF file of one page. Its four instructions mean the same in protected and in long mode, so the
+//! An ELF file of one page. The instructions mean the same in protected and in long mode, so the
 //! same entry serves monitors that start an ELF by PVH (32 bits; QEMU, Cloud Hypervisor) and by the
 //! Linux 64-bit protocol.
 
@@ -18,6 +18,20 @@ const CODE: &[u8] = &[
     0xeb, 0xfd, // jmp to hlt
 ];
 
+/// Says [`BYTE`], looks at the VM's generation id (the page that `mallee-vmm`'s DSDT names) until it is another, says [`BYTE`] once more, halts.
+const WAITING: &[u8] = &[
+    0x66, 0xba, 0xf8, 0x03, // mov dx, 0x3f8
+    0xbb, 0x00, 0xf0, 0x0e, 0x00, // mov ebx, 0xef000
+    0x8b, 0x0b, // mov ecx, [rbx]
+    0xb0, BYTE, // mov al, '!'
+    0xee, // out dx, al
+    0x3b, 0x0b, // cmp ecx, [rbx]
+    0x74, 0xfc, // je to cmp
+    0xee, // out dx, al
+    0xf4, // hlt
+    0xeb, 0xfd, // jmp to hlt
+];
+
 /// The code alone, for whoever places it himself.
 pub fn code() -> &'static [u8] {
     CODE
@@ -29,14 +43,23 @@ const PAGE: u64 = 0x1000;
 
 /// The whole ELF file.
 pub fn elf() -> Vec<u8> {
+    file_of(CODE)
+}
+
+/// The ELF file of the guest that waits to be cloned.
+pub fn waiting_elf() -> Vec<u8> {
+    file_of(WAITING)
+}
+
+fn file_of(code: &[u8]) -> Vec<u8> {
     let note = note();
     let note_offset = HEADER_SIZE + 2 * PROGRAM_HEADER_SIZE;
     let mut file = header();
-    program_header(&mut file, PT_LOAD, 5, PAGE, LOAD_ADDRESS, CODE.len() as u64);
+    program_header(&mut file, PT_LOAD, 5, PAGE, LOAD_ADDRESS, code.len() as u64);
     program_header(&mut file, PT_NOTE, 4, note_offset, 0, note.len() as u64);
     file.extend(note);
     file.resize(PAGE as usize, 0);
-    file.extend(CODE);
+    file.extend(code);
     file
 }
 

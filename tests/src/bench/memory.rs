@@ -7,6 +7,8 @@ use std::fs;
 pub struct Resident {
     /// In the guest's memory.
     pub guest_kib: u64,
+    /// The part of `guest_kib` that no other process shares.
+    pub guest_private_kib: u64,
     /// In everything else: program, libraries, heap, stacks.
     pub other_kib: u64,
     /// The part of `other_kib` that no other process shares (Private_* in proc(5)).
@@ -49,6 +51,7 @@ fn parse(smaps: &str, guest_mib: u64) -> Option<Resident> {
     let sum = |part: fn(&Mapping) -> u64| mappings.iter().map(part).sum::<u64>() - part(&guest);
     Some(Resident {
         guest_kib: guest.rss,
+        guest_private_kib: guest.private,
         other_kib: sum(|mapping| mapping.rss),
         other_private_kib: sum(|mapping| mapping.private),
     })
@@ -73,7 +76,7 @@ Private_Dirty:        64 kB
 
     #[test]
     fn the_guests_memory_is_told_from_the_rest() {
-        let expected = Resident { guest_kib: 64, other_kib: 800, other_private_kib: 120 };
+        let expected = Resident { guest_kib: 64, guest_private_kib: 64, other_kib: 800, other_private_kib: 120 };
         assert_eq!(parse(SMAPS, 128), Some(expected));
         assert_eq!(parse(SMAPS, 256), None);
         assert_eq!(parse("", 128), None);

@@ -16,5 +16,6 @@ pub mod memory;
 pub mod monitors;
 pub mod record;
 pub mod serial;
+pub mod snapshot;
 
 pub use error::BenchError;

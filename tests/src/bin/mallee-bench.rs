@@ -14,9 +14,10 @@ use mallee_tests::{
         BenchError,
         facts::Facts,
         floor, guest, memory,
-        monitors::{self, FLOOR, MEMORY_MIB, Monitor},
+        monitors::{self, FLOOR, MEMORY_MIB, Monitor, OURS},
         record::{Record, Series},
         serial,
+        snapshot::Saved,
     },
     lab::programs::Places,
 };
@@ -41,13 +42,20 @@ struct Command {
 enum Verb {
     /// Run the smallest guest with KVM calls alone and print its byte.
     #[command(hide = true)]
-    Floor,
+    Floor {
+        /// With KVM's interrupt controllers.
+        #[arg(long)]
+        interrupt_chip: bool,
+    },
+    /// Restore a snapshot: time, rate, memory of a clone.
+    Snapshot,
 }
 
 fn main() -> ExitCode {
     let command = Command::parse();
     let done = match command.verb {
-        Some(Verb::Floor) => run_floor(),
+        Some(Verb::Floor { interrupt_chip }) => run_floor(interrupt_chip),
+        Some(Verb::Snapshot) => measure_snapshot(&command),
         None => measure(&command),
     };
     match done {
@@ -59,14 +67,15 @@ fn main() -> ExitCode {
     }
 }
 
-fn run_floor() -> Result<(), BenchError> {
-    let byte = floor::first_byte(MEMORY_MIB as usize)?;
-    let mut out = std::io::stdout();
-    let _ = out.write_all(&[byte]).and_then(|()| out.flush());
-    // The others are measured while they still run; so is this.
-    loop {
-        std::thread::park();
-    }
+fn run_floor(interrupt_chip: bool) -> Result<(), BenchError> {
+    floor::first_byte(MEMORY_MIB as usize, interrupt_chip, |byte| {
+        let mut out = std::io::stdout();
+        let _ = out.write_all(&[byte]).and_then(|()| out.flush());
+        // The others are measured while they still run; so is this.
+        loop {
+            std::thread::park();
+        }
+    })
 }
 
 fn measure(command: &Command) -> Result<(), BenchError> {
@@ -82,7 +91,7 @@ fn measure(command: &Command) -> Result<(), BenchError> {
 
     let mut runners: Vec<Runner> =
         monitors::present(&places, &kernel, work.path())?.into_iter().map(Runner::of_monitor).collect();
-    runners.push(Runner::of_floor()?);
+    runners.push(Runner::of_floor(&[])?);
     let mut left_out = leave_out_those_that_cannot(&mut runners);
 
     for _ in 0..command.runs {
@@ -108,6 +117,53 @@ fn measure(command: &Command) -> Result<(), BenchError> {
     record.write(&command.out)
 }
 
+/// Clones that are started at once.
+const CLONES: usize = 100;
+
+fn measure_snapshot(command: &Command) -> Result<(), BenchError> {
+    let places = Places::new(command.programs.as_deref());
+    let facts = Facts::of_this_machine(&places);
+    let program = places.find(OURS)?;
+    let version = monitors::version(&program);
+    let work = tempfile::tempdir().map_err(|source| BenchError::File {
+        action: "making a folder in",
+        path: std::env::temp_dir(),
+        source,
+    })?;
+    let saved = Saved::new(&program, work.path(), false)?;
+    let floor = Runner::of_floor(&["--interrupt-chip"])?;
+    let (mut ours, mut floors) = (Vec::new(), Vec::new());
+    for _ in 0..command.runs {
+        ours.push(serial::start(OURS, &mut saved.command())?.took.as_secs_f64() * 1000.0);
+        floors.push(serial::start(FLOOR, &mut (floor.command)())?.took.as_secs_f64() * 1000.0);
+    }
+    let series = [Series::of(OURS, &version, "ms", ours), Series::of(FLOOR, &floor.version, "ms", floors)];
+    let what = "From exec to the first instructions of a restored guest, 128 MiB, 1 vCPU (floor: a new VM with interrupt chip)";
+    finish(
+        command,
+        Record::new("restore", what, facts.clone(), series.into_iter().flatten().collect(), BTreeMap::new()),
+    )?;
+
+    let rates = (0..command.runs.min(5)).map(|_| saved.rate(CLONES)).collect::<Result<_, _>>()?;
+    let series = Series::of(OURS, &version, "a second", rates).into_iter().collect();
+    let what = "100 clones of one snapshot started at once, until each runs";
+    finish(command, Record::new("clones", what, facts.clone(), series, BTreeMap::new()))?;
+
+    let mut series = Vec::new();
+    for (name, saved) in [(OURS, saved), ("mallee-vmm with network", Saved::new(&program, work.path(), true)?)] {
+        let resident = saved.resident()?;
+        let own = (resident.guest_private_kib + resident.other_private_kib) as f64;
+        series.extend(Series::of(name, &version, "KiB", vec![own]));
+    }
+    let what = "Memory that a clone shares with nobody, 128 MiB, 1 vCPU";
+    finish(command, Record::new("clone_memory", what, facts, series, BTreeMap::new()))
+}
+
+fn finish(command: &Command, record: Record) -> Result<(), BenchError> {
+    record.print();
+    record.write(&command.out)
+}
+
 /// One monitor and what was measured of it so far.
 struct Runner {
     name: String,
@@ -128,14 +184,15 @@ impl Runner {
         }
     }
 
-    fn of_floor() -> Result<Runner, BenchError> {
+    /// `words` for the hidden verb.
+    fn of_floor(words: &'static [&str]) -> Result<Runner, BenchError> {
         let own = std::env::current_exe().map_err(|source| BenchError::Start { monitor: FLOOR.into(), source })?;
         Ok(Runner {
             name: FLOOR.to_owned(),
             version: "KVM calls alone".to_owned(),
             command: Box::new(move || {
                 let mut command = Process::new(&own);
-                command.arg("floor").stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+                command.arg("floor").args(words).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
                 command
             }),
             took_ms: Vec::new(),
