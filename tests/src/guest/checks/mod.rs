@@ -5,12 +5,14 @@ mod boot;
 mod console;
 mod cpus;
 mod entropy;
+mod snapshot;
 mod vsock;
 
 use super::Check;
 
 /// All of them, in the order in which they run unless some are named.
-pub const ALL: &[Check] = &[boot::CHECK, cpus::CHECK, vsock::CHECK, entropy::CHECK, console::CHECK, balloon::CHECK];
+pub const ALL: &[Check] =
+    &[boot::CHECK, cpus::CHECK, vsock::CHECK, entropy::CHECK, console::CHECK, balloon::CHECK, snapshot::CHECK];
 
 pub fn find(name: &str) -> Option<&'static Check> {
     ALL.iter().find(|check| check.name == name)
