@@ -58,10 +58,10 @@ fn gather(
     kvm: &KvmCheck,
     network: Result<CapabilitiesReply, String>,
 ) -> NodeFacts {
-    let (network, uplink_address) = match network {
-        Ok(reply) => (reply.capabilities, reply.uplink_address),
-        Err(why) => ([("netd".to_owned(), why)].into(), String::new()),
-    };
+    let network = network.unwrap_or_else(|why| CapabilitiesReply {
+        capabilities: [("netd".to_owned(), why)].into(),
+        ..CapabilitiesReply::default()
+    });
     NodeFacts {
         name: name.to_owned(),
         zone: zone.to_owned(),
@@ -75,8 +75,9 @@ fn gather(
         } as i32,
         kvm_detail: kvm.detail.clone(),
         version: env!("CARGO_PKG_VERSION").to_owned(),
-        network,
-        uplink_address,
+        network: network.capabilities,
+        uplink_address: network.uplink_address,
+        underlay_address: network.underlay_address,
         boot_id: boot_id(),
     }
 }

@@ -5,6 +5,8 @@ use std::path::PathBuf;
 
 use ipnet::Ipv4Net;
 
+use crate::nodes::segments::Segments;
+
 /// The command line of `mallee-controller`.
 #[derive(Debug, Clone, clap::Parser)]
 #[command(name = "mallee-controller", version, about = "The controller of a Mallee cloud: EC2, S3 and STS")]
@@ -28,6 +30,10 @@ pub struct Config {
     /// The default VPC's network; each zone's default subnet is a /20 in it.
     #[arg(long, default_value = "172.31.0.0/16", value_name = "CIDR")]
     pub vpc_cidr: Ipv4Net,
+    /// How subnets reach more than one node: not at all (`local`), as VLANs with ids out of a range (`vlan:100-199`), or as
+    /// VXLANs with numbers out of a range (`vxlan:5000-5999`). A node that cannot carry that kind takes no instances.
+    #[arg(long, default_value = "local", value_name = "KIND")]
+    pub segments: Segments,
     /// Virtual CPUs promised for each CPU of a node. (16 is what OpenStack has promised for years:
     /// most instances idle most of the time.)
     #[arg(long, default_value_t = 16.0, value_name = "FACTOR")]

@@ -65,6 +65,12 @@ def run(*command, bound_s=STEP_BOUND_S, check=True, **options):
 class Cloud:
     """A running cloud and the ways to look at it: as a user, as an operator, as its host."""
 
+    bridge = BRIDGE
+    public_network = PUBLIC_NETWORK
+    elastic_pool = ELASTIC_POOL
+    endpoint_port = ENDPOINT_PORT
+    node_port = NODE_PORT
+
     def __init__(self):
         self.programs = pathlib.Path(os.environ["MALLEE_BIN"]).resolve()
         self.images = pathlib.Path(os.environ["MALLEE_IMAGES"]).resolve()
@@ -79,24 +85,29 @@ class Cloud:
         # Before there are networks of ours: nothing that comes from outside is fetched behind them.
         if self.kvm != "hardware":
             run(self.programs / "mallee-lab", "fetch", bound_s=600)
-        self.mallee(
-            "up", "--detach",
-            "--state", self.state / "cloud",
-            "--listen", f"127.0.0.1:{ENDPOINT_PORT}",
-            "--node-listen", f"0.0.0.0:{NODE_PORT}",
-            "--bridge", BRIDGE,
-            "--namespace", NAMESPACE,
-            "--public-network", PUBLIC_NETWORK,
-            "--public-pool", ELASTIC_POOL,
-            bound_s=120,
-        )
+        self.up("--namespace", NAMESPACE)
         if self.kvm != "hardware":
-            self.lab_command(
-                "up", "--nodes", 1, "--memory-mib", 4096, "--cloud", self.state / "cloud", "--bridge", BRIDGE,
-                "--public-network", PUBLIC_NETWORK, "--node-port", NODE_PORT, bound_s=240)
+            self.lab_up("--nodes", 1, "--memory-mib", 4096)
         self.keys = self.environment()
         wait_for("every node to attend", self.nodes_ready, bound_s=120)
         return self
+
+    def up(self, *words):
+        self.mallee(
+            "up", "--detach",
+            "--state", self.state / "cloud",
+            "--listen", f"127.0.0.1:{self.endpoint_port}",
+            "--node-listen", f"0.0.0.0:{self.node_port}",
+            "--bridge", self.bridge,
+            "--public-network", self.public_network,
+            "--public-pool", self.elastic_pool,
+            *words, bound_s=120,
+        )
+
+    def lab_up(self, *words):
+        self.lab_command(
+            "up", "--cloud", self.state / "cloud", "--bridge", self.bridge, "--public-network", self.public_network,
+            "--node-port", self.node_port, *words, bound_s=240)
 
     def ends(self):
         """The commands that end everything, whatever state it is in; to be run last to first."""
@@ -153,7 +164,7 @@ class Cloud:
         }
         return boto3.client(
             service,
-            endpoint_url=f"http://127.0.0.1:{ENDPOINT_PORT}",
+            endpoint_url=f"http://127.0.0.1:{self.endpoint_port}",
             region_name=REGION,
             # No retries: an error that a second try hides is an error.
             config=Config(retries={"max_attempts": 0}, s3={"addressing_style": "path"}),

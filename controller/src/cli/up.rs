@@ -64,6 +64,12 @@ pub struct Up {
     /// Name of the node's network namespace [default: mallee-host]
     #[arg(long, value_name = "NAME")]
     namespace: Option<String>,
+    /// Interface whose other end is a switch's trunk port, for VLAN segments
+    #[arg(long, value_name = "INTERFACE", requires = "uplink")]
+    trunk: Option<String>,
+    /// How subnets reach more than one node: `local` (not at all), `vlan:FIRST-LAST` or `vxlan:FIRST-LAST`
+    #[arg(long, default_value = "local", value_name = "KIND")]
+    segments: crate::nodes::segments::Segments,
     /// The public side's network: the bridge has its first address, the node its second
     #[arg(long, default_value = "198.51.100.0/24", value_name = "CIDR")]
     public_network: Ipv4Net,
@@ -232,6 +238,7 @@ impl Up {
         words.extend(["--listen".into(), self.listen.to_string().into()]);
         words.extend(["--node-listen".into(), self.node_listen.to_string().into()]);
         words.extend(["--region".into(), self.region.clone().into()]);
+        words.extend(["--segments".into(), self.segments.to_string().into()]);
         let default = [side.elastic()];
         let pools =
             if self.public_pools.is_empty() && self.uplink.is_none() { &default[..] } else { &self.public_pools };
@@ -253,7 +260,7 @@ impl Up {
 
     fn netd(&self, namespace: Option<PathBuf>) -> Result<Program> {
         let uplink = self.uplink.clone().unwrap_or_else(|| outside::UPLINK.to_owned());
-        let words: Vec<OsString> = vec![
+        let mut words: Vec<OsString> = vec![
             "--socket".into(),
             self.netd_socket().into(),
             "--state".into(),
@@ -261,6 +268,9 @@ impl Up {
             "--uplink".into(),
             uplink.into(),
         ];
+        if let Some(trunk) = &self.trunk {
+            words.extend(["--trunk".into(), trunk.into()]);
+        }
         Ok(Program { name: "netd", path: program("mallee-netd")?, arguments: words, namespace })
     }
 

@@ -11,6 +11,7 @@ use std::net::Ipv4Addr;
 use mallee_agent::api;
 use mallee_netd::api as net;
 
+use super::segments::{self, Reach};
 use crate::Cloud;
 use crate::error::{Error, Result};
 use crate::ids::{InstanceId, SecurityGroupId};
@@ -35,10 +36,12 @@ struct Surroundings<'a> {
     images: HashMap<crate::ids::ImageId, Image>,
     public_ips: HashMap<InstanceId, String>,
     groups: HashMap<SecurityGroupId, String>,
+    reach: Reach,
 }
 
 /// Reads and computes it.
 pub(super) async fn of_node(cloud: &Cloud, name: &str) -> Result<Desired> {
+    segments::ensure_numbers(cloud).await?;
     let mut tx = cloud.db.snapshot().await?;
     let node = nodes::find(&mut tx, name).await?.ok_or_else(|| Error::Node(format!("there is no node {name}")))?;
     let subnet = network::ensure_zone(&mut tx, &node.zone).await?;
@@ -49,6 +52,7 @@ pub(super) async fn of_node(cloud: &Cloud, name: &str) -> Result<Desired> {
         images: images::on_node(&mut tx, name).await?,
         public_ips: addresses::on_node(&mut tx, name).await?,
         groups: group_names(&mut tx).await?,
+        reach: Reach::read(&mut tx, cloud, &node).await?,
     };
     let mut here = instances::on_node(&mut tx, name).await?;
     drop(tx);
@@ -126,28 +130,33 @@ impl Surroundings<'_> {
     }
 
     fn network(&self, generation: u64, here: &[Instance]) -> Result<net::NodeNetwork> {
-        let gateway = self.subnet.gateway()?;
         let config = &self.cloud.config;
-        let segment = net::Segment {
-            id: self.subnet.id.to_string(),
-            cidr: self.subnet.cidr()?.to_string(),
+        let subnets = std::iter::once(&self.subnet).chain(&self.reach.subnets);
+        Ok(net::NodeNetwork {
+            generation,
+            segments: subnets.map(|subnet| self.segment(subnet)).collect::<Result<_>>()?,
+            interfaces: here.iter().map(|one| self.interface(one)).collect(),
+            elastic_ips: here.iter().filter_map(|one| self.elastic_ip(one)).collect(),
+            public_pools: config.public_pools.iter().map(ToString::to_string).collect(),
+            remotes: self.reach.remotes.clone(),
+        })
+    }
+
+    fn segment(&self, subnet: &Subnet) -> Result<net::Segment> {
+        let gateway = subnet.gateway()?;
+        let config = &self.cloud.config;
+        Ok(net::Segment {
+            id: subnet.id.to_string(),
+            cidr: subnet.cidr()?.to_string(),
             gateway: gateway.to_string(),
             gateway_mac: gateway_mac(gateway),
             mtu: 0,
             dns_servers: config.dns_servers.iter().map(ToString::to_string).collect(),
             domain: config.private_domain(),
             vpc: self.vpc.id.to_string(),
-            kind: Some(net::segment::Kind::Local(net::LocalSegment {})),
+            kind: Some(self.reach.kind(&subnet.id)),
             ntp_servers: config.ntp_servers.iter().map(ToString::to_string).collect(),
             vpc_cidrs: vec![self.vpc.cidr()?.to_string()],
-        };
-        Ok(net::NodeNetwork {
-            generation,
-            segments: vec![segment],
-            interfaces: here.iter().map(|one| self.interface(one)).collect(),
-            elastic_ips: here.iter().filter_map(|one| self.elastic_ip(one)).collect(),
-            public_pools: config.public_pools.iter().map(ToString::to_string).collect(),
-            remotes: Vec::new(),
         })
     }
 

@@ -46,6 +46,9 @@ pub struct Facts {
     pub kvm_detail: String,
     pub version: String,
     pub uplink_address: String,
+    /// Where tunnels from other nodes end; empty when none can.
+    #[serde(default)]
+    pub underlay_address: String,
     pub boot_id: String,
     /// Name of a capability to why it is missing, empty when it is there.
     pub network: BTreeMap<String, String>,
@@ -66,6 +69,7 @@ impl From<api::NodeFacts> for Facts {
             kvm_detail: said.kvm_detail,
             version: said.version,
             uplink_address: said.uplink_address,
+            underlay_address: said.underlay_address,
             boot_id: said.boot_id,
             network: said.network.into_iter().collect(),
         }

@@ -26,6 +26,7 @@ mod facts;
 mod observed;
 mod registry;
 pub mod schedule;
+pub mod segments;
 mod service;
 mod session;
 

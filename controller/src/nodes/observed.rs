@@ -6,6 +6,7 @@
 
 use mallee_agent::api::{InstancePhase, ObservedInstance, ObservedNode};
 
+use super::segments;
 use crate::Cloud;
 use crate::error::Result;
 use crate::state::instances::{self, Instance};
@@ -25,7 +26,7 @@ pub(super) async fn note(cloud: &Cloud, node: &str, report: ObservedNode) -> Res
         return Ok(());
     }
     let mut tx = cloud.db.begin().await?;
-    let mut rewanted = false;
+    let mut woken = Vec::new();
     let mut began = Vec::new();
     for one in instances::on_node(&mut tx, node).await? {
         let Some(news) = news(&one, &report) else { continue };
@@ -33,7 +34,12 @@ pub(super) async fn note(cloud: &Cloud, node: &str, report: ObservedNode) -> Res
             instances::set_leased(&mut tx, &one.id).await?;
         }
         if let Some(change) = news.change {
-            rewanted |= carry_out(&mut tx, &one, &change).await?;
+            if carry_out(&mut tx, &one, &change).await? {
+                woken.push(node.to_owned());
+            }
+            if change.to == InstanceState::ShuttingDown {
+                woken.extend(segments::touch_others(&mut tx, cloud, &[node]).await?);
+            }
             began.extend((change.to == InstanceState::Running).then_some(one));
         }
     }
@@ -42,9 +48,7 @@ pub(super) async fn note(cloud: &Cloud, node: &str, report: ObservedNode) -> Res
         let now = crate::clock::unix_ns();
         cloud.traces.record(crate::traces::Span::here(&one.trace, "instance is running", now, one.id.as_str()));
     }
-    if rewanted {
-        cloud.nodes.wake(node);
-    }
+    woken.iter().for_each(|node| cloud.nodes.wake(node));
     Ok(())
 }
 

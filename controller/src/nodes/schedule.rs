@@ -1,7 +1,7 @@
 //! Which node takes an instance.
 //!
-//! Filters first: the zone that was asked for, a node that attends, a KVM that the image runs on,
-//! memory and CPUs not yet promised. Then a score. All instances of one request go to one zone, for
+//! Filters first: the zone that was asked for, a node that attends, one that can carry the cloud's segments, a KVM that
+//! the image runs on, memory and CPUs not yet promised. Then a score. All instances of one request go to one zone, for
 //! they share a subnet; within it each goes to the node with the largest free share of its memory, so
 //! that a class of forty booting at once is spread over the rack. An image that also runs on software
 //! KVM goes to such a node first, for nothing else can use that node.
@@ -35,6 +35,8 @@ pub enum Refusal {
     NoSuchZone(String),
     #[error("No node of {0} is connected: see `mallee status`.")]
     NobodyThere(String),
+    #[error("No node of {0} can carry this cloud's segments: {1}. See `mallee status`.")]
+    CannotCarry(String, String),
     #[error("No node of {0} can run this image: its KVM runs only images made for software KVM. Ask for another zone.")]
     CannotRun(String),
     #[error(
@@ -49,6 +51,8 @@ struct Room {
     name: String,
     zone: String,
     kvm: Kvm,
+    /// Why it cannot carry the cloud's segments.
+    misses: Option<String>,
     /// Less the reserve.
     memory_mib: u64,
     free_memory_mib: u64,
@@ -88,6 +92,7 @@ async fn rooms(tx: &mut Tx, cloud: &Cloud) -> Result<Vec<Room>> {
             name: node.name,
             zone: node.zone,
             kvm: facts.kvm,
+            misses: cloud.config.segments.missing_on(&facts),
             memory_mib,
             free_memory_mib: memory_mib.saturating_sub(memory.cast_unsigned()),
             free_vcpus: f64::from(facts.cpus) * cloud.config.cpu_overcommit - vcpus as f64,
@@ -102,6 +107,11 @@ fn choose(rooms: Vec<Room>, wanted: &Wanted<'_>) -> std::result::Result<Vec<Stri
         rooms.into_iter().filter(|room| wanted.zone.is_none_or(|zone| room.zone == zone)).collect();
     if rooms.is_empty() {
         return Err(Refusal::NobodyThere(place));
+    }
+    let misses = rooms.iter().find_map(|room| Some(format!("{}: {}", room.name, room.misses.as_ref()?)));
+    rooms.retain(|room| room.misses.is_none());
+    if rooms.is_empty() {
+        return Err(Refusal::CannotCarry(place, misses.unwrap_or_default()));
     }
     rooms.retain(|room| room.kvm.runs(wanted.runs_on_software_kvm));
     if rooms.is_empty() {
@@ -161,6 +171,7 @@ mod tests {
             name: name.to_owned(),
             zone: zone.to_owned(),
             kvm,
+            misses: None,
             memory_mib: 4096,
             free_memory_mib: free,
             free_vcpus: 8.0,
@@ -190,6 +201,15 @@ mod tests {
         placed.sort();
         assert_eq!(placed, ["b1", "b1", "b2", "b2"]);
         assert_eq!(choose(rooms, &wanted(None, 5, false)), Err(Refusal::NoRoom("this region".to_owned(), 5)));
+    }
+
+    #[test]
+    fn a_node_that_cannot_carry_the_segments_takes_nothing_and_says_why() {
+        let bare = Room { misses: Some("vlan: no 802.1Q".to_owned()), ..room("bare", "a", Kvm::Hardware, 4096) };
+        let rooms = vec![bare, room("able", "b", Kvm::Hardware, 1024)];
+        assert_eq!(choose(rooms.clone(), &wanted(None, 1, false)).unwrap(), ["able"]);
+        let refusal = choose(rooms, &wanted(Some("a"), 1, false)).unwrap_err().to_string();
+        assert!(refusal.contains("bare: vlan: no 802.1Q"), "{refusal}");
     }
 
     #[test]

@@ -16,9 +16,10 @@ use tokio::sync::{Notify, mpsc};
 use tonic::Streaming;
 
 use super::clock_offset::ClockOffset;
-use super::{Facts, Link, desired, observed};
+use super::{Facts, Link, desired, observed, segments};
 use crate::Cloud;
 use crate::error::Result;
+use crate::state::nodes;
 use crate::traces::Span;
 
 /// Messages on their way to the agent. A desired state is whole: more than one waiting is of no use.
@@ -122,14 +123,25 @@ async fn hear(cloud: &Cloud, node: &str, clock: &ClockOffset, message: Message) 
 
 async fn note_seen(cloud: &Cloud, node: &str) -> Result<()> {
     let mut tx = cloud.db.begin().await?;
-    crate::state::nodes::seen(&mut tx, node).await?;
+    nodes::seen(&mut tx, node).await?;
     Ok(tx.commit().await?)
 }
 
+/// What the node can carry, and where its tunnels end, is news to all nodes, and to itself.
 async fn note_facts(cloud: &Cloud, node: &str, facts: Facts) -> Result<()> {
     let mut tx = cloud.db.begin().await?;
-    crate::state::nodes::set_facts(&mut tx, node, &facts).await?;
-    Ok(tx.commit().await?)
+    let known = nodes::find(&mut tx, node).await?.and_then(|node| node.facts);
+    let reach = |facts: &Facts| (cloud.config.segments.missing_on(facts).is_none(), facts.underlay_address.clone());
+    let mut woken = Vec::new();
+    if known.as_ref().map(reach) != Some(reach(&facts)) {
+        woken = segments::touch_others(&mut tx, cloud, &[node]).await?;
+        nodes::touch(&mut tx, node).await?;
+        woken.push(node.to_owned());
+    }
+    nodes::set_facts(&mut tx, node, &facts).await?;
+    tx.commit().await?;
+    woken.iter().for_each(|node| cloud.nodes.wake(node));
+    Ok(())
 }
 
 fn on_our_clock(clock: &ClockOffset, span: api::Span) -> Span {

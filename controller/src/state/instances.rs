@@ -162,6 +162,14 @@ pub async fn on_node(connection: &mut SqliteConnection, node: &str) -> Result<Ve
         .await?)
 }
 
+/// What is or should be on any other node, terminated ones left out.
+pub async fn elsewhere(connection: &mut SqliteConnection, node: &str) -> Result<Vec<Instance>> {
+    Ok(sqlx::query_as("SELECT * FROM instances WHERE node <> ? AND state <> 'terminated' ORDER BY launched_ns, id")
+        .bind(node)
+        .fetch_all(connection)
+        .await?)
+}
+
 /// Writes a step of an instance's life. `generation` is the node's that first carries what the new
 /// state wants.
 pub async fn apply(connection: &mut SqliteConnection, id: &InstanceId, change: &Change, generation: i64) -> Result<()> {

@@ -22,6 +22,7 @@ pub mod lifecycle;
 pub mod network;
 pub mod nodes;
 pub mod security_groups;
+pub mod segments;
 pub mod tags;
 pub mod tokens;
 

@@ -97,6 +97,17 @@ pub async fn touch(connection: &mut SqliteConnection, name: &str) -> Result<i64>
     Ok(generation)
 }
 
+/// The same for every node but these; their names.
+pub async fn touch_others(connection: &mut SqliteConnection, but: &[&str]) -> Result<Vec<String>> {
+    let names: Vec<(String,)> = sqlx::query_as("SELECT name FROM nodes").fetch_all(&mut *connection).await?;
+    let others: Vec<String> =
+        names.into_iter().map(|(name,)| name).filter(|name| !but.contains(&name.as_str())).collect();
+    for name in &others {
+        touch(connection, name).await?;
+    }
+    Ok(others)
+}
+
 pub async fn set_facts(connection: &mut SqliteConnection, name: &str, facts: &Facts) -> Result<()> {
     let json = serde_json::to_string(facts).map_err(|e| Error::Corrupt(e.to_string()))?;
     sqlx::query("UPDATE nodes SET facts = ?, last_seen_ns = ? WHERE name = ?")

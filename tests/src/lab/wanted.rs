@@ -12,7 +12,7 @@ use super::{
     packages,
     programs::Places,
 };
-use crate::node::setup::{STATE, Service, Setup, UPLINK};
+use crate::node::setup::{STATE, Service, Setup, TRUNK, UPLINK};
 
 /// The lab that is wanted.
 #[derive(Debug, Clone, clap::Args)]
@@ -41,6 +41,9 @@ pub struct Wanted {
     /// Availability zones are this and a letter; the host's own node has `a`, the lab's nodes go on.
     #[arg(long, default_value = "mallee-1")]
     pub region: String,
+    /// Nodes that share a zone.
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
+    pub nodes_per_zone: u32,
     #[arg(long, default_value_t = 2)]
     pub cpus: u32,
     #[arg(long, default_value_t = 2048)]
@@ -87,7 +90,7 @@ impl Wanted {
                 name: node.name.clone(),
                 uplink_address: self.address(2 + number)?,
                 gateway: self.address(1)?.addr(),
-                services: if self.bare { Vec::new() } else { services() },
+                services: if self.bare { Vec::new() } else { services(self.trunk.is_some()) },
             },
         })
     }
@@ -125,21 +128,25 @@ impl Wanted {
     }
 
     fn zone(&self, number: u32) -> Result<String, LabError> {
-        let letter = u8::try_from(number).ok().and_then(|n| b'a'.checked_add(n)).filter(u8::is_ascii_lowercase);
+        let zone = 1 + (number - 1) / self.nodes_per_zone;
+        let letter = u8::try_from(zone).ok().and_then(|n| b'a'.checked_add(n)).filter(u8::is_ascii_lowercase);
         letter.map(|letter| format!("{}{}", self.region, char::from(letter))).ok_or_else(|| LabError::Invalid {
             what: format!("{} nodes", self.nodes),
-            reason: "a zone is named by one letter: 25 nodes at most".into(),
+            reason: "a zone is named by one letter: there are 25 at most".into(),
         })
     }
 }
 
 /// What runs in a node: netd first, for the agent hands it the network.
-fn services() -> Vec<Service> {
+fn services(has_trunk: bool) -> Vec<Service> {
     const NETD_SOCKET: &str = "/run/mallee/netd.sock";
     let netd_state = format!("{STATE}/netd");
     let agent_state = format!("{STATE}/agent");
     let credentials = format!("/{}", initrd::CREDENTIALS);
-    let netd = ["/usr/bin/mallee-netd", "--socket", NETD_SOCKET, "--state", &netd_state, "--uplink", UPLINK];
+    let mut netd = vec!["/usr/bin/mallee-netd", "--socket", NETD_SOCKET, "--state", &netd_state, "--uplink", UPLINK];
+    if has_trunk {
+        netd.extend(["--trunk", TRUNK]);
+    }
     let agent = [
         "/usr/bin/mallee-agent",
         "--credentials",
@@ -182,6 +189,9 @@ mod tests {
         assert_eq!(wanted.zone(1).unwrap(), "mallee-1b");
         assert_eq!(wanted.zone(25).unwrap(), "mallee-1z");
         assert!(wanted.zone(26).is_err());
+        let pairs = super::tests::wanted(&["--nodes-per-zone", "2"]);
+        let zones: Vec<String> = (1..=3).map(|number| pairs.zone(number).unwrap()).collect();
+        assert_eq!(zones, ["mallee-1b", "mallee-1b", "mallee-1c"]);
     }
 
     #[test]

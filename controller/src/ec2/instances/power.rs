@@ -11,6 +11,7 @@ use super::super::model::{
 };
 use super::super::{Context, Refusal, lookup};
 use super::view;
+use crate::nodes::segments;
 use crate::state::instances::{self, Instance};
 use crate::state::lifecycle::{self, Change, InstanceState, NotFrom};
 use crate::state::{Tx, addresses, nodes};
@@ -50,6 +51,12 @@ impl<'a> Touched<'a> {
     async fn touch(&mut self, tx: &mut Tx, node: &str) -> Result<i64, Refusal> {
         self.nodes.insert(node.to_owned());
         Ok(nodes::touch(tx, node).await?)
+    }
+
+    /// What was on the node is no longer anybody's neighbour.
+    async fn touch_others(&mut self, tx: &mut Tx, node: &str) -> Result<(), Refusal> {
+        self.nodes.extend(segments::touch_others(tx, &self.context.cloud, &[node]).await?);
+        Ok(())
     }
 
     async fn commit(self, tx: Tx) -> Result<(), Refusal> {
@@ -139,6 +146,7 @@ pub(crate) async fn terminate_instances(
         let change = lifecycle::terminate(instance.state);
         if change.is_some() {
             addresses::release_instance(&mut tx, &instance.id).await?;
+            touched.touch_others(&mut tx, &instance.node).await?;
         }
         changes.push(step(&mut tx, &mut touched, &instance, change).await?);
     }

@@ -14,6 +14,7 @@ use super::view::Surroundings;
 use crate::clock;
 use crate::ids::{AttachmentId, InstanceId, InterfaceId, ReservationId, SubnetId, VolumeId};
 use crate::nodes::schedule::{self, Wanted};
+use crate::nodes::segments;
 use crate::state::images::Image;
 use crate::state::instances::{self, Instance, PrivateIp};
 use crate::state::lifecycle::InstanceState;
@@ -93,12 +94,14 @@ pub(crate) async fn run_instances(context: &Context, request: RunInstancesReques
         tagging::write(&mut tx, context.account(), id, instance_kind.as_str(), &launch.instance_tags).await?;
         tagging::write(&mut tx, context.account(), volume, ResourceType::VOLUME.as_str(), &launch.volume_tags).await?;
     }
+    let changed: Vec<&str> = generations.keys().map(String::as_str).collect();
+    let others = segments::touch_others(&mut tx, &context.cloud, &changed).await?;
     remember(context, &mut tx, &launch, &reservation_id).await?;
     let answer = reservation(context, &mut tx, &reservation_id).await?;
     let begun = clock::unix_ns();
     context.commit(tx).await?;
     context.span("commit", begun);
-    generations.keys().for_each(|node| context.cloud.nodes.wake(node));
+    generations.keys().chain(&others).for_each(|node| context.cloud.nodes.wake(node));
     Ok(answer)
 }
 

@@ -1,0 +1,247 @@
+"""Subnets that span nodes: a cloud of three nodes of the virtual lab with a VLAN trunk between them.
+
+Two nodes share a zone and so a subnet, the third has another. The guest that asks is Linux; those that
+answer are probes (ping, UDP echo, a reset for TCP), which are up at once.
+"""
+
+import json
+import socket
+import threading
+import time
+
+import pytest
+
+import guests
+from cloud import Cloud, run, wait_for
+from conftest import upload_image
+from wire import IPV4, VLAN, Capture
+
+TRUNK = "malleett0"
+ZONE, OTHER_ZONE = "mallee-1b", "mallee-1c"
+# As the zones' subnets were numbered, from `--segments`.
+VID, OTHER_VID = 100, 101
+# Frames that cannot be told from an instance's by their address: DHCP stays on its node.
+DHCP_PORTS = (68, 67)
+
+
+class TrunkCloud(Cloud):
+    bridge = "malleet1"
+    public_network = "198.18.114.0/24"
+    elastic_pool = "198.18.114.128/25"
+    endpoint_port = 8770
+    node_port = 8771
+    nodes = ("lab1", "lab2", "lab3")
+
+    def start(self):
+        run("ip", "link", "add", TRUNK, "type", "bridge", "forward_delay", "0")
+        run("ip", "link", "set", TRUNK, "up")
+        self.up("--no-node", "--segments", "vlan:100-199")
+        self.lab_up("--nodes", 3, "--nodes-per-zone", 2, "--trunk", TRUNK, "--cpus", 1, "--memory-mib", 1024)
+        self.keys = self.environment()
+        wait_for("every node to attend", self.all_attend, bound_s=120)
+        return self
+
+    def all_attend(self):
+        return sum(node["connected"] for node in self.status()["nodes"]) == len(self.nodes)
+
+    def ends(self):
+        return [*super().ends(), ["ip", "link", "del", TRUNK]]
+
+    def node(self, name, *command, **options):
+        return self.lab_command("run", name, "--", *command, **options)
+
+    def node_of(self, interface):
+        """The node that has the tap of an interface."""
+        tap = "tp" + interface.replace("-", "")[-13:]
+        return next(name for name in self.nodes if not self.node(name, "test", "-e", f"/sys/class/net/{tap}",
+                                                                 check=False).returncode)
+
+
+class Instance:
+    def __init__(self, cloud, seen):
+        self.id, self.address = seen["InstanceId"], seen["PrivateIpAddress"]
+        self.interface = seen["NetworkInterfaces"][0]["NetworkInterfaceId"]
+        self.node = cloud.node_of(self.interface)
+
+
+@pytest.fixture(scope="module")
+def trunk(keeper):
+    made = TrunkCloud()
+    for command in made.ends():
+        keeper.at_the_end(*command)
+    try:
+        yield made.start()
+    finally:
+        made.stop()
+        made.forget()
+
+
+@pytest.fixture(scope="module")
+def place(trunk):
+    """The instances, running: one Linux and a probe in one subnet, on two nodes, and a probe in the other subnet."""
+    ec2, s3 = trunk.client("ec2"), trunk.client("s3")
+    s3.create_bucket(Bucket="images")
+    images = {}
+    for name in ("tiny", "probe"):
+        location = upload_image(s3, trunk.images / name, "images", name)
+        images[name] = ec2.register_image(Name=name, ImageLocation=location)["ImageId"]
+    key_file = trunk.state / "id_ed25519"
+    run("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", key_file)
+    ec2.import_key_pair(KeyName="e2e", PublicKeyMaterial=(trunk.state / "id_ed25519.pub").read_bytes())
+    wanted = [("tiny", ZONE), ("probe", ZONE), ("probe", OTHER_ZONE)]
+    ids = [guests.launch(ec2, images[image], key="e2e", zone=zone)[0] for image, zone in wanted]
+    linux, near, far = (Instance(trunk, guests.wait_state(ec2, one, "running")) for one in ids)
+    assert linux.node != near.node and far.node == "lab3"
+    with guests.elastic_ip(ec2, linux.id) as (_, address):
+        guests.wait_login(key_file, address)
+        yield Place(trunk, ec2, key_file, address, linux, near, far)
+    guests.terminate(ec2, *ids)
+
+
+class Place:
+    def __init__(self, cloud, ec2, key_file, address, linux, near, far):
+        self.cloud, self.ec2, self.key_file, self.address = cloud, ec2, key_file, address
+        self.linux, self.near, self.far = linux, near, far
+
+    def guest(self, command, **options):
+        return guests.ssh(self.key_file, self.address, command, **options)
+
+    def reaches(self, instance):
+        """From the Linux guest, by each protocol; what `ping` printed."""
+        pings = self.guest(f"ping -c 3 -W 5 {instance.address}").stdout
+        assert "0% packet loss" in pings
+        echo = self.guest(f"echo over the trunk | nc -u -w 2 {instance.address} 7", check=False)
+        assert echo.stdout == "over the trunk\n"
+        refused = self.guest(f"nc -w 5 {instance.address} 80 </dev/null", check=False)
+        assert "refused" in refused.stderr, "a probe answers TCP by a reset"
+        return pings
+
+
+def test_a_subnet_spans_nodes_with_its_tag_on_the_wire(place):
+    with Capture(TRUNK) as wire:
+        pings = place.reaches(place.near)
+    assert "ttl=64" in pings, "nobody routes within a subnet"
+    assert wire.vids(place.linux.address, place.near.address) == {VID}
+    assert wire.vids(place.near.address, place.linux.address) == {VID}
+
+
+def test_subnets_of_a_vpc_are_routed_to_one_another(place):
+    with Capture(TRUNK) as wire:
+        pings = place.reaches(place.far)
+    assert "ttl=63" in pings, "one gateway is on the way"
+    # Each node routes what its own instances send, so it travels with the tag of where it goes.
+    assert wire.vids(place.linux.address, place.far.address) == {OTHER_VID}
+    assert wire.vids(place.far.address, place.linux.address) == {VID}
+
+
+def test_each_node_answers_for_its_own(place):
+    with Capture(TRUNK) as wire:
+        assert "0% packet loss" in place.guest(f"ping -c 2 {gateway(place.linux.address)}").stdout
+        token = place.guest("wget -q -O - http://169.254.169.254/latest/meta-data/local-ipv4").stdout
+        assert token == place.linux.address
+        seen = place.guest(f"arping -c 3 -I eth0 {gateway(place.linux.address)}", check=False).stdout
+    assert seen.count("Unicast reply from") + seen.count("unicast reply from") == 3, seen
+    ports = {frame.ports for frame in wire.frames if frame.inner == IPV4 and frame.protocol == 17}
+    assert DHCP_PORTS not in ports
+    assert not wire.vids(gateway(place.linux.address), place.linux.address)
+
+
+def gateway(address):
+    a, b, c, _ = address.split(".")
+    return f"{a}.{b}.{int(c) // 16 * 16}.1"
+
+
+def test_nothing_but_tagged_frames_of_known_instances_is_on_the_wire(place):
+    with Capture(TRUNK) as wire:
+        place.reaches(place.near)
+    ipv4 = [frame for frame in wire.frames if frame.inner == IPV4]
+    known = {place.linux.address, place.near.address, place.far.address}
+    assert ipv4 and all(frame.vid in (VID, OTHER_VID) and frame.source in known for frame in ipv4)
+
+
+def test_a_guest_that_tags_its_frames_gets_nowhere(place):
+    """With 802.1Q of its own, on the very VLAN of the other subnet, at an address there."""
+    folder = "/lib/modules/mallee"
+    names = place.cloud.node(place.linux.node, "ls", folder).stdout.split()
+    modules = [name for name in names if name.split("-", 1)[1] in ("llc.ko", "stp.ko", "garp.ko", "mrp.ko", "8021q.ko")]
+    for name in modules:
+        module = run(place.cloud.programs / "mallee-lab", "run", "--lab", place.cloud.lab, place.linux.node, "--",
+                     "base64", f"{folder}/{name}").stdout
+        run("ssh", "-i", place.key_file, *guests.SSH_OPTIONS, f"root@{place.address}",
+            "base64 -d > /tmp/m.ko && busybox insmod /tmp/m.ko || true", input=module)
+    stranger = place.far.address.rsplit(".", 1)[0] + ".200"
+    place.guest(f"busybox ip link add link eth0 name tagged type vlan id {OTHER_VID} && ip link set tagged up && "
+                f"ip addr add {stranger}/20 dev tagged")
+    with Capture(TRUNK) as wire:
+        done = place.guest(f"ping -c 3 -W 2 -I tagged {place.far.address}", check=False)
+        assert "100% packet loss" in done.stdout, done.stdout
+        place.guest("ip link del tagged")
+        # What would come would be here by now: this took the same way.
+        place.reaches(place.near)
+    assert not any(frame.inner == VLAN for frame in wire.frames)
+    assert not any(stranger in (frame.source, frame.target) for frame in wire.frames)
+
+
+def test_an_elastic_ip_moves_between_nodes(place, record_property):
+    """While a client asks every millisecond. How long nobody answered is written down, not judged."""
+    with guests.elastic_ip(place.ec2, place.near.id) as (allocation, address):
+        wait_for("the first to answer", lambda: who_answers(address) == place.near.address)
+        gaps = []
+        for instance in (place.far, place.near, place.far, place.near):
+            with Asking(address) as asking:
+                place.ec2.associate_address(AllocationId=allocation, InstanceId=instance.id, AllowReassociation=True)
+                wait_for("the other to answer", lambda: who_answers(address) == instance.address, every_s=0.02)
+                time.sleep(0.3)
+            gaps.append(asking.longest_gap_ms())
+    record_property("gaps_ms", json.dumps(gaps))
+    print(f"an elastic IP moved between nodes; longest silence: {gaps} ms")
+
+
+def who_answers(address):
+    """The private address of the probe behind an elastic IP."""
+    counters = guests.udp_echo(address, b"?", port=19, bound_s=0.5)
+    lines = counters.decode().splitlines() if counters else []
+    return next((line.split()[1] for line in lines if line.startswith("address ")), None)
+
+
+class Asking:
+    """A client that asks the echo service each millisecond while a `with` block lasts."""
+
+    def __init__(self, address):
+        self.socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        self.socket.connect((address, 7))
+        self.socket.settimeout(0.2)
+        self.answered = []
+        self.ended = False
+        self.threads = [threading.Thread(target=self.ask), threading.Thread(target=self.hear)]
+
+    def __enter__(self):
+        for thread in self.threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_):
+        self.ended = True
+        for thread in self.threads:
+            thread.join()
+        self.socket.close()
+
+    def ask(self):
+        while not self.ended:
+            try:
+                self.socket.send(b"?")
+            except OSError:
+                pass
+            time.sleep(0.001)
+
+    def hear(self):
+        while not self.ended:
+            try:
+                self.socket.recv(64)
+                self.answered.append(time.monotonic())
+            except OSError:
+                continue
+
+    def longest_gap_ms(self):
+        times = self.answered
+        return round(1000 * max(later - earlier for earlier, later in zip(times, times[1:])), 1)
