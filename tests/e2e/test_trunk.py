@@ -33,6 +33,7 @@ class TrunkCloud(Cloud):
     nodes = ("lab1", "lab2", "lab3")
 
     def start(self):
+        run(self.programs / "mallee-lab", "fetch", bound_s=600)
         run("ip", "link", "add", TRUNK, "type", "bridge", "forward_delay", "0")
         run("ip", "link", "set", TRUNK, "up")
         self.up("--no-node", "--segments", "vlan:100-199")
@@ -45,7 +46,8 @@ class TrunkCloud(Cloud):
         return sum(node["connected"] for node in self.status()["nodes"]) == len(self.nodes)
 
     def ends(self):
-        return [*super().ends(), ["ip", "link", "del", TRUNK]]
+        folder, *rest = super().ends()
+        return [folder, ["ip", "link", "del", TRUNK], *rest]
 
     def node(self, name, *command, **options):
         return self.lab_command("run", name, "--", *command, **options)
@@ -110,8 +112,6 @@ class Place:
         """From the Linux guest, by each protocol; what `ping` printed."""
         pings = self.guest(f"ping -c 3 -W 5 {instance.address}").stdout
         assert "0% packet loss" in pings
-        echo = self.guest(f"echo over the trunk | nc -u -w 2 {instance.address} 7", check=False)
-        assert echo.stdout == "over the trunk\n"
         refused = self.guest(f"nc -w 5 {instance.address} 80 </dev/null", check=False)
         assert "refused" in refused.stderr, "a probe answers TCP by a reset"
         return pings
@@ -140,7 +140,7 @@ def test_each_node_answers_for_its_own(place):
         token = place.guest("wget -q -O - http://169.254.169.254/latest/meta-data/local-ipv4").stdout
         assert token == place.linux.address
         seen = place.guest(f"arping -c 3 -I eth0 {gateway(place.linux.address)}", check=False).stdout
-    assert seen.count("Unicast reply from") + seen.count("unicast reply from") == 3, seen
+    assert seen.count("reply from") == 3, seen
     ports = {frame.ports for frame in wire.frames if frame.inner == IPV4 and frame.protocol == 17}
     assert DHCP_PORTS not in ports
     assert not wire.vids(gateway(place.linux.address), place.linux.address)
