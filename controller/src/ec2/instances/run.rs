@@ -229,7 +229,9 @@ async fn place(
     };
     schedule::place(tx, &context.cloud, &wanted).await?.map_err(|refusal| match refusal {
         schedule::Refusal::NoSuchZone(_) => Refusal::invalid_parameter(refusal.to_string()),
-        schedule::Refusal::CannotRun(_) => Refusal::client("Unsupported", refusal.to_string()),
+        schedule::Refusal::CannotRun(_) | schedule::Refusal::CannotCarry(..) => {
+            Refusal::client("Unsupported", refusal.to_string())
+        }
         schedule::Refusal::NobodyThere(_) | schedule::Refusal::NoRoom(..) => {
             Refusal::new("InsufficientInstanceCapacity", refusal.to_string(), 500)
         }
