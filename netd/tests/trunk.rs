@@ -85,6 +85,11 @@ impl Cluster {
     }
 }
 
+/// What a node's gateway has on the wire.
+fn router_mac(node: usize) -> String {
+    format!("02:6e:00:00:00:0{node}")
+}
+
 fn vxlan(vni: u32, peer: usize) -> Option<Kind> {
     Some(Kind::Vxlan(api::VxlanSegment { vni, peers: vec![NODES[peer].to_string()] }))
 }
@@ -102,12 +107,16 @@ fn remote(of: &api::Interface, node: usize) -> api::RemoteInterface {
 
 /// Both nodes' networks: two subnets of one VPC and one of another, with these instances on the one and on the other.
 fn networks(generation: u64, here: &[api::Interface], there: &[api::Interface]) -> [api::NodeNetwork; 2] {
-    let segments = |peer| {
-        vec![
+    let segments = |peer: usize| {
+        let mut segments = vec![
             api::Segment { kind: vxlan(5001, peer), ..segment("subnet-1", "vpc-1", "172.31.0.0/20", "172.31.0.1") },
             api::Segment { kind: vxlan(5002, peer), ..segment("subnet-2", "vpc-1", "172.31.16.0/20", "172.31.16.1") },
             api::Segment { kind: vxlan(5003, peer), ..segment("subnet-3", "vpc-2", "10.0.0.0/16", "10.0.0.1") },
-        ]
+        ];
+        for segment in &mut segments {
+            (segment.router_mac, segment.peer_router_macs) = (router_mac(1 - peer), vec![router_mac(peer)]);
+        }
+        segments
     };
     [(here, there, 1), (there, here, 0)].map(|(own, others, peer)| api::NodeNetwork {
         generation,
@@ -185,6 +194,7 @@ fn applying_twice_changes_nothing_and_damage_is_mended() {
         "bridge fdb append 02:00:00:00:01:77 dev tksubnet1 self dst 198.51.100.3",
         "ip neigh del 172.31.0.5 dev brsubnet1",
         "nft flush set bridge mallee trunks",
+        "nft flush map bridge mallee router_macs",
         "nft flush set ip mallee tunnel_peers",
     ] {
         cluster.nodes[0].host.run(damage);
@@ -229,6 +239,11 @@ fn subnets_of_a_vpc_are_routed_over_nodes_and_another_vpc_is_not_reached() {
     one.send_udp(ELSEWHERE, ECHO_PORT, b"?");
     let answer = one.receive_udp();
     assert_eq!(answer.payload, format!("i-2 asked by {} ?", private(1)).as_bytes());
+    // It came from its node's gateway, by the name that one has on the wire.
+    let routed = |frame: &&Vec<u8>| frame.len() > 30 && frame[26..30] == ELSEWHERE.octets();
+    let sources: Vec<String> =
+        one.frames().iter().filter(routed).map(|frame| format!("{:02x?}", &frame[6..12])).collect();
+    assert!(sources.iter().all(|source| source == "[02, 6e, 00, 00, 00, 01]"), "{sources:?}");
     // A TCP connection, of which each node sees one half.
     let segment_of = |from: Ipv4Addr, to: Ipv4Addr, n: u8, flags: &str| {
         let builder = PacketBuilder::ethernet2(mac(n), GATEWAY_MAC).ipv4(from.octets(), to.octets(), 64);
@@ -276,6 +291,7 @@ fn strangers_on_the_wire_are_not_believed() {
         udp(mac(9), mac(1), private(2), private(1), (9, 9), b"closed 3"),
         udp(mac(2), mac(1), private(9), private(1), (9, 9), b"closed 4"),
         udp(mac(1), mac(1), private(1), private(1), (9, 9), b"closed 5"),
+        udp(GATEWAY_MAC, mac(1), ELSEWHERE, private(1), (9, 9), b"closed 6"),
         arp(mac(2), [0xff; 6], 1, (mac(2), GATEWAY), unspecified),
         arp(GATEWAY_MAC, [0xff; 6], 1, (GATEWAY_MAC, GATEWAY), unspecified),
         tagged,

@@ -132,6 +132,9 @@ def test_subnets_of_a_vpc_are_routed_to_one_another(place):
     # Each node routes what its own instances send, so it travels with the tag of where it goes.
     assert wire.vids(place.linux.address, place.far.address) == {OTHER_VID}
     assert wire.vids(place.far.address, place.linux.address) == {VID}
+    # A switch sees each gateway's MAC at one port: both gateways have the same MAC only where instances see them.
+    there, back = wire.macs(place.linux.address, place.far.address), wire.macs(place.far.address, place.linux.address)
+    assert len(there) == len(back) == 1 and there != back
 
 
 def test_each_node_answers_for_its_own(place):

@@ -14,18 +14,19 @@ TP_STATUS_VLAN_VALID = 1 << 4
 
 VLAN, ARP, IPV4 = 0x8100, 0x0806, 0x0800
 
-# `vid`: None of a frame without a tag. `inner`: the type behind the outer tag. `source`, `target`: IPv4, or None.
-Frame = collections.namedtuple("Frame", "vid inner source target protocol ports")
+# `mac`: of the sender. `vid`: None of a frame without a tag. `inner`: the type behind the outer tag. `source`, `target`:
+# IPv4, or None.
+Frame = collections.namedtuple("Frame", "mac vid inner source target protocol ports")
 
 
 def parse(frame, vid):
     """A frame from which the outer tag was taken already."""
-    inner = int.from_bytes(frame[12:14], "big")
+    mac, inner = frame[6:12].hex(":"), int.from_bytes(frame[12:14], "big")
     if inner != IPV4:
-        return Frame(vid, inner, None, None, None, None)
+        return Frame(mac, vid, inner, None, None, None, None)
     packet = frame[14:]
     ports = struct.unpack("!HH", packet[20:24]) if packet[9] in (6, 17) and len(packet) >= 24 else None
-    return Frame(vid, inner, socket.inet_ntoa(packet[12:16]), socket.inet_ntoa(packet[16:20]), packet[9], ports)
+    return Frame(mac, vid, inner, socket.inet_ntoa(packet[12:16]), socket.inet_ntoa(packet[16:20]), packet[9], ports)
 
 
 class Capture:
@@ -67,6 +68,10 @@ class Capture:
                 vid = int.from_bytes(frame[14:16], "big") & 0xfff
                 frame = frame[:12] + frame[16:]
             self.frames.append(parse(frame, vid))
+
+    def macs(self, source, target):
+        """The senders of the frames with IPv4 packets from one address to another."""
+        return {frame.mac for frame in self.frames if (frame.source, frame.target) == (source, target)}
 
     def vids(self, source, target):
         """The VIDs of the IPv4 packets from one address to another."""

@@ -157,6 +157,8 @@ impl Surroundings<'_> {
             kind: Some(self.reach.kind(&subnet.id)),
             ntp_servers: config.ntp_servers.iter().map(ToString::to_string).collect(),
             vpc_cidrs: vec![self.vpc.cidr()?.to_string()],
+            router_mac: self.reach.router_mac.clone(),
+            peer_router_macs: self.reach.peer_router_macs.clone(),
         })
     }
 

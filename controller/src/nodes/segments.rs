@@ -8,12 +8,13 @@
 //! other nodes ([`Reach`]): it routes between subnets itself, and learns nothing from the wire. So what begins or ends on
 //! one node is news to all ([`touch_others`]).
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::fmt;
 use std::ops::RangeInclusive;
 use std::str::FromStr;
 
 use mallee_netd::api as net;
+use sha2::{Digest as _, Sha256};
 
 use super::Facts;
 use crate::Cloud;
@@ -98,10 +99,14 @@ impl Segments {
     }
 }
 
-/// What a node is told of other nodes.
+/// What a node is told of other nodes; by default nothing.
+#[derive(Default)]
 pub(super) struct Reach {
     wire: Option<Wire>,
     numbers: HashMap<SubnetId, u32>,
+    /// MACs of gateways on the wire: this node's, and all others'.
+    pub router_mac: String,
+    pub peer_router_macs: Vec<String>,
     /// Beside the zone's own: those with instances.
     pub subnets: Vec<Subnet>,
     pub remotes: Vec<net::RemoteInterface>,
@@ -121,7 +126,7 @@ impl Reach {
         let config = &cloud.config.segments;
         let carries = |node: &Node| node.facts.as_ref().is_some_and(|facts| config.missing_on(facts).is_none());
         let Some((kind, _)) = config.wire().filter(|_| carries(node)) else {
-            return Ok(Reach { wire: None, numbers: HashMap::new(), subnets: Vec::new(), remotes: Vec::new() });
+            return Ok(Reach::default());
         };
         let underlays: HashMap<String, String> = nodes::all(tx)
             .await?
@@ -142,6 +147,13 @@ impl Reach {
             .collect();
         Ok(Reach {
             numbers: segments::numbers(tx, kind).await?,
+            router_mac: router_mac(&node.name),
+            peer_router_macs: underlays
+                .keys()
+                .map(|name| router_mac(name))
+                .collect::<BTreeSet<_>>()
+                .into_iter()
+                .collect(),
             subnets,
             remotes: elsewhere.iter().map(|one| remote(one, &underlays[&one.node])).collect(),
             wire: Some(match config {
@@ -161,6 +173,13 @@ impl Reach {
             _ => net::segment::Kind::Local(net::LocalSegment {}),
         }
     }
+}
+
+/// A node's gateways' MAC on the wire, made from the node's name: locally administered, with no list to keep. Two of a thousand
+/// nodes have the same with a chance of one in ten thousand, and then a switch sees it move, which is all.
+fn router_mac(node: &str) -> String {
+    let [a, b, c, d, ..] = <[u8; 32]>::from(Sha256::digest(node));
+    format!("02:6e:{a:02x}:{b:02x}:{c:02x}:{d:02x}")
 }
 
 fn peers(underlays: HashMap<String, String>) -> Vec<String> {

@@ -113,6 +113,10 @@ pub struct Trunk {
     pub wire: Wire,
     /// Underlay addresses of the other nodes with this segment; none on a VLAN, where the switch knows.
     pub peers: BTreeSet<Ipv4Addr>,
+    /// MAC of this node's gateway on the wire.
+    pub router: MacAddress,
+    /// MACs of the other nodes' gateways on the wire.
+    pub peer_routers: BTreeSet<MacAddress>,
 }
 
 /// An interface of an instance on another node.
@@ -140,15 +144,29 @@ const DEFAULT_MTU: u32 = 1500;
 pub(super) fn parse_kind(message: &api::Segment, around: &Surroundings) -> Result<Carried, InvalidNetwork> {
     let item = format!("segment {}", message.id);
     let refused = |problem: String| InvalidNetwork::new(&item, problem);
-    let port = || link_name(&item, &api::trunk_port_name(&message.id));
+    let trunk = |wire, peers| {
+        let gateway: MacAddress = field(&item, "gateway_mac", &message.gateway_mac)?;
+        let peer_routers: Vec<MacAddress> = fields(&item, "peer_router_macs", &message.peer_router_macs)?;
+        let (router, peer_routers) = match message.router_mac.as_str() {
+            "" => (gateway, vec![gateway]),
+            own => (field(&item, "router_mac", own)?, peer_routers),
+        };
+        Ok(Some(Trunk {
+            port: link_name(&item, &api::trunk_port_name(&message.id))?,
+            wire,
+            peers,
+            router,
+            peer_routers: peer_routers.into_iter().collect(),
+        }))
+    };
     match &message.kind {
         Some(Kind::Local(_)) => Ok(Carried { trunk: None, default_mtu: DEFAULT_MTU, largest_mtu: u32::MAX }),
         Some(Kind::Vlan(vlan)) => {
             let vid =
                 VlanId::new(vlan.vid).ok_or_else(|| refused(format!("VID {} is not one of 1 to 4094", vlan.vid)))?;
             let link = around.trunk.as_ref().map_err(|missing| refused(format!("kind vlan (VID {vid}): {missing}")))?;
-            let trunk = Trunk { port: port()?, wire: Wire::Vlan { vid }, peers: BTreeSet::new() };
-            Ok(Carried { trunk: Some(trunk), default_mtu: link.mtu.min(DEFAULT_MTU), largest_mtu: link.mtu })
+            let trunk = trunk(Wire::Vlan { vid }, BTreeSet::new())?;
+            Ok(Carried { trunk, default_mtu: link.mtu.min(DEFAULT_MTU), largest_mtu: link.mtu })
         }
         Some(Kind::Vxlan(vxlan)) => {
             let vni =
@@ -156,10 +174,10 @@ pub(super) fn parse_kind(message: &api::Segment, around: &Surroundings) -> Resul
             let underlay =
                 around.underlay.as_ref().map_err(|missing| refused(format!("kind vxlan (VNI {vni}): {missing}")))?;
             let peers = parse_peers(&item, &vxlan.peers, underlay)?;
-            let trunk = Trunk { port: port()?, wire: Wire::Vxlan { vni, local: underlay.address }, peers };
+            let trunk = trunk(Wire::Vxlan { vni, local: underlay.address }, peers)?;
             let largest_mtu = underlay.mtu.saturating_sub(VXLAN_OVERHEAD);
             let default_mtu = largest_mtu.min(DEFAULT_MTU - VXLAN_OVERHEAD);
-            Ok(Carried { trunk: Some(trunk), default_mtu, largest_mtu })
+            Ok(Carried { trunk, default_mtu, largest_mtu })
         }
         None => Err(refused("has no kind; give local, vlan or vxlan".into())),
     }
@@ -223,6 +241,9 @@ impl Network {
         }
         if remote.mac == segment.gateway_mac {
             return refused(format!("MAC {} is the gateway's of {}", remote.mac, segment.id));
+        }
+        if trunk.peer_routers.contains(&remote.mac) || trunk.router == remote.mac {
+            return refused(format!("MAC {} is a node's on {}", remote.mac, segment.id));
         }
         match (trunk.wire, remote.node) {
             (Wire::Vlan { .. }, _) => Ok(()),

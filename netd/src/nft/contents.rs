@@ -33,7 +33,7 @@ impl Contents {
         self.sets.get(&(table.family as u16, set.name)).cloned().unwrap_or_default()
     }
 
-    fn put(&mut self, family: ProtoFamily, set: &Set, key: Vec<u8>, value: Vec<u8>) {
+    pub(super) fn put(&mut self, family: ProtoFamily, set: &Set, key: Vec<u8>, value: Vec<u8>) {
         debug_assert_eq!(key.len() as u32, set.key_length(), "{}", set.name);
         self.sets.entry((family as u16, set.name)).or_default().insert(key, value);
     }

@@ -73,6 +73,13 @@ pub enum Expr {
         length: u32,
         to: Register,
     },
+    /// Writes the register's bytes into the packet. Only for what no checksum is over.
+    SetPayload {
+        header: Header,
+        offset: u32,
+        length: u32,
+        from: Register,
+    },
     Conntrack {
         key: Conntrack,
         to: Register,
@@ -126,16 +133,13 @@ impl Expression for Expr {
                 expr.done()
             }
             Self::Payload { header, offset, length, to } => {
-                let mut expr = Raw::new("payload");
-                let base = match header {
-                    Header::Link => libc::NFT_PAYLOAD_LL_HEADER,
-                    Header::Network => libc::NFT_PAYLOAD_NETWORK_HEADER,
-                    Header::Transport => libc::NFT_PAYLOAD_TRANSPORT_HEADER,
-                };
-                expr.u32(sys::NFTNL_EXPR_PAYLOAD_BASE, base as u32);
-                expr.u32(sys::NFTNL_EXPR_PAYLOAD_OFFSET, *offset);
-                expr.u32(sys::NFTNL_EXPR_PAYLOAD_LEN, *length);
+                let mut expr = Raw::payload(*header, *offset, *length);
                 expr.u32(sys::NFTNL_EXPR_PAYLOAD_DREG, to.raw());
+                expr.done()
+            }
+            Self::SetPayload { header, offset, length, from } => {
+                let mut expr = Raw::payload(*header, *offset, *length);
+                expr.u32(sys::NFTNL_EXPR_PAYLOAD_SREG, from.raw());
                 expr.done()
             }
             Self::Conntrack { key, to } => {
@@ -223,6 +227,19 @@ impl Raw {
         // SAFETY: `name` is NUL-terminated and lives through the call, which copies it.
         let expr = unsafe { sys::nftnl_expr_alloc(name.as_ptr()) };
         Self(NonNull::new(expr).unwrap_or_else(|| out_of_memory()))
+    }
+
+    fn payload(header: Header, offset: u32, length: u32) -> Self {
+        let mut expr = Self::new("payload");
+        let base = match header {
+            Header::Link => libc::NFT_PAYLOAD_LL_HEADER,
+            Header::Network => libc::NFT_PAYLOAD_NETWORK_HEADER,
+            Header::Transport => libc::NFT_PAYLOAD_TRANSPORT_HEADER,
+        };
+        expr.u32(sys::NFTNL_EXPR_PAYLOAD_BASE, base as u32);
+        expr.u32(sys::NFTNL_EXPR_PAYLOAD_OFFSET, offset);
+        expr.u32(sys::NFTNL_EXPR_PAYLOAD_LEN, length);
+        expr
     }
 
     fn u32(&mut self, attribute: u32, value: u32) {

@@ -79,8 +79,9 @@ impl Set {
         userdata
     }
 
+    /// The value's type number and its bytes; a lone value is not padded.
     pub fn value_type(&self) -> Option<(u32, u32)> {
-        self.value.map(|value| (value.number(), value.length()))
+        self.value.map(|value| (value.number(), if value == Type::Ether { 6 } else { value.length() }))
     }
 }
 

@@ -221,6 +221,15 @@ impl Rule {
         self.with([Expr::NotTracked])
     }
 
+    /// Gives the frame the source MAC that the map has for the link it leaves by.
+    pub fn ether_source_by(self, map: &Set) -> Self {
+        self.with([
+            Field::OutputName.load(FIRST),
+            Expr::Lookup { set: map.name, set_id: map.id, from: FIRST, to: Some(FIRST), inverted: false },
+            Expr::SetPayload { header: Header::Link, offset: 6, length: 6, from: FIRST },
+        ])
+    }
+
     pub fn masquerade(self) -> Self {
         self.with([Expr::Masquerade])
     }

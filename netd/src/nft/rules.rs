@@ -36,7 +36,7 @@ pub(super) const fn set(name: &'static str, id: u32, key: &'static [Type]) -> Se
     Set { name, id, key, value: None, counting: false }
 }
 
-const fn map(name: &'static str, id: u32, key: &'static [Type], value: Type) -> Set {
+pub(super) const fn map(name: &'static str, id: u32, key: &'static [Type], value: Type) -> Set {
     Set { name, id, key, value: Some(value), counting: false }
 }
 

@@ -17,7 +17,7 @@ use super::rule::Field::{ArpSenderIp, ArpSenderMac, EtherSource, InputName, Ipv4
 use super::rule::Rule;
 use super::rules::{
     BINDINGS, BRIDGE_FIRST, BRIDGES, DHCP_CLIENT, DHCP_SERVER, ETHER_ARP, ETHER_IPV4, FILTER, MACS, ROUTED, ROUTERS,
-    SPOOFED, base, set,
+    SPOOFED, base, map, set,
 };
 use crate::desired::{Network, Segment, Trunk, Wire};
 use crate::links::VXLAN_PORT;
@@ -31,10 +31,15 @@ pub const TUNNEL_ENDS: Set = set("tunnel_ends", 41, &[Type::Ipv4]);
 /// The other ends.
 pub const TUNNEL_PEERS: Set = set("tunnel_peers", 42, &[Type::Ipv4]);
 
-// --- set of the table `bridge` ---
+// --- sets and map of the table `bridge` ---
 
 /// The trunk ports. What is behind each is in the sets that say it of taps.
 pub const TRUNKS: Set = set("trunks", 40, &[Type::LinkName]);
+
+/// Trunk port with the gateway's MAC, which is the same on every node.
+pub const GATEWAY_MACS: Set = set("gateway_macs", 41, &[Type::LinkName, Type::Ether]);
+/// Trunk port to the MAC that this node's gateway has there.
+pub const ROUTER_MACS: Set = map("router_macs", 42, &[Type::LinkName], Type::Ether);
 
 /// Before connection tracking (`NF_IP_PRI_RAW`).
 const RAW: i32 = -300;
@@ -151,9 +156,14 @@ fn trunk_out() -> Chain {
         name: "trunk_out",
         base: base(ChainType::Filter, Hook::PostRouting, BRIDGE_FIRST),
         rules: vec![
-            to_trunk("the gateway asks no other node", ETHER_ARP).found(&[OutputName, EtherSource], &ROUTERS).drop(),
+            to_trunk("the gateway asks no other node", ETHER_ARP)
+                .found(&[OutputName, EtherSource], &GATEWAY_MACS)
+                .drop(),
             to_trunk("DHCP is answered here", ETHER_IPV4).udp_ports(DHCP_CLIENT, DHCP_SERVER).drop(),
             to_trunk("to those who are here", ETHER_IPV4).udp_ports(DHCP_SERVER, DHCP_CLIENT).drop(),
+            Rule::new("the gateway has a MAC of its own on the wire")
+                .found(&[OutputName, EtherSource], &GATEWAY_MACS)
+                .ether_source_by(&ROUTER_MACS),
         ],
     }
 }
@@ -169,7 +179,11 @@ impl Contents {
         let name = trunk.port.padded().to_vec();
         self.put_bridge(&TRUNKS, name.clone());
         self.put_bridge(&SPOOFED, name);
-        self.put_bridge(&ROUTERS, with_mac(&trunk.port, segment.gateway_mac));
+        self.put_bridge(&GATEWAY_MACS, with_mac(&trunk.port, segment.gateway_mac));
+        self.put(ProtoFamily::Bridge, &ROUTER_MACS, trunk.port.padded().to_vec(), trunk.router.octets().to_vec());
+        for router in &trunk.peer_routers {
+            self.put_bridge(&ROUTERS, with_mac(&trunk.port, *router));
+        }
         for remote in network.remotes_of(&segment.id) {
             let port_and_mac = with_mac(&trunk.port, remote.mac);
             self.put_ip(&REMOTES, address(remote.ipv4));
@@ -191,7 +205,7 @@ impl Contents {
 /// netd's sets of the family that serve trunks.
 pub fn sets(family: ProtoFamily) -> Vec<Set> {
     match family {
-        ProtoFamily::Bridge => vec![TRUNKS],
+        ProtoFamily::Bridge => vec![TRUNKS, GATEWAY_MACS, ROUTER_MACS],
         _ => vec![REMOTES, TUNNEL_ENDS, TUNNEL_PEERS],
     }
 }
