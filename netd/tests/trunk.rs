@@ -343,13 +343,14 @@ fn an_elastic_ip_moves_between_nodes() {
         assert_eq!(who, format!("i-{} asked by {OUTSIDE}", 1 + to));
         std::thread::sleep(std::time::Duration::from_millis(200));
     }
-    println!("an elastic IP moved between nodes; longest silence each time: {:?}", asking.end());
+    let (answers, silence) = asking.end();
+    println!("an elastic IP moved between nodes 5 times, in {answers} answers the longest silence was {silence:?}");
 }
 
-/// A client outside that asks at the elastic IP each millisecond, and when it was answered by whom.
+/// A client outside that asks at the elastic IP each millisecond, and when it was answered.
 struct Asking {
     ended: Arc<AtomicBool>,
-    thread: std::thread::JoinHandle<Vec<(Instant, Vec<u8>)>>,
+    thread: std::thread::JoinHandle<Vec<Instant>>,
 }
 
 impl Asking {
@@ -362,10 +363,11 @@ impl Asking {
         let thread = std::thread::spawn(move || {
             let (mut answers, mut buffer) = (Vec::new(), [0; 64]);
             while !end.load(Ordering::Relaxed) {
-                // Before the address is anywhere, and while nobody has it, this fails.
+                // Before the address is anywhere, this fails.
                 let _ = socket.send(b"?");
-                if let Ok(length) = socket.recv(&mut buffer) {
-                    answers.push((Instant::now(), buffer[..length].to_vec()));
+                if socket.recv(&mut buffer).is_ok() {
+                    answers.push(Instant::now());
+                    std::thread::sleep(std::time::Duration::from_millis(1));
                 }
             }
             answers
@@ -373,12 +375,12 @@ impl Asking {
         Self { ended, thread }
     }
 
-    /// The longest silence before each change of who answers.
-    fn end(self) -> Vec<std::time::Duration> {
+    /// How many answers came, and the longest time between two.
+    fn end(self) -> (usize, std::time::Duration) {
         self.ended.store(true, Ordering::Relaxed);
         let answers = self.thread.join().unwrap();
-        let changes = answers.windows(2).filter(|pair| pair[0].1 != pair[1].1);
-        changes.map(|pair| pair[1].0 - pair[0].0).collect()
+        let longest = answers.windows(2).map(|pair| pair[1] - pair[0]).max();
+        (answers.len(), longest.unwrap_or_default())
     }
 }
 

@@ -14,6 +14,7 @@ import pytest
 import guests
 from cloud import Cloud, run, wait_for
 from conftest import upload_image
+from leaks import Footprint
 from wire import IPV4, VLAN, Capture
 
 TRUNK = "malleett0"
@@ -69,13 +70,16 @@ class Instance:
 @pytest.fixture(scope="module")
 def trunk(keeper):
     made = TrunkCloud()
+    before = Footprint.of_this_machine(made.state)
     for command in made.ends():
         keeper.at_the_end(*command)
     try:
         yield made.start()
     finally:
         made.stop()
+        left = Footprint.of_this_machine(made.state).beyond(before)
         made.forget()
+        assert not left, f"the cloud left behind: {left}"
 
 
 @pytest.fixture(scope="module")
