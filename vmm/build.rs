@@ -8,7 +8,23 @@ fn main() {
     println!("cargo:rerun-if-changed=build.rs");
     println!("cargo:rerun-if-changed=src/confine/rules.rs");
     #[cfg(feature = "monitor")]
-    filters::write();
+    {
+        filters::write();
+        link_unwinder();
+    }
+}
+
+/// Links the unwinder into the program. As a library of its own (`libgcc_s.so`), which nothing else of the program needs, it costs
+/// every start nine system calls. The linker leaves the library out (`--as-needed`) when its symbols are there already.
+#[cfg(feature = "monitor")]
+fn link_unwinder() {
+    let asked = std::process::Command::new("cc").arg("-print-file-name=libgcc_eh.a").output();
+    let path = asked.ok().and_then(|answer| String::from_utf8(answer.stdout).ok()).unwrap_or_default();
+    // A compiler that has none gives the bare name back; then the library will do.
+    if let Some((folder, _)) = path.trim_end().rsplit_once('/') {
+        println!("cargo:rustc-link-search=native={folder}");
+        println!("cargo:rustc-link-lib=static:+whole-archive=gcc_eh");
+    }
 }
 
 #[cfg(feature = "monitor")]

@@ -6,7 +6,6 @@
 //! can be entered there by the PVH protocol instead, if the configuration says so.
 
 use std::fs::File;
-use std::io::{Read, Seek, SeekFrom};
 use std::path::Path;
 
 use linux_loader::loader::bootparam::setup_header;
@@ -14,6 +13,7 @@ use linux_loader::loader::elf::PvhBootCapability;
 use linux_loader::loader::{BzImage, Elf, KernelLoader, KernelLoaderResult};
 use vm_memory::GuestAddress;
 
+use super::image::Image;
 use crate::api::BootProtocol;
 use crate::error::{Error, Result};
 use crate::memory::{GuestMemory, layout, low_ram_end};
@@ -21,7 +21,7 @@ use crate::memory::{GuestMemory, layout, low_ram_end};
 const ELF_MAGIC: [u8; 4] = *b"\x7fELF";
 /// `HdrS` at offset 0x202 of a bzImage.
 const SETUP_MAGIC: [u8; 4] = *b"HdrS";
-const SETUP_HEADER: u64 = 0x1f1;
+const SETUP_HEADER: usize = 0x1f1;
 /// The 64-bit entry of a bzImage is this far from where its protected-mode part was loaded.
 const ENTRY_64: u64 = 0x200;
 /// XLF_KERNEL_64 of `xloadflags`: the kernel has that entry.
@@ -42,17 +42,18 @@ pub struct LoadedKernel {
 
 /// Loads the kernel at `path`, to be entered by `protocol`.
 pub fn load(memory: &GuestMemory, path: &Path, protocol: BootProtocol) -> Result<LoadedKernel> {
-    let mut file = File::open(path).map_err(Error::file("kernel image", path))?;
+    let file = File::open(path).map_err(Error::file("kernel image", path))?;
     let metadata = file.metadata().map_err(Error::file("kernel image", path))?;
     if !metadata.is_file() {
         return Err(unusable(path, "it is not a regular file"));
     }
-    let loaded = match kind(&mut file).map_err(Error::file("kernel image", path))? {
-        Some(Kind::Elf) => load_elf(memory, &mut file, path, protocol)?,
+    let mut image = Image::new(file, metadata.len()).map_err(Error::file("kernel image", path))?;
+    let loaded = match kind(image.head()) {
+        Some(Kind::Elf) => load_elf(memory, &mut image, path, protocol)?,
         Some(Kind::BzImage) if protocol == BootProtocol::Pvh => {
             return Err(unusable(path, "it is a bzImage, which has no PVH entry; give the ELF vmlinux that it holds"));
         }
-        Some(Kind::BzImage) => load_bzimage(memory, &mut file, metadata.len(), path)?,
+        Some(Kind::BzImage) => load_bzimage(memory, &mut image, path)?,
         None => {
             return Err(unusable(path, "it is neither an ELF vmlinux nor a bzImage (is it complete?)"));
         }
@@ -69,18 +70,16 @@ enum Kind {
     BzImage,
 }
 
-fn kind(file: &mut File) -> std::io::Result<Option<Kind>> {
-    let mut head = Vec::with_capacity(0x206);
-    file.by_ref().take(0x206).read_to_end(&mut head)?;
+fn kind(head: &[u8]) -> Option<Kind> {
     if head.starts_with(&ELF_MAGIC) {
-        return Ok(Some(Kind::Elf));
+        return Some(Kind::Elf);
     }
-    Ok((head.get(0x202..0x206) == Some(&SETUP_MAGIC)).then_some(Kind::BzImage))
+    (head.get(0x202..0x206) == Some(&SETUP_MAGIC)).then_some(Kind::BzImage)
 }
 
-fn load_elf(memory: &GuestMemory, file: &mut File, path: &Path, protocol: BootProtocol) -> Result<LoadedKernel> {
+fn load_elf(memory: &GuestMemory, image: &mut Image, path: &Path, protocol: BootProtocol) -> Result<LoadedKernel> {
     let result =
-        Elf::load(memory, None, file, Some(GuestAddress(layout::HIGH_RAM))).map_err(|error| broken(path, error))?;
+        Elf::load(memory, None, image, Some(GuestAddress(layout::HIGH_RAM))).map_err(|error| broken(path, error))?;
     if result.kernel_end == 0 {
         return Err(unusable(path, "it is an ELF file with nothing to load"));
     }
@@ -97,10 +96,11 @@ fn load_elf(memory: &GuestMemory, file: &mut File, path: &Path, protocol: BootPr
     Ok(LoadedKernel { entry, end: result.kernel_end, setup_header: None, protocol })
 }
 
-fn load_bzimage(memory: &GuestMemory, file: &mut File, file_size: u64, path: &Path) -> Result<LoadedKernel> {
-    refuse_truncated_bzimage(file, file_size, path)?;
-    let result = BzImage::load(memory, Some(GuestAddress(layout::BZIMAGE)), file, Some(GuestAddress(layout::HIGH_RAM)))
-        .map_err(|error| broken(path, error))?;
+fn load_bzimage(memory: &GuestMemory, image: &mut Image, path: &Path) -> Result<LoadedKernel> {
+    refuse_truncated_bzimage(image, path)?;
+    let result =
+        BzImage::load(memory, Some(GuestAddress(layout::BZIMAGE)), image, Some(GuestAddress(layout::HIGH_RAM)))
+            .map_err(|error| broken(path, error))?;
     let KernelLoaderResult { setup_header: Some(header), kernel_load, kernel_end, .. } = result else {
         return Err(unusable(path, "its setup header is missing"));
     };
@@ -118,11 +118,10 @@ fn load_bzimage(memory: &GuestMemory, file: &mut File, file_size: u64, path: &Pa
 }
 
 /// The loader takes whatever the file has; the header says how much there should be.
-fn refuse_truncated_bzimage(file: &mut File, file_size: u64, path: &Path) -> Result<()> {
-    let mut header = [0u8; 7];
-    file.seek(SeekFrom::Start(SETUP_HEADER))
-        .and_then(|_| file.read_exact(&mut header))
-        .map_err(Error::file("kernel image", path))?;
+fn refuse_truncated_bzimage(image: &Image, path: &Path) -> Result<()> {
+    let Some(header) = image.head().get(SETUP_HEADER..).and_then(|head| head.first_chunk::<7>()) else {
+        return Err(unusable(path, "it is truncated before its setup header"));
+    };
     let setup_sectors = match header[0] {
         0 => 4,
         sectors => u64::from(sectors),
@@ -130,8 +129,9 @@ fn refuse_truncated_bzimage(file: &mut File, file_size: u64, path: &Path) -> Res
     // `syssize`, at offset 0x1f4, is in units of 16 bytes.
     let syssize = u32::from_le_bytes([header[3], header[4], header[5], header[6]]);
     let expected = (setup_sectors + 1) * 512 + u64::from(syssize) * 16;
-    if file_size + 15 < expected {
-        return Err(unusable(path, &format!("it is truncated: {file_size} bytes of {expected}")));
+    let size = image.size();
+    if size + 15 < expected {
+        return Err(unusable(path, &format!("it is truncated: {size} bytes of {expected}")));
     }
     Ok(())
 }

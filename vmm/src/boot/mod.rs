@@ -2,6 +2,7 @@
 //! page and firmware tables. Everything here runs once, on the main thread, and keeps nothing.
 
 pub mod acpi;
+pub mod image;
 pub mod initrd;
 pub mod kernel;
 pub mod pvh;
