@@ -17,7 +17,7 @@ use crate::devices::virtio::balloon::Balloon;
 use crate::devices::virtio::block::Block;
 use crate::devices::virtio::console::Console;
 use crate::devices::virtio::mmio::{MmioTransport, Wiring};
-use crate::devices::virtio::net::{MacAddress, Net};
+use crate::devices::virtio::net::{Link, MacAddress, Net};
 use crate::devices::virtio::rng::Rng;
 use crate::devices::virtio::vsock::Vsock;
 use crate::error::{Error, Result};
@@ -40,7 +40,12 @@ pub fn open(config: &VmConfig) -> Result<Vec<Box<dyn VirtioDevice>>> {
     }
     for interface in &config.network_interfaces {
         let mac = interface.guest_mac.as_deref().map(MacAddress::parse).transpose()?;
-        devices.push(Box::new(Net::new(Tap::open(&interface.host_dev_name)?, &interface.iface_id, mac)));
+        let link = Link {
+            tap: Tap::open(&interface.host_dev_name)?,
+            receive_limiter: rate_limiter(interface.rx_rate_limiter.as_ref())?,
+            transmit_limiter: rate_limiter(interface.tx_rate_limiter.as_ref())?,
+        };
+        devices.push(Box::new(Net::new(link, &interface.iface_id, mac)));
     }
     if let Some(entropy) = &config.entropy {
         devices.push(Box::new(Rng::new(rate_limiter(entropy.rate_limiter.as_ref())?)));

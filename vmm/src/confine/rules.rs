@@ -245,7 +245,7 @@ pub const KINDS: &[Kind] = &[
     Kind { name: "API", thread: "api", rules: &[RUNTIME, API] },
     Kind { name: "VCPU", thread: "vcpu", rules: &[RUNTIME, VCPU] },
     Kind { name: "BLOCK", thread: "virtio-blk", rules: &[RUNTIME, WAIT, BLOCK, TIMER] },
-    Kind { name: "NET", thread: "virtio-net", rules: &[RUNTIME, WAIT, NET] },
+    Kind { name: "NET", thread: "virtio-net", rules: &[RUNTIME, WAIT, NET, TIMER] },
     Kind { name: "RNG", thread: "virtio-rng", rules: &[RUNTIME, WAIT, RNG, TIMER] },
     Kind { name: "VSOCK", thread: "virtio-vsock", rules: &[RUNTIME, WAIT, VSOCK, TIMER] },
     Kind { name: "BALLOON", thread: "virtio-balloon", rules: &[RUNTIME, WAIT] },

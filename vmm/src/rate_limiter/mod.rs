@@ -63,7 +63,6 @@ impl RateLimiter {
     /// For an operation whose size is not known before it is done (the next frame of a tap): whether one of any size may
     /// be begun. If not, the timer is set. Afterwards [`Self::charge`] takes what it has cost; the next one
     /// waits until that is paid.
-    #[allow(dead_code)] // for a tap's frames
     pub fn is_open(&mut self) -> bool {
         let wait = self.wait(1, Instant::now());
         if !wait.is_zero() {
@@ -73,7 +72,6 @@ impl RateLimiter {
     }
 
     /// Takes what one operation of `bytes` bytes has cost, leaving a debt where it is more than there was.
-    #[allow(dead_code)] // as above
     pub fn charge(&mut self, bytes: u64) {
         self.take(bytes);
     }

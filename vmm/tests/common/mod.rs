@@ -62,7 +62,11 @@ impl Place {
                 },
                 { "drive_id": "data", "path_on_host": self.path("data"), "is_root_device": false },
             ],
-            "network-interfaces": [{ "iface_id": "eth0", "host_dev_name": "tap0" }],
+            "network-interfaces": [{
+                "iface_id": "eth0", "host_dev_name": "tap0",
+                "tx_rate_limiter": { "ops": { "size": 1, "refill_time": 30 } },
+                "rx_rate_limiter": { "bandwidth": { "size": 100000, "refill_time": 30 } },
+            }],
             "entropy": {},
             "vsock": { "guest_cid": 3, "uds_path": self.path("vsock") },
             "balloon": { "amount_mib": 0, "deflate_on_oom": true, "stats_polling_interval_s": 1, "free_page_reporting": true },

@@ -10,7 +10,8 @@
 //! is waited for is always derived from that state in one place (`NetWorker::update_interest`): the tap is readable-watched
 //! unless receiving waits for buffers, and then kicks are on and were checked once more after
 //! they were turned on; it is writable-watched exactly while transmitting waits for it. With ring and
-//! tap both full, either side's progress wakes the worker.
+//! tap both full, either side's progress wakes the worker. A direction that waits for its rate limiter's tokens is woken by the
+//! limiter's timer, which is set whenever tokens are refused.
 
 mod receive;
 mod transmit;
@@ -30,6 +31,7 @@ use crate::backends::tap::{Offloads, Tap};
 use crate::confine::ThreadKind;
 use crate::error::{Error, Result};
 use crate::memory::GuestMemory;
+use crate::rate_limiter::RateLimiter;
 use receive::Receiver;
 use transmit::Transmitter;
 
@@ -41,6 +43,16 @@ const BATCH: usize = 256;
 const TAP: u64 = 0;
 const RECEIVE_KICK: u64 = 1;
 const TRANSMIT_KICK: u64 = 2;
+const RECEIVE_TOKENS: u64 = 3;
+const TRANSMIT_TOKENS: u64 = 4;
+
+/// What of the host's is behind an interface.
+pub struct Link {
+    pub tap: Tap,
+    /// How much the guest may receive, and how much it may transmit.
+    pub receive_limiter: Option<RateLimiter>,
+    pub transmit_limiter: Option<RateLimiter>,
+}
 
 pub struct Net {
     worker: Shell<NetWorker>,
@@ -51,7 +63,7 @@ pub struct Net {
 
 impl Net {
     /// `name` is what the configuration calls the interface.
-    pub fn new(tap: Tap, name: &str, mac: Option<MacAddress>) -> Self {
+    pub fn new(link: Link, name: &str, mac: Option<MacAddress>) -> Self {
         let mut features = 0;
         for bit in [
             VIRTIO_NET_F_CSUM,
@@ -66,7 +78,7 @@ impl Net {
         ] {
             features |= 1 << bit;
         }
-        if tap.has_uso() {
+        if link.tap.has_uso() {
             for bit in [VIRTIO_NET_F_HOST_USO, VIRTIO_NET_F_GUEST_USO4, VIRTIO_NET_F_GUEST_USO6] {
                 features |= 1 << bit;
             }
@@ -75,7 +87,7 @@ impl Net {
         if mac.is_some() {
             features |= 1 << VIRTIO_NET_F_MAC;
         }
-        Net { worker: Shell::new(tap), name: name.to_owned(), features, config }
+        Net { worker: Shell::new(link), name: name.to_owned(), features, config }
     }
 }
 
@@ -102,10 +114,10 @@ impl VirtioDevice for Net {
 
     fn activate(&mut self, mut activation: Activation) -> io::Result<()> {
         let [receive, transmit] = activation.take_queues()?;
-        self.worker.parts().ok_or(io::ErrorKind::ResourceBusy)?.set_offloads(offloads(&activation))?;
-        self.worker.start(|tap| NetWorker {
-            receiver: Receiver::new(receive, activation.has(VIRTIO_NET_F_MRG_RXBUF)),
-            transmitter: Transmitter::new(transmit),
+        self.worker.parts().ok_or(io::ErrorKind::ResourceBusy)?.tap.set_offloads(offloads(&activation))?;
+        self.worker.start(|Link { tap, receive_limiter, transmit_limiter }| NetWorker {
+            receiver: Receiver::new(receive, activation.has(VIRTIO_NET_F_MRG_RXBUF), receive_limiter),
+            transmitter: Transmitter::new(transmit, transmit_limiter),
             tap,
             interrupt: activation.interrupt,
             watched: EventSet::empty(),
@@ -143,12 +155,18 @@ struct NetWorker {
 impl Worker for NetWorker {
     const NAME: &'static str = "virtio-net";
     const KIND: ThreadKind = ThreadKind::Net;
-    type Parts = Tap;
+    type Parts = Link;
 
     fn register(&self, epoll: &Epoll) -> io::Result<()> {
         watch(epoll, self.tap.fd(), self.watched, TAP)?;
         watch(epoll, self.receiver.kick().as_raw_fd(), EventSet::IN, RECEIVE_KICK)?;
-        watch(epoll, self.transmitter.kick().as_raw_fd(), EventSet::IN, TRANSMIT_KICK)
+        watch(epoll, self.transmitter.kick().as_raw_fd(), EventSet::IN, TRANSMIT_KICK)?;
+        for (limiter, number) in
+            [(self.receiver.limiter(), RECEIVE_TOKENS), (self.transmitter.limiter(), TRANSMIT_TOKENS)]
+        {
+            limiter.map_or(Ok(()), |limiter| watch(epoll, limiter.timer(), EventSet::IN, number))?;
+        }
+        Ok(())
     }
 
     fn handle(&mut self, number: u64, events: EventSet, epoll: &Epoll) -> std::result::Result<(), Broken> {
@@ -172,6 +190,14 @@ impl Worker for NetWorker {
                 self.transmitter.take_kick();
                 self.transmitter.run(&self.tap, &self.interrupt)?;
             }
+            RECEIVE_TOKENS => {
+                self.receiver.wake();
+                self.receiver.run(&self.tap, &self.interrupt)?;
+            }
+            TRANSMIT_TOKENS => {
+                self.transmitter.wake();
+                self.transmitter.run(&self.tap, &self.interrupt)?;
+            }
             _ => {}
         }
         self.update_interest(epoll)
@@ -182,14 +208,16 @@ impl Worker for NetWorker {
     }
 
     fn take_apart(self) -> (Self::Parts, Vec<QueuePosition>) {
-        (self.tap, vec![self.receiver.stop(), self.transmitter.stop()])
+        let (receiving, receive_limiter) = self.receiver.stop();
+        let (transmitting, transmit_limiter) = self.transmitter.stop();
+        (Link { tap: self.tap, receive_limiter, transmit_limiter }, vec![receiving, transmitting])
     }
 }
 
 impl NetWorker {
     fn update_interest(&mut self, epoll: &Epoll) -> std::result::Result<(), Broken> {
         let mut wanted = EventSet::empty();
-        if !self.receiver.waits_for_buffers() {
+        if self.receiver.waits_for_tap() {
             wanted |= EventSet::IN;
         }
         if self.transmitter.waits_for_tap() {

@@ -14,6 +14,7 @@ use super::super::queue::{Broken, Chain, Used, VirtQueue};
 use super::super::{ActiveQueue, Interrupt, QueuePosition};
 use super::BATCH;
 use crate::backends::tap::{HEADER, Tap};
+use crate::rate_limiter::RateLimiter;
 
 /// The largest frame that a tap hands over: 64 KiB of payload with its headers (virtio 1.2, 5.1.6.3.1).
 const MAX_FRAME: usize = 65_550 + HEADER;
@@ -28,11 +29,23 @@ pub struct Receiver {
     space: IoVec,
     gathered: VecDeque<(u16, usize)>,
     used: Vec<Used>,
-    waits_for_buffers: bool,
+    limiter: Option<RateLimiter>,
+    waits_for: WaitsFor,
+}
+
+/// What receiving goes on with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum WaitsFor {
+    /// A frame.
+    Tap,
+    /// A kick: the driver gives buffers.
+    Buffers,
+    /// The limiter's timer.
+    Tokens,
 }
 
 impl Receiver {
-    pub fn new(queue: ActiveQueue, mergeable: bool) -> Self {
+    pub fn new(queue: ActiveQueue, mergeable: bool, limiter: Option<RateLimiter>) -> Self {
         Receiver {
             queue,
             mergeable,
@@ -40,8 +53,9 @@ impl Receiver {
             space: IoVec::default(),
             gathered: VecDeque::new(),
             used: Vec::new(),
+            limiter,
             // Until the driver has kicked for the first time there is nothing to receive into.
-            waits_for_buffers: true,
+            waits_for: WaitsFor::Buffers,
         }
     }
 
@@ -53,26 +67,40 @@ impl Receiver {
         self.queue.take_kick();
     }
 
-    /// Whether a kick, and not the tap, is what receiving waits for.
-    pub fn waits_for_buffers(&self) -> bool {
-        self.waits_for_buffers
+    /// Whether a frame is what receiving waits for.
+    pub fn waits_for_tap(&self) -> bool {
+        self.waits_for == WaitsFor::Tap
+    }
+
+    pub fn limiter(&self) -> Option<&RateLimiter> {
+        self.limiter.as_ref()
+    }
+
+    /// The limiter's timer has fired.
+    pub fn wake(&mut self) {
+        self.limiter.iter_mut().for_each(RateLimiter::wake);
     }
 
     /// Puts the buffers back that no frame has come for, and says where the queue stands.
-    pub fn stop(mut self) -> QueuePosition {
+    pub fn stop(mut self) -> (QueuePosition, Option<RateLimiter>) {
         for _ in &self.gathered {
             self.queue.queue.undo_pop();
         }
-        self.queue.queue.position()
+        (self.queue.queue.position(), self.limiter)
     }
 
-    /// Receives until the tap or the ring is empty, or a batch is full.
+    /// Receives until the tap, the ring or the limiter has no more, or a batch is full.
     pub fn run(&mut self, tap: &Tap, interrupt: &Interrupt) -> Result<(), Broken> {
-        self.waits_for_buffers = false;
+        self.waits_for = WaitsFor::Tap;
         for _ in 0..BATCH {
+            if let Some(limiter) = &mut self.limiter
+                && !limiter.is_open()
+            {
+                self.stall(WaitsFor::Tokens);
+                break;
+            }
             if !self.gather()? {
-                self.waits_for_buffers = true;
-                self.queue.queue.metrics().stalls.increment();
+                self.stall(WaitsFor::Buffers);
                 break;
             }
             match self.space.read_from(tap.fd()) {
@@ -90,6 +118,11 @@ impl Receiver {
             interrupt.queue();
         }
         Ok(())
+    }
+
+    fn stall(&mut self, waits_for: WaitsFor) {
+        self.waits_for = waits_for;
+        self.queue.queue.metrics().stalls.increment();
     }
 
     /// Makes sure that there is space for a frame; false if the driver has none and will kick.
@@ -142,6 +175,9 @@ impl Receiver {
         if length < HEADER || length > self.space.len() {
             return Ok(());
         }
+        if let Some(limiter) = &mut self.limiter {
+            limiter.charge((length - HEADER) as u64);
+        }
         self.used.clear();
         let mut left = length;
         let mut taken = 0;
@@ -178,7 +214,7 @@ mod tests {
 
     fn receiver(queue: VirtQueue, mergeable: bool) -> Receiver {
         let kick = EventFd::new(EFD_NONBLOCK).unwrap();
-        Receiver::new(ActiveQueue { queue, kick }, mergeable)
+        Receiver::new(ActiveQueue { queue, kick }, mergeable, None)
     }
 
     fn frame(length: usize) -> Vec<u8> {
@@ -203,7 +239,7 @@ mod tests {
         assert_eq!(memory.read_obj::<u16>(GuestAddress(0x8000 + 10)).unwrap(), 2);
         assert_eq!(memory.read_obj::<u16>(GuestAddress(0xa000 + 10)).unwrap(), 1);
         assert_eq!(memory.read_obj::<u8>(GuestAddress(0x9000)).unwrap(), (512 - HEADER) as u8);
-        assert!(!receiver.waits_for_buffers());
+        assert!(receiver.waits_for_tap());
     }
 
     #[test]
@@ -215,7 +251,7 @@ mod tests {
         host.send(&frame(10)).unwrap();
         host.send(&frame(20)).unwrap();
         receiver.run(&tap, &interrupt).unwrap();
-        assert!(receiver.waits_for_buffers());
+        assert_eq!(receiver.waits_for, WaitsFor::Buffers);
         assert_eq!(used(&memory, &receiver.queue.queue).len(), 1);
         // The driver gives the buffer back and kicks.
         receiver.queue.queue.undo_pop();
@@ -233,7 +269,26 @@ mod tests {
         let mut receiver = receiver(queue_with(&memory, &chains), true);
         host.send(&frame(600)).unwrap();
         receiver.run(&tap, &Interrupt::new().unwrap()).unwrap();
-        assert_eq!(receiver.stop(), QueuePosition { next_available: 2, next_used: 2 });
+        assert_eq!(receiver.stop().0, QueuePosition { next_available: 2, next_used: 2 });
+    }
+
+    #[test]
+    fn a_limited_guest_gets_what_its_tokens_pay_and_the_rest_waits_in_the_tap() {
+        let memory = memory();
+        let (tap, host) = tap();
+        let mut receiver = receiver(queue_with(&memory, &[&[(0x8000, 2000, true)], &[(0x9000, 2000, true)]]), false);
+        let bucket = crate::api::TokenBucket { size: 100, one_time_burst: None, refill_time: 3_600_000 };
+        let config = crate::api::RateLimiter { bandwidth: Some(bucket), ops: None };
+        receiver.limiter = RateLimiter::new(&config).unwrap();
+        host.send(&frame(100)).unwrap();
+        host.send(&frame(100)).unwrap();
+        let interrupt = Interrupt::new().unwrap();
+        receiver.run(&tap, &interrupt).unwrap();
+        assert_eq!(used(&memory, &receiver.queue.queue).len(), 1);
+        assert_eq!(receiver.waits_for, WaitsFor::Tokens);
+        receiver.limiter = None;
+        receiver.run(&tap, &interrupt).unwrap();
+        assert_eq!(used(&memory, &receiver.queue.queue).len(), 2);
     }
 
     #[test]

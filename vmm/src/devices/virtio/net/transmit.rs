@@ -8,6 +8,7 @@ use super::super::queue::{Broken, Chain, Used};
 use super::super::{ActiveQueue, Interrupt, QueuePosition};
 use super::BATCH;
 use crate::backends::tap::{HEADER, Tap};
+use crate::rate_limiter::RateLimiter;
 
 /// Header, Ethernet with a VLAN tag, and the largest IP packet. Longer ones are dropped.
 const MAX_FRAME: usize = HEADER + 18 + 65_535;
@@ -15,12 +16,26 @@ const MAX_FRAME: usize = HEADER + 18 + 65_535;
 pub struct Transmitter {
     queue: ActiveQueue,
     chain: Chain,
+    limiter: Option<RateLimiter>,
+    /// The next frame has paid its tokens, and was put back since the tap was full.
+    is_paid: bool,
     waits_for_tap: bool,
+    waits_for_tokens: bool,
 }
 
 impl Transmitter {
-    pub fn new(queue: ActiveQueue) -> Self {
-        Transmitter { queue, chain: Chain::default(), waits_for_tap: false }
+    pub fn new(queue: ActiveQueue, limiter: Option<RateLimiter>) -> Self {
+        let (is_paid, waits_for_tap, waits_for_tokens) = (false, false, false);
+        Transmitter { queue, chain: Chain::default(), limiter, is_paid, waits_for_tap, waits_for_tokens }
+    }
+
+    pub fn limiter(&self) -> Option<&RateLimiter> {
+        self.limiter.as_ref()
+    }
+
+    /// The limiter's timer has fired.
+    pub fn wake(&mut self) {
+        self.limiter.iter_mut().for_each(RateLimiter::wake);
     }
 
     pub fn kick(&self) -> &EventFd {
@@ -37,17 +52,17 @@ impl Transmitter {
     }
 
     /// Says where the queue stands; a frame that waits for the tap is still in it.
-    pub fn stop(self) -> QueuePosition {
-        self.queue.queue.position()
+    pub fn stop(self) -> (QueuePosition, Option<RateLimiter>) {
+        (self.queue.queue.position(), self.limiter)
     }
 
-    /// Transmits until the ring is empty or the tap is full, or a batch is done.
+    /// Transmits until the ring is empty, the tap is full or the limiter has no more tokens, or a batch is done.
     pub fn run(&mut self, tap: &Tap, interrupt: &Interrupt) -> Result<(), Broken> {
-        self.waits_for_tap = false;
+        (self.waits_for_tap, self.waits_for_tokens) = (false, false);
         self.queue.queue.disable_kicks()?;
         self.send_batch(tap)?;
         // A driver may well add to the ring before it is told; this is after the last look at it.
-        if !self.waits_for_tap && self.queue.queue.enable_kicks()? {
+        if !self.waits_for_tap && !self.waits_for_tokens && self.queue.queue.enable_kicks()? {
             let _ = self.queue.kick.write(1);
         }
         if self.queue.queue.needs_interrupt()? {
@@ -61,21 +76,38 @@ impl Transmitter {
             if !self.queue.queue.pop(&mut self.chain)? {
                 return Ok(());
             }
+            if !self.pay() {
+                self.put_back();
+                self.waits_for_tokens = true;
+                return Ok(());
+            }
             if let Err(error) = self.send(tap) {
                 match error.kind() {
                     io::ErrorKind::WouldBlock => {
-                        self.queue.queue.undo_pop();
+                        self.put_back();
                         self.waits_for_tap = true;
-                        self.queue.queue.metrics().stalls.increment();
                         return Ok(());
                     }
                     // A header that makes no sense, a tap that is down: the frame is lost, as on a wire.
                     _ => tracing::debug!(%error, "frame dropped"),
                 }
             }
+            self.is_paid = false;
             self.queue.queue.publish(&[Used { head: self.chain.head, length: 0 }])?;
         }
         Ok(())
+    }
+
+    /// Takes the tokens of the frame, if that was not done before; false if it must wait for them.
+    fn pay(&mut self) -> bool {
+        let bytes = self.chain.readable.len().saturating_sub(HEADER) as u64;
+        self.is_paid = self.is_paid || self.limiter.as_mut().is_none_or(|limiter| limiter.admit(bytes));
+        self.is_paid
+    }
+
+    fn put_back(&mut self) {
+        self.queue.queue.undo_pop();
+        self.queue.queue.metrics().stalls.increment();
     }
 
     fn send(&self, tap: &Tap) -> io::Result<()> {
@@ -105,7 +137,7 @@ mod tests {
 
     fn transmitter(queue: VirtQueue) -> Transmitter {
         let kick = EventFd::new(EFD_NONBLOCK).unwrap();
-        Transmitter::new(ActiveQueue { queue, kick })
+        Transmitter::new(ActiveQueue { queue, kick }, None)
     }
 
     fn tap() -> (Tap, UnixDatagram) {
@@ -147,6 +179,39 @@ mod tests {
         assert!(!transmitter.waits_for_tap());
         assert_eq!(used(&memory, &transmitter.queue.queue).len(), 1);
         assert_eq!(host.recv(&mut frame).unwrap(), 1000);
+    }
+
+    #[test]
+    fn a_limited_guest_waits_for_its_tokens_and_pays_each_frame_once() {
+        let memory = memory();
+        let (tap, host) = tap();
+        host.set_nonblocking(true).unwrap();
+        let chains: [&[_]; 2] = [&[(0x8000, 112, false)], &[(0x8000, 112, false)]];
+        let mut transmitter = transmitter(queue_with(&memory, &chains));
+        transmitter.limiter = limiter(100);
+        let interrupt = Interrupt::new().unwrap();
+        let device: &dyn std::os::fd::AsFd = &device_of(&tap);
+        let filler = UnixDatagram::from(device.as_fd().try_clone_to_owned().unwrap());
+        while filler.send(&[0; 1000]).is_ok() {}
+        transmitter.run(&tap, &interrupt).unwrap();
+        assert!(transmitter.waits_for_tap() && !transmitter.waits_for_tokens);
+        let mut frame = [0; 2000];
+        while host.recv(&mut frame).is_ok() {}
+        // The first has paid already; an hour would pass before the second could.
+        transmitter.run(&tap, &interrupt).unwrap();
+        assert!(!transmitter.waits_for_tap() && transmitter.waits_for_tokens);
+        assert_eq!(used(&memory, &transmitter.queue.queue).len(), 1);
+        assert_eq!(host.recv(&mut frame).unwrap(), 112);
+        assert!(host.recv(&mut frame).is_err());
+        transmitter.limiter = None;
+        transmitter.run(&tap, &interrupt).unwrap();
+        assert_eq!(host.recv(&mut frame).unwrap(), 112);
+    }
+
+    /// So many bytes an hour.
+    fn limiter(size: u64) -> Option<RateLimiter> {
+        let bucket = crate::api::TokenBucket { size, one_time_burst: None, refill_time: 3_600_000 };
+        RateLimiter::new(&crate::api::RateLimiter { bandwidth: Some(bucket), ops: None }).unwrap()
     }
 
     fn device_of(tap: &Tap) -> OwnedFd {
