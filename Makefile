@@ -4,6 +4,7 @@
 #   make run ONCE=1    the same, then end it and remove everything that it made
 #   make test          formatting, lints, unit tests, end-to-end tests against the real parts
 #   make bench         measure, beside peers; JSON under target/bench/
+#   make fuzz          fuzz each target for a minute (SECONDS=60), guided by coverage, from the kept corpora
 #   make down          end the cloud that `make run` left running
 #
 # CARGO_TARGET_DIR may name another place for everything that is built.
@@ -14,7 +15,7 @@ export MALLEE_IMAGES := $(CARGO_TARGET_DIR)/images
 export MALLEE_VENV   := $(CARGO_TARGET_DIR)/venv
 ONCE ?=
 
-.PHONY: all build images packages venv run down test lint bench clean
+.PHONY: all build images packages venv run down test lint bench fuzz clean
 
 all: build
 
@@ -48,6 +49,9 @@ lint: packages
 bench: images venv
 	$(MALLEE_BIN)/mallee-bench --out $(CARGO_TARGET_DIR)/bench
 	@$(MALLEE_VENV)/bin/python tests/bench/launch.py --out $(CARGO_TARGET_DIR)/bench
+
+fuzz: packages
+	@tests/fuzz $(or $(SECONDS),60)
 
 clean:
 	cargo clean

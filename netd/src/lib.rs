@@ -37,6 +37,8 @@ mod dhcp;
 mod dns;
 #[cfg(feature = "daemon")]
 mod error;
+#[cfg(feature = "fuzzing")]
+pub mod fuzzing;
 #[cfg(feature = "daemon")]
 mod links;
 #[cfg(feature = "daemon")]

@@ -57,6 +57,8 @@ mod devices;
 mod error;
 #[cfg(feature = "monitor")]
 mod events;
+#[cfg(feature = "fuzzing")]
+pub mod fuzzing;
 #[cfg(feature = "monitor")]
 mod gate;
 #[cfg(feature = "monitor")]

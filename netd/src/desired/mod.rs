@@ -7,7 +7,7 @@
 
 mod check;
 mod parse;
-#[cfg(test)]
+#[cfg(any(test, feature = "fuzzing"))]
 pub(crate) mod testing;
 mod trunk;
 mod types;

@@ -26,6 +26,16 @@ pub struct Leases {
     pub by_mac: BTreeMap<MacAddress, Interface>,
 }
 
+impl Leases {
+    pub fn of(network: &Network, segment: &Segment) -> Self {
+        let of_segment = network.interfaces_of(&segment.id);
+        Leases {
+            segment: segment.clone(),
+            by_mac: of_segment.map(|interface| (interface.mac, interface.clone())).collect(),
+        }
+    }
+}
+
 /// A lease that was given.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Given {
@@ -48,12 +58,24 @@ impl Servers {
 
     /// Makes the servers those of `network`. `index_of` tells a bridge's link index.
     pub fn apply(&mut self, network: &Network, index_of: impl Fn(&LinkName) -> Option<u32>) -> Result<()> {
-        let tell = |segment: &Segment| Leases {
-            segment: segment.clone(),
-            by_mac: network.interfaces_of(&segment.id).map(|interface| (interface.mac, interface.clone())).collect(),
-        };
-        self.servers.apply(network, index_of, tell, |segment, bridge_index, leases| {
-            Ok(server::serve(server::open(&segment.bridge)?, bridge_index, leases, self.given.clone()))
-        })
+        self.servers.apply(
+            network,
+            index_of,
+            |segment| Leases::of(network, segment),
+            |segment, bridge_index, leases| {
+                Ok(server::serve(server::open(&segment.bridge)?, bridge_index, leases, self.given.clone()))
+            },
+        )
+    }
+}
+
+/// What the server of a segment does with a datagram, but for sending the answer.
+#[cfg(feature = "fuzzing")]
+pub fn answer_to(datagram: &[u8], leases: &Leases) {
+    use dhcproto::Encodable;
+
+    let message = decode::decode(datagram);
+    if let Some(answer) = message.as_ref().and_then(|message| lease::answer(message, leases)) {
+        assert!(answer.message.to_vec().is_ok());
     }
 }

@@ -133,7 +133,7 @@ async fn over_tcp(server: IpAddr, query: &[u8]) -> io::Result<Vec<u8>> {
 }
 
 /// Whether `answer` has the id and the question of `query`, whose question is the first thing behind its header.
-fn answers(query: &[u8], answer: &[u8]) -> bool {
+pub(super) fn answers(query: &[u8], answer: &[u8]) -> bool {
     let question_end = question_end(query).unwrap_or(usize::MAX);
     let (Some(asked), Some(answered)) = (query.get(HEADER..question_end), answer.get(HEADER..question_end)) else {
         return false;

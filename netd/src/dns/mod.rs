@@ -64,6 +64,22 @@ impl Servers {
     }
 }
 
+/// What the resolver of a segment does with a datagram, but for sending. One that would be asked of others is taken for an answer of theirs too.
+#[cfg(feature = "fuzzing")]
+pub fn answer_to(datagram: &[u8], network: &Network, segment: &Segment) {
+    match answer::judge(datagram, &View::of(network, segment)) {
+        answer::Verdict::Answer(reply) => assert!(reply.to_vec().is_ok()),
+        answer::Verdict::Forward(question, message) => {
+            let asked = message.to_vec();
+            assert!(answer::failure(&question).to_vec().is_ok());
+            if let Ok(asked) = asked {
+                forward::answers(&asked, datagram);
+            }
+        }
+        answer::Verdict::Ignore => {}
+    }
+}
+
 fn open(segment: &Segment) -> Result<Vec<server::Sockets>> {
     let addresses = [resolver_address(&segment.network, segment.gateway), Some(crate::api::DNS_ADDRESS)];
     addresses.into_iter().flatten().map(|address| server::open(&segment.bridge, address)).collect()

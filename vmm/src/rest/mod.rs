@@ -16,6 +16,8 @@ use crate::api::{Action, Fault, Logger, Metrics, SnapshotCreate, SnapshotLoad, V
 use crate::vm::RunningVm;
 
 pub use server::Server;
+#[cfg(feature = "fuzzing")]
+pub use server::parse;
 
 /// What is done to a running VM; the configuration is to describe it afterwards too.
 pub type RunningChange = Box<dyn FnOnce(&RunningVm, &mut VmConfig) -> Reply + Send>;

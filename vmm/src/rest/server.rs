@@ -224,6 +224,14 @@ fn parse_head(buffer: &[u8]) -> std::result::Result<Option<Head>, String> {
     }))
 }
 
+/// What the first request in `bytes` asks for; `None` if it is not complete. For fuzz targets.
+#[cfg(feature = "fuzzing")]
+pub fn parse(bytes: &[u8]) -> Option<super::table::Parsed> {
+    let head = parse_head(bytes).ok()??;
+    let body = bytes.get(head.head_length..)?.get(..head.body_length)?;
+    Some(routes::parse(&head.method, &head.path, body))
+}
+
 fn write_reply(stream: &mut UnixStream, reply: &Reply) -> io::Result<()> {
     let reason = match reply.status {
         200 => "OK",

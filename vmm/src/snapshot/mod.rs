@@ -182,6 +182,13 @@ impl State {
     }
 }
 
+/// Reads a file with these sections. For fuzz targets.
+#[cfg(feature = "fuzzing")]
+pub fn parse(sections: &[u8], count: u32) {
+    let _ = State::from_bytes(sections);
+    let _ = State::from_bytes(&file::seal(sections, count));
+}
+
 impl Devices {
     fn save(bus: &Bus) -> Self {
         Devices {
