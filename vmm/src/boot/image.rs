@@ -68,9 +68,11 @@ impl ReadVolatile for Image {
         &mut self,
         buffer: &mut VolatileSlice<B>,
     ) -> std::result::Result<usize, VolatileMemoryError> {
-        let count = match self.rest_of_head().read_volatile(buffer)? {
-            0 => read_at(&self.file, buffer, self.position).map_err(VolatileMemoryError::IOError)?,
-            count => count,
+        // Not in two parts: guest memory takes one read for all there is (`read_exact_volatile_from`).
+        let mut head = self.rest_of_head();
+        let count = match buffer.len() <= head.len() {
+            true => head.read_volatile(buffer)?,
+            false => read_at(&self.file, buffer, self.position).map_err(VolatileMemoryError::IOError)?,
         };
         self.position += count as u64;
         Ok(count)
@@ -128,8 +130,7 @@ mod tests {
                 let mut volatile = vec![0; count];
                 image.seek(to).unwrap();
                 let read = image.read_volatile(&mut VolatileSlice::from(&mut volatile[..])).unwrap();
-                prop_assert_eq!(&volatile[..read], &wanted[..read]);
-                prop_assert_eq!(read == 0, wanted.is_empty());
+                prop_assert_eq!(&volatile[..read], &wanted[..]);
             }
         }
     }
