@@ -31,6 +31,8 @@ pub struct Boot {
 /// The running monitor, as a check's host half sees it.
 pub struct Host {
     pub client: Client,
+    /// The monitor's program.
+    pub monitor: PathBuf,
     /// Of the monitor.
     pub pid: u32,
     /// Where the monitor's sockets and files are.
@@ -81,7 +83,7 @@ pub fn run(boot: &Boot) -> Result<Vec<(String, Outcome)>, String> {
         .collect::<Result<Vec<_>, _>>()
         .map_err(while_doing("the checks' lines"))?;
     let mut monitor = Monitor::start(&boot.monitor, folder.path(), &config)?;
-    let host = monitor.host(folder.path());
+    let host = monitor.host(&boot.monitor, folder.path());
     let (halves, output) = std::thread::scope(|scope| {
         let halves: Vec<_> = chosen
             .iter()
@@ -191,8 +193,13 @@ impl Monitor {
             .map_err(while_doing("starting the monitor"))
     }
 
-    fn host(&self, folder: &Path) -> Host {
-        Host { client: Client::new(folder.join("api")), pid: self.0.id(), folder: folder.to_owned() }
+    fn host(&self, program: &Path, folder: &Path) -> Host {
+        Host {
+            client: Client::new(folder.join("api")),
+            monitor: program.to_owned(),
+            pid: self.0.id(),
+            folder: folder.to_owned(),
+        }
     }
 
     /// Waits for the guest's power off; what it wrote to its serial port.

@@ -100,7 +100,7 @@ fn host(host: &Host, link: &mut Link) -> Outcome {
     std::thread::sleep(LIES);
 
     let listener = UnixListener::bind(folder.join(format!("vsock_{CLONE_PORT}"))).map_err(while_doing("listening"))?;
-    let clone = Clone::start(host.pid, &folder)?;
+    let clone = Clone::start(&host.monitor, &folder)?;
     let client = Client::new(folder.join("api")).with_timeout(Duration::from_secs(60));
     host.wait("the clone's monitor", || Ok(client.instance().ok()))?;
     let load = SnapshotLoad {
@@ -143,9 +143,7 @@ fn converse(host: &Host, listener: &UnixListener) -> Outcome {
 struct Clone(Child);
 
 impl Clone {
-    /// The same program as the process `pid`.
-    fn start(pid: u32, folder: &Path) -> Result<Self, String> {
-        let program = fs::read_link(format!("/proc/{pid}/exe")).map_err(while_doing("the monitor's program"))?;
+    fn start(program: &Path, folder: &Path) -> Result<Self, String> {
         let mut command = Command::new(program);
         command.arg("--api-sock").arg(folder.join("api")).stdin(Stdio::null());
         command.spawn().map(Clone).map_err(while_doing("starting the clone's monitor"))
