@@ -15,6 +15,7 @@ use crate::events::Events;
 use crate::log::Log;
 use crate::metrics;
 use crate::monitor::Monitor;
+use crate::pager;
 use crate::snapshot::load::Loaded;
 use crate::trace;
 
@@ -37,6 +38,8 @@ struct Arguments {
     /// Append what happens to this file, one JSON object a line.
     #[arg(long)]
     events_path: Option<PathBuf>,
+    #[command(flatten)]
+    pager: pager::Arguments,
     #[command(flatten)]
     jail: confine::jail::Arguments,
     /// For learning: write a line for each exit of a vCPU to this file, which must not exist (microseconds, vCPU, reason; of an access
@@ -73,6 +76,9 @@ pub fn main() -> c_int {
     let log = Log::start(arguments.log_level);
     if arguments.check_kvm {
         return print_check();
+    }
+    if let Some(served) = serve_pages(&arguments) {
+        return served;
     }
     if arguments.api_sock.is_none() && arguments.config_file.is_none() && arguments.restore_file.is_none() {
         eprintln!("mallee-vmm: give --api-sock, and --config-file or --restore-file, or one of the three (see --help)");
@@ -119,6 +125,18 @@ fn run(arguments: Arguments, events: &Arc<Events>, log: Log) -> Result<(ExitReas
         monitor.serve(path)?;
     }
     monitor.run()
+}
+
+/// Serves pages in the place of a VM; returns only when that is not possible.
+fn serve_pages(arguments: &Arguments) -> Option<c_int> {
+    let confined = || confine_or_warn(arguments.no_seccomp);
+    match arguments.pager.serve(confined)? {
+        Ok(()) => Some(0),
+        Err(error) => {
+            eprintln!("mallee-vmm: {error}");
+            Some(status(error.reason()))
+        }
+    }
 }
 
 fn confine_or_warn(no_seccomp: bool) -> Result<()> {

@@ -72,6 +72,8 @@ mod metrics;
 #[cfg(feature = "monitor")]
 mod monitor;
 #[cfg(feature = "monitor")]
+mod pager;
+#[cfg(feature = "monitor")]
 mod rate_limiter;
 #[cfg(feature = "monitor")]
 mod rest;

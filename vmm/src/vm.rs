@@ -17,6 +17,7 @@ use crate::error::{Error, Result};
 use crate::gate::Gate;
 use crate::memory::GuestMemory;
 use crate::metrics::{Counter, PROCESS};
+use crate::snapshot::PageSource;
 use crate::vcpu::{ExitSignal, RunningVcpu, Vcpu};
 
 /// How long a pause waits for the vCPUs. They come within a millisecond, or a little more on a host that has more to do than processors;
@@ -52,6 +53,8 @@ pub struct Vm {
     pub kvm: Kvm,
     pub fd: Arc<VmFd>,
     pub memory: GuestMemory,
+    /// Who gives the memory its pages, if not the kernel.
+    pub pages: Option<PageSource>,
     pub bus: Arc<Bus>,
     pub vcpus: Vec<Vcpu>,
     pub power_button: IrqLine,
@@ -70,6 +73,7 @@ pub struct RunningVm {
     pub kvm: Kvm,
     // Dropped last: vCPUs and workers use them.
     pub memory: GuestMemory,
+    pub pages: Option<PageSource>,
     pub fd: Arc<VmFd>,
 }
 
@@ -94,6 +98,7 @@ impl Vm {
             activations: self.activations,
             kvm: self.kvm,
             memory: self.memory,
+            pages: self.pages,
             fd: self.fd,
         };
         for vcpu in self.vcpus {
@@ -200,8 +205,10 @@ impl RunningVm {
     /// Stops the vCPUs, then the devices, so that no request comes after its device is gone, and writes
     /// out what the console holds.
     pub fn stop(self) {
-        while self.gate.end(self.count(), PATIENCE, |index| self.kick(index)).is_err() {
-            tracing::warn!("a vCPU does not end");
+        if let Err(missing) = self.gate.end(self.count(), PATIENCE, |index| self.kick(index)) {
+            // The process ends, and the thread with it.
+            tracing::error!("vCPU {} does not end", missing.names());
+            return;
         }
         for vcpu in self.vcpus {
             vcpu.join();

@@ -41,6 +41,7 @@ fn runs() -> Vec<Run> {
         Run { name: "every device, broken", start: |place, run| run(place.command("probe.trial=hostile:1")) },
         Run { name: "through the socket, ended by a signal", start: through_the_socket },
         Run { name: "restored from a snapshot", start: restored },
+        Run { name: "serving the pages of a snapshot", start: paged },
     ]
 }
 
@@ -104,20 +105,63 @@ fn drive(place: &Place, socket: &Path, config: &VmConfig, is_over: &AtomicBool) 
     Ok(())
 }
 
-/// Restores a VM that was saved by another process, and ends it while its guest is idle.
-fn restored(place: &Place, run: &mut dyn FnMut(std::process::Command)) {
-    let arguments = "probe.metadata=off probe.ip=10.0.0.2/24";
-    let idle = || place.console().contains("10.0.0.2/24");
+/// Has another process save a VM whose guest is idle.
+fn save(place: &Place) {
     let saver = place.path("saver.sock");
-    let mut command = place.command(arguments);
+    let mut command = place.command("probe.metadata=off probe.ip=10.0.0.2/24");
     command.arg("--api-sock").arg(&saver);
     let process = Process::start(command, &saver);
-    wait_until("the guest is idle", idle);
+    wait_until("the guest is idle", || place.console().contains("10.0.0.2/24"));
     process.pause();
     let request = json!({ "snapshot_path": place.path("state"), "mem_file_path": place.path("memory") });
     process.client.put("/snapshot/create", &request).unwrap();
     assert_eq!(process.terminate(), Some(143));
+}
 
+/// Serves the pages of a saved VM to one that is restored, and all of them, as that is saved again.
+fn paged(place: &Place, run: &mut dyn FnMut(std::process::Command)) {
+    save(place);
+    let (socket, list) = (place.path("pages"), place.path("working-set"));
+    let mut server = std::process::Command::new(env!("CARGO_BIN_EXE_mallee-vmm"));
+    server.arg("--serve-pages").arg(&socket).arg("--memory").arg(place.path("memory")).arg("--working-set").arg(&list);
+    let is_over = AtomicBool::new(false);
+    let wait_until = |condition: &mut dyn FnMut() -> bool| {
+        let deadline = Instant::now() + Duration::from_secs(60);
+        while !condition() && !is_over.load(Ordering::Relaxed) && Instant::now() < deadline {
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    };
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            wait_until(&mut || socket.exists());
+            let api = place.path("api.sock");
+            let request = json!({
+                "snapshot_path": place.path("state"),
+                "mem_backend": { "backend_type": "Uffd", "backend_path": socket },
+            });
+            std::fs::write(place.path("load"), request.to_string()).unwrap();
+            let mut command = place.bare_command();
+            command.arg("--api-sock").arg(&api).arg("--restore-file").arg(place.path("load"));
+            let mut monitor = command.spawn().unwrap();
+            let client = Client::new(&api);
+            wait_until(&mut || client.instance().is_ok() || monitor.try_wait().unwrap().is_some());
+            let again = json!({ "snapshot_path": place.path("again"), "mem_file_path": place.path("again.memory") });
+            let _ = client.put("/snapshot/create", &again);
+            signal(&api, libc::SIGTERM);
+            wait_until(&mut || monitor.try_wait().unwrap().is_some());
+            let _ = monitor.kill();
+            let _ = monitor.wait();
+            wait_until(&mut || std::fs::metadata(&list).is_ok_and(|list| list.len() > 0));
+            signal(&socket, libc::SIGTERM);
+        });
+        run(server);
+        is_over.store(true, Ordering::Relaxed);
+    });
+}
+
+/// Restores a VM that was saved by another process, and ends it while its guest is idle.
+fn restored(place: &Place, run: &mut dyn FnMut(std::process::Command)) {
+    save(place);
     let socket = place.path("api.sock");
     let request = json!({
         "snapshot_path": place.path("state"), "mem_file_path": place.path("memory"), "track_dirty_pages": true,
@@ -161,7 +205,9 @@ fn trace(run: &Run, inject: Option<(usize, Call)>) -> Seen {
     (run.start)(&place, &mut |command| seen = Some(trace::run(command, inject)));
     let seen = seen.unwrap();
     if inject.is_none() {
-        let ended = libc::WIFEXITED(seen.status) && matches!(libc::WEXITSTATUS(seen.status), 0 | 143);
+        // A page server has nothing to put in order before it ends.
+        let terminated = libc::WIFSIGNALED(seen.status) && libc::WTERMSIG(seen.status) == libc::SIGTERM;
+        let ended = terminated || libc::WIFEXITED(seen.status) && matches!(libc::WEXITSTATUS(seen.status), 0 | 143);
         assert!(ended, "{}: wait status {:#x}\n{}\n{:x?}", run.name, seen.status, place.console(), seen.forbidden);
     }
     seen

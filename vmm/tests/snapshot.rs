@@ -288,6 +288,47 @@ fn what_cannot_be_restored_is_refused_by_name_and_the_next_try_may_succeed() {
 }
 
 #[test]
+fn memory_comes_from_a_page_server_which_knows_the_next_time_what_is_touched_first() {
+    let machine = Machine::new(COUNTING);
+    let first = machine.start(machine.config(2));
+    let saved = save(&machine, &first, "first");
+    drop(first);
+    let (socket, list) = (machine.path("pages"), machine.path("working-set"));
+    let mut server = std::process::Command::new(env!("CARGO_BIN_EXE_mallee-vmm"));
+    server.arg("--serve-pages").arg(&socket).arg("--memory").arg(&saved.memory).arg("--working-set").arg(&list);
+    let mut server = server.spawn().unwrap();
+    wait_until("the page server's socket", || socket.exists());
+    let load = |vm: &Process, output: &Path| {
+        let mut request = saved.request(output);
+        request["mem_file_path"] = Value::Null;
+        request["mem_backend"] = json!({ "backend_type": "Uffd", "backend_path": socket });
+        vm.client.put("/snapshot/load", &request).unwrap();
+        saved.goes_on(output);
+    };
+    let recorded = || std::fs::read_to_string(&list).unwrap_or_default();
+    let mut lists = Vec::new();
+    for output in ["a.console", "b.console"].map(|name| machine.path(name)) {
+        let vm = machine.idle();
+        load(&vm, &output);
+        assert_eq!(vm.terminate(), Some(143));
+        wait_until("the list is written", || !recorded().is_empty());
+        lists.push(recorded());
+    }
+    let runs: Vec<(u64, u64)> = serde_json::from_str(&lists[0]).unwrap();
+    let count = common::counter::COUNT / 4096;
+    assert!(runs.iter().any(|(page, length)| (*page..page + length).contains(&count)), "{runs:?}");
+    assert!(runs.iter().map(|(_, length)| length).sum::<u64>() < (MEMORY_MIB << 20) / 4096 / 4, "{runs:?}");
+    assert_eq!(lists[0], lists[1], "a list that is there is not written again");
+
+    // Without its page server a VM has no memory, and ends.
+    let vm = machine.idle();
+    load(&vm, &machine.path("c.console"));
+    server.kill().unwrap();
+    server.wait().unwrap();
+    assert_eq!(vm.wait(), Some(1));
+}
+
+#[test]
 fn devices_of_a_restored_guest_go_on_with_other_things_behind_them() {
     let place = common::Place::new();
     let start = |socket: &Path, config: Option<&Path>| {

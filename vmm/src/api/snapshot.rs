@@ -76,7 +76,7 @@ pub struct MemBackend {
 pub enum MemBackendType {
     /// The memory file is mapped; its pages come as they are touched.
     File,
-    /// Firecracker's: a process at a socket serves page faults. Not served.
+    /// A page server at a socket gives the pages (userfaultfd), in Firecracker's protocol.
     Uffd,
 }
 

@@ -60,7 +60,7 @@ pub fn build(config: &VmConfig, events: &Arc<Events>) -> Result<Vm> {
     let Machine { kvm, vm, bus, activations, power_button } = assemble(&memory, devices, console, events, None)?;
     let vcpus = create_vcpus(&kvm, &vm, vcpu_count)?;
     cpu::regs::set_up_boot_cpu(&vcpus[0].fd, &memory, kernel.entry, kernel.protocol)?;
-    Ok(Vm { kvm, fd: vm, memory, bus, vcpus, activations, power_button })
+    Ok(Vm { kvm, fd: vm, memory, pages: None, bus, vcpus, activations, power_button })
 }
 
 /// A VM without vCPUs.

@@ -22,7 +22,7 @@ pub fn restore(snapshot: &Loaded, events: &Arc<Events>) -> Result<Vm> {
     if devices.len() != state.devices.virtio.len() {
         return Err(refused(&format!("{} virtio devices for {} saved", devices.len(), state.devices.virtio.len())));
     }
-    let memory = snapshot.map_memory()?;
+    let (memory, pages) = snapshot.map_memory()?;
 
     let Machine { kvm, vm, bus, activations, power_button } =
         assemble(&memory, devices, console, events, Some(&state.devices.serial))?;
@@ -36,7 +36,7 @@ pub fn restore(snapshot: &Loaded, events: &Arc<Events>) -> Result<Vm> {
     }
     vmgenid::renew(&memory)?;
     vmgenid::notify(&vm)?;
-    Ok(Vm { kvm, fd: vm, memory, bus, vcpus, activations, power_button })
+    Ok(Vm { kvm, fd: vm, memory, pages, bus, vcpus, activations, power_button })
 }
 
 fn restore_vcpus(vm: &VmFd, state: &State, elapsed_ns: u64) -> Result<Vec<Vcpu>> {

@@ -68,13 +68,13 @@ mod libc_number {
         SYS_exit_group as exit_group, SYS_fcntl as fcntl, SYS_fdatasync as fdatasync, SYS_flock as flock,
         SYS_ftruncate as ftruncate, SYS_futex as futex, SYS_getpid as getpid, SYS_getrandom as getrandom,
         SYS_ioctl as ioctl, SYS_madvise as madvise, SYS_mmap as mmap, SYS_mprotect as mprotect, SYS_munmap as munmap,
-        SYS_openat as openat, SYS_poll as poll, SYS_prctl as prctl, SYS_preadv as preadv, SYS_pwrite64 as pwrite64,
-        SYS_pwritev as pwritev, SYS_read as read, SYS_readv as readv, SYS_recvfrom as recvfrom, SYS_rename as rename,
-        SYS_rseq as rseq, SYS_rt_sigprocmask as rt_sigprocmask, SYS_rt_sigreturn as rt_sigreturn,
-        SYS_seccomp as seccomp, SYS_sendto as sendto, SYS_set_robust_list as set_robust_list,
-        SYS_setsockopt as setsockopt, SYS_shutdown as shutdown, SYS_socket as socket, SYS_statx as statx,
-        SYS_tgkill as tgkill, SYS_timerfd_gettime as timerfd_gettime, SYS_timerfd_settime as timerfd_settime,
-        SYS_unlink as unlink, SYS_write as write, SYS_writev as writev,
+        SYS_openat as openat, SYS_poll as poll, SYS_prctl as prctl, SYS_pread64 as pread64, SYS_preadv as preadv,
+        SYS_pwrite64 as pwrite64, SYS_pwritev as pwritev, SYS_read as read, SYS_readv as readv,
+        SYS_recvfrom as recvfrom, SYS_rename as rename, SYS_rseq as rseq, SYS_rt_sigprocmask as rt_sigprocmask,
+        SYS_rt_sigreturn as rt_sigreturn, SYS_seccomp as seccomp, SYS_sendto as sendto,
+        SYS_set_robust_list as set_robust_list, SYS_setsockopt as setsockopt, SYS_shutdown as shutdown,
+        SYS_socket as socket, SYS_statx as statx, SYS_tgkill as tgkill, SYS_timerfd_gettime as timerfd_gettime,
+        SYS_timerfd_settime as timerfd_settime, SYS_unlink as unlink, SYS_write as write, SYS_writev as writev,
     };
 }
 
@@ -101,6 +101,9 @@ const KVM_GET_XCRS: u32 = 0x8188_aea6;
 const KVM_IRQFD: u32 = 0x4020_ae76;
 const KVM_IOEVENTFD: u32 = 0x4040_ae79;
 const TUNSETOFFLOAD: u32 = 0x4004_54d0;
+// include/uapi/linux/userfaultfd.h
+const UFFDIO_COPY: u32 = 0xc028_aa03;
+const UFFDIO_ZEROPAGE: u32 = 0xc020_aa04;
 
 /// What every thread of a Rust program on glibc does: memory, locks, its end.
 const RUNTIME: &[Rule] = &[
@@ -163,6 +166,16 @@ const VSOCK: &[Rule] = &[
 
 const CONSOLE: &[Rule] =
     &[call!(accept4), call!(ioctl, 1: libc::FIONBIO), call!(readv), call!(sendto), call!(ftruncate)];
+
+/// A page server, for one VM: what it opens is open.
+const PAGER: &[Rule] = &[
+    call!(ioctl, 1: UFFDIO_COPY),
+    call!(ioctl, 1: UFFDIO_ZEROPAGE),
+    call!(pread64),
+    call!(read),
+    // The VM's faults, and its end.
+    call!(poll, 1: 2),
+];
 
 /// Starting a worker when its driver is ready.
 const START_WORKER: &[Rule] = &[
@@ -250,4 +263,5 @@ pub const KINDS: &[Kind] = &[
     Kind { name: "VSOCK", thread: "virtio-vsock", rules: &[RUNTIME, WAIT, VSOCK, TIMER] },
     Kind { name: "BALLOON", thread: "virtio-balloon", rules: &[RUNTIME, WAIT] },
     Kind { name: "CONSOLE", thread: "virtio-console", rules: &[RUNTIME, WAIT, CONSOLE] },
+    Kind { name: "PAGER", thread: "pager", rules: &[RUNTIME, PAGER] },
 ];

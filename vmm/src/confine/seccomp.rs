@@ -21,6 +21,7 @@ pub enum ThreadKind {
     Vsock,
     Balloon,
     Console,
+    Pager,
 }
 
 impl ThreadKind {
@@ -35,6 +36,7 @@ impl ThreadKind {
             ThreadKind::Vsock => &filters::VSOCK,
             ThreadKind::Balloon => &filters::BALLOON,
             ThreadKind::Console => &filters::CONSOLE,
+            ThreadKind::Pager => &filters::PAGER,
         }
     }
 }

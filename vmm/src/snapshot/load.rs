@@ -2,8 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
-use super::State;
 use super::memory;
+use super::{PageSource, State};
 use crate::api::{MemBackendType, Serial, SnapshotLoad, VmConfig};
 use crate::error::{Error, Result};
 use crate::memory::GuestMemory;
@@ -13,35 +13,60 @@ pub struct Loaded {
     pub state: State,
     /// As saved, with what the request puts in its place.
     pub config: VmConfig,
-    memory_path: PathBuf,
+    memory: MemorySource,
+}
+
+/// Where a restored VM's memory comes from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum MemorySource {
+    /// The memory file, mapped.
+    File(PathBuf),
+    /// A page server's socket.
+    Server(PathBuf),
 }
 
 impl Loaded {
     pub fn read(request: &SnapshotLoad) -> Result<Self> {
-        let memory_path = memory_path(request)?.to_owned();
+        let memory = memory_source(request)?;
         let state = State::read(&request.snapshot_path)?;
         let mut config = state.config.clone();
         change(&mut config, request)?;
-        Ok(Loaded { state, config, memory_path })
+        Ok(Loaded { state, config, memory })
     }
 
-    pub fn map_memory(&self) -> Result<GuestMemory> {
+    /// The VM's memory, and who has to be there as long as it is.
+    pub fn map_memory(&self) -> Result<(GuestMemory, Option<PageSource>)> {
         let machine = &self.config.machine_config;
-        memory::map(&self.memory_path, machine.mem_size_mib, machine.track_dirty_pages)
+        let (mib, tracks_changes) = (machine.mem_size_mib, machine.track_dirty_pages);
+        match &self.memory {
+            MemorySource::File(path) => Ok((memory::map(path, mib, tracks_changes)?, None)),
+            MemorySource::Server(path) => {
+                let memory = crate::memory::map(&crate::memory::ram_ranges(mib)?, None, tracks_changes)?;
+                let source = PageSource::connect(&memory, path).map_err(Error::file("page server", path))?;
+                Ok((memory, Some(source)))
+            }
+        }
+    }
+
+    /// What is left of it when there is a VM.
+    pub fn into_config(self) -> VmConfig {
+        self.config
     }
 
     pub fn memory_path(&self) -> &Path {
-        &self.memory_path
+        match &self.memory {
+            MemorySource::File(path) | MemorySource::Server(path) => path,
+        }
     }
 }
 
-fn memory_path(request: &SnapshotLoad) -> Result<&Path> {
+fn memory_source(request: &SnapshotLoad) -> Result<MemorySource> {
     match (&request.mem_file_path, &request.mem_backend) {
-        (Some(path), None) => Ok(path),
-        (None, Some(backend)) => match backend.backend_type {
-            MemBackendType::File => Ok(&backend.backend_path),
-            MemBackendType::Uffd => refused("mem_backend: backend_type Uffd is not served; use File".into()),
-        },
+        (Some(path), None) => Ok(MemorySource::File(path.clone())),
+        (None, Some(backend)) => Ok(match backend.backend_type {
+            MemBackendType::File => MemorySource::File(backend.backend_path.clone()),
+            MemBackendType::Uffd => MemorySource::Server(backend.backend_path.clone()),
+        }),
         _ => refused("give either mem_file_path or mem_backend".into()),
     }
 }
@@ -168,10 +193,12 @@ mod tests {
             mem_backend,
             ..SnapshotLoad::default()
         };
-        assert_eq!(memory_path(&request(None, backend(MemBackendType::File))).unwrap(), Path::new("/m"));
-        assert_eq!(memory_path(&request(Some("/n"), None)).unwrap(), Path::new("/n"));
-        assert!(memory_path(&request(None, None)).is_err());
-        assert!(memory_path(&request(Some("/n"), backend(MemBackendType::File))).is_err());
-        assert!(memory_path(&request(None, backend(MemBackendType::Uffd))).is_err());
+        let source = |path, backend| memory_source(&request(path, backend)).ok();
+        let (file, server) = (|path: &str| Some(MemorySource::File(path.into())), MemorySource::Server("/m".into()));
+        assert_eq!(source(None, backend(MemBackendType::File)), file("/m"));
+        assert_eq!(source(None, backend(MemBackendType::Uffd)), Some(server));
+        assert_eq!(source(Some("/n"), None), file("/n"));
+        assert_eq!(source(None, None), None);
+        assert_eq!(source(Some("/n"), backend(MemBackendType::File)), None);
     }
 }

@@ -20,6 +20,7 @@ mod clock;
 mod file;
 pub mod load;
 mod memory;
+mod pages;
 mod vcpu;
 
 use std::fs::File;
@@ -44,6 +45,7 @@ use crate::vm::{RunningVm, set_duration};
 use clock::ClockState;
 use file::{Flaw, Kind, MAX_LENGTH, Reader, Writer};
 use memory::Changes;
+pub use pages::PageSource;
 use vcpu::{Shape, VcpuState};
 
 const WHAT: &str = "snapshot";

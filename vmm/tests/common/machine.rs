@@ -119,6 +119,11 @@ impl Process {
         Command::new("kill").arg(self.child.id().to_string()).status().unwrap();
         self.child.wait().unwrap().code()
     }
+
+    /// Waits for its end; its exit status.
+    pub fn wait(mut self) -> Option<i32> {
+        self.child.wait().unwrap().code()
+    }
 }
 
 impl Drop for Process {
