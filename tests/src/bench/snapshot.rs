@@ -36,6 +36,7 @@ pub struct Saved {
 
 impl Saved {
     /// Starts the guest, saves it and ends it. `folder` takes the files.
+    #[allow(clippy::needless_update, reason = "what a VMM offers grows; this states what it wants of it")]
     pub fn new(program: &Path, folder: &Path, has_network: bool) -> Result<Saved, BenchError> {
         let at = |name: &str| folder.join(format!("{}-{name}", if has_network { "network" } else { "bare" }));
         let failed = |source: mallee_vmm::api::client::ClientError| BenchError::Silent {
