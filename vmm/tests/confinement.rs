@@ -100,6 +100,13 @@ fn drive(place: &Place, socket: &Path, config: &VmConfig, is_over: &AtomicBool) 
         client.put("/snapshot/create", &request)?;
     }
     client.patch("/vm", &json!({ "state": "Resumed" }))?;
+    let limits = json!({ "ops": { "size": 1000, "refill_time": 1000 } });
+    let patch = |id: &str, what: serde_json::Value| client.patch(&format!("/drives/{id}"), &what);
+    patch("data", json!({ "drive_id": "data", "rate_limiter": limits }))?;
+    for (id, file) in [("many", "other"), ("overlay", "another-overlay")] {
+        let path = console.parent().unwrap().join(file);
+        patch(id, json!({ "drive_id": id, "path_on_host": path }))?;
+    }
     client.get::<VmConfig>("/vm/config")?;
     signal(socket, libc::SIGTERM);
     Ok(())

@@ -372,6 +372,8 @@ fn devices_of_a_restored_guest_go_on_with_other_things_behind_them() {
         "drive_overrides": [
             { "drive_id": "root", "path_on_host": place.path("other-root") },
             { "drive_id": "data", "path_on_host": data },
+            { "drive_id": "many", "path_on_host": place.path("other") },
+            { "drive_id": "overlay", "path_on_host": place.path("another-overlay") },
         ],
         "vsock_override": { "uds_path": place.path("other-vsock") },
         "console_path": place.path("other-hvc0"),

@@ -6,15 +6,16 @@ use kvm_ioctls::{IoEventAddress, VmFd};
 use virtio_bindings::virtio_mmio::VIRTIO_MMIO_QUEUE_NOTIFY;
 use vmm_sys_util::eventfd::EventFd;
 
-use crate::api::{self, VmConfig, guest};
+use crate::api::{self, Drive, IoEngine, VmConfig, guest};
 use crate::backends::disk::Disk;
+use crate::backends::disk::ring::Ring;
 use crate::backends::tap::Tap;
 use crate::backends::terminal::Terminal;
 use crate::backends::vsock::VsockSockets;
 use crate::devices::MAX_VIRTIO_DEVICES;
 use crate::devices::virtio::VirtioDevice;
 use crate::devices::virtio::balloon::Balloon;
-use crate::devices::virtio::block::Block;
+use crate::devices::virtio::block::{self, Block};
 use crate::devices::virtio::console::Console;
 use crate::devices::virtio::mmio::{MmioTransport, Wiring};
 use crate::devices::virtio::net::{Link, MacAddress, Net};
@@ -32,11 +33,7 @@ pub fn open(config: &VmConfig) -> Result<Vec<Box<dyn VirtioDevice>>> {
     let (roots, others): (Vec<_>, Vec<_>) = config.drives.iter().partition(|drive| drive.is_root_device);
     let mut devices: Vec<Box<dyn VirtioDevice>> = Vec::new();
     for drive in roots.into_iter().chain(others) {
-        devices.push(Box::new(Block::new(
-            Disk::open(drive)?,
-            &drive.drive_id,
-            rate_limiter(drive.rate_limiter.as_ref())?,
-        )));
+        devices.push(Box::new(block_device(drive)?));
     }
     for interface in &config.network_interfaces {
         let mac = interface.guest_mac.as_deref().map(MacAddress::parse).transpose()?;
@@ -67,6 +64,18 @@ pub fn open(config: &VmConfig) -> Result<Vec<Box<dyn VirtioDevice>>> {
         )));
     }
     Ok(devices)
+}
+
+fn block_device(drive: &Drive) -> Result<Block> {
+    let disk = Disk::open(drive)?;
+    let ring = match drive.io_engine {
+        IoEngine::Sync => None,
+        IoEngine::Async => {
+            let ring = Ring::new(&disk.for_ring(drive)?, block::QUEUE_SIZE.into());
+            Some(ring.map_err(Error::host("io_uring, which a drive's io_engine Async needs"))?)
+        }
+    };
+    Ok(Block::new(disk, ring, &drive.drive_id, rate_limiter(drive.rate_limiter.as_ref())?))
 }
 
 /// A balloon with all of a guest's memory is a mistake, and never gets there.

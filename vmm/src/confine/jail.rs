@@ -116,6 +116,7 @@ impl Arguments {
             }
             for drive in &config.drives {
                 add(&drive.path_on_host, !drive.is_read_only)?;
+                drive.backing.iter().try_for_each(|image| add(&image.path_on_host, false))?;
             }
             let console = config.serial.as_ref().map(|serial| &serial.serial_out_path);
             let metrics = config.metrics.as_ref().map(|metrics| &metrics.metrics_path);

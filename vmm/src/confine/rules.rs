@@ -65,15 +65,17 @@ mod libc_number {
         SYS_accept4 as accept4, SYS_brk as brk, SYS_clock_nanosleep as clock_nanosleep, SYS_clone as clone,
         SYS_clone3 as clone3, SYS_close as close, SYS_connect as connect, SYS_epoll_create1 as epoll_create1,
         SYS_epoll_ctl as epoll_ctl, SYS_epoll_wait as epoll_wait, SYS_eventfd2 as eventfd2, SYS_exit as exit,
-        SYS_exit_group as exit_group, SYS_fcntl as fcntl, SYS_fdatasync as fdatasync, SYS_flock as flock,
-        SYS_ftruncate as ftruncate, SYS_futex as futex, SYS_getpid as getpid, SYS_getrandom as getrandom,
-        SYS_ioctl as ioctl, SYS_madvise as madvise, SYS_mmap as mmap, SYS_mprotect as mprotect, SYS_munmap as munmap,
-        SYS_openat as openat, SYS_poll as poll, SYS_prctl as prctl, SYS_pread64 as pread64, SYS_preadv as preadv,
-        SYS_pwrite64 as pwrite64, SYS_pwritev as pwritev, SYS_read as read, SYS_readv as readv,
-        SYS_recvfrom as recvfrom, SYS_rename as rename, SYS_rseq as rseq, SYS_rt_sigprocmask as rt_sigprocmask,
-        SYS_rt_sigreturn as rt_sigreturn, SYS_seccomp as seccomp, SYS_sendto as sendto,
-        SYS_set_robust_list as set_robust_list, SYS_setsockopt as setsockopt, SYS_shutdown as shutdown,
-        SYS_socket as socket, SYS_statx as statx, SYS_tgkill as tgkill, SYS_timerfd_gettime as timerfd_gettime,
+        SYS_exit_group as exit_group, SYS_fallocate as fallocate, SYS_fcntl as fcntl, SYS_fdatasync as fdatasync,
+        SYS_flock as flock, SYS_fstatfs as fstatfs, SYS_fsync as fsync, SYS_ftruncate as ftruncate, SYS_futex as futex,
+        SYS_getpid as getpid, SYS_getrandom as getrandom, SYS_io_uring_enter as io_uring_enter,
+        SYS_io_uring_register as io_uring_register, SYS_ioctl as ioctl, SYS_lseek as lseek, SYS_madvise as madvise,
+        SYS_mmap as mmap, SYS_mprotect as mprotect, SYS_munmap as munmap, SYS_openat as openat, SYS_poll as poll,
+        SYS_prctl as prctl, SYS_pread64 as pread64, SYS_preadv as preadv, SYS_pwrite64 as pwrite64,
+        SYS_pwritev as pwritev, SYS_read as read, SYS_readv as readv, SYS_recvfrom as recvfrom, SYS_rename as rename,
+        SYS_rseq as rseq, SYS_rt_sigprocmask as rt_sigprocmask, SYS_rt_sigreturn as rt_sigreturn,
+        SYS_seccomp as seccomp, SYS_sendto as sendto, SYS_set_robust_list as set_robust_list,
+        SYS_setsockopt as setsockopt, SYS_shutdown as shutdown, SYS_socket as socket, SYS_statx as statx,
+        SYS_tgkill as tgkill, SYS_timerfd_create as timerfd_create, SYS_timerfd_gettime as timerfd_gettime,
         SYS_timerfd_settime as timerfd_settime, SYS_unlink as unlink, SYS_write as write, SYS_writev as writev,
     };
 }
@@ -104,6 +106,8 @@ const TUNSETOFFLOAD: u32 = 0x4004_54d0;
 // include/uapi/linux/userfaultfd.h
 const UFFDIO_COPY: u32 = 0xc028_aa03;
 const UFFDIO_ZEROPAGE: u32 = 0xc020_aa04;
+// include/uapi/linux/io_uring.h
+const REGISTER_FILES_UPDATE: u32 = 6;
 
 /// What every thread of a Rust program on glibc does: memory, locks, its end.
 const RUNTIME: &[Rule] = &[
@@ -140,7 +144,28 @@ const VCPU: &[Rule] = &[
 
 const API: &[Rule] = &[call!(accept4), call!(setsockopt), call!(recvfrom), call!(sendto)];
 
-const BLOCK: &[Rule] = &[call!(preadv), call!(pwritev), call!(fdatasync)];
+const BLOCK: &[Rule] = &[
+    call!(preadv),
+    call!(pwritev),
+    call!(fdatasync),
+    // A qcow2 image's.
+    call!(fsync),
+    call!(fallocate, 1: libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE),
+    call!(fallocate, 1: libc::FALLOC_FL_ZERO_RANGE | libc::FALLOC_FL_KEEP_SIZE),
+    // What a ring can do was settled when it was made (`backends::disk::ring`).
+    call!(io_uring_enter),
+];
+
+/// Another file behind a drive; in a jail, one that was put there.
+const REOPEN: &[Rule] = &[
+    call!(openat),
+    call!(flock),
+    call!(lseek),
+    call!(statx),
+    call!(fstatfs),
+    call!(timerfd_create),
+    call!(io_uring_register, 1: REGISTER_FILES_UPDATE),
+];
 
 const NET: &[Rule] = &[call!(readv), call!(writev)];
 
@@ -253,7 +278,7 @@ pub const KINDS: &[Kind] = &[
     Kind {
         name: "MONITOR",
         thread: "mallee-vmm",
-        rules: &[RUNTIME, WAIT, MONITOR, SNAPSHOT, START_WORKER, BLOCK, NET, RNG, VSOCK, CONSOLE, TIMER],
+        rules: &[RUNTIME, WAIT, MONITOR, SNAPSHOT, START_WORKER, REOPEN, BLOCK, NET, RNG, VSOCK, CONSOLE, TIMER],
     },
     Kind { name: "API", thread: "api", rules: &[RUNTIME, API] },
     Kind { name: "VCPU", thread: "vcpu", rules: &[RUNTIME, VCPU] },

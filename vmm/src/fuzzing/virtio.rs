@@ -314,7 +314,7 @@ pub fn block(bytes: &[u8]) {
         "is_root_device": false,
         "is_read_only": bytes.first().is_some_and(|first| first & 1 == 1),
     }));
-    run(bytes, Box::new(Block::new(Disk::open(&drive).unwrap(), "fuzz", None)), &mut ());
+    run(bytes, Box::new(Block::new(Disk::open(&drive).unwrap(), None, "fuzz", None)), &mut ());
 }
 
 pub fn net(bytes: &[u8]) {

@@ -99,6 +99,9 @@ fn own_names(id: u32) -> &'static [&'static str] {
             "free_page_report_freed",
         ],
         VIRTIO_ID_CONSOLE => &["discarded_bytes"],
+        VIRTIO_ID_BLOCK => {
+            &["read_count", "write_count", "flush_count", "identify_count", "discard_count", "write_zeroes_count"]
+        }
         _ => &[],
     }
 }

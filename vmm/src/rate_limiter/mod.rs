@@ -43,6 +43,22 @@ impl RateLimiter {
         Ok(Some(RateLimiter { bytes, operations, timer: TimerFd::new()?, waiting: false }))
     }
 
+    /// Changes what of a device's limits is given; a bucket of no size takes its limit away.
+    pub fn change(limiter: &mut Option<Self>, config: &api::RateLimiter) -> io::Result<()> {
+        let Some(present) = limiter else {
+            *limiter = RateLimiter::new(config)?;
+            return Ok(());
+        };
+        let now = Instant::now();
+        if let Some(bandwidth) = &config.bandwidth {
+            present.bytes = TokenBucket::new(bandwidth, now);
+        }
+        if let Some(ops) = &config.ops {
+            present.operations = TokenBucket::new(ops, now);
+        }
+        Ok(())
+    }
+
     /// Becomes readable when a request that was told to wait has its tokens; then [`Self::wake`] must be called.
     pub fn timer(&self) -> RawFd {
         self.timer.as_raw_fd()
@@ -132,6 +148,18 @@ mod tests {
     fn what_limits_nothing_is_no_limiter() {
         assert!(RateLimiter::new(&config(None, None)).unwrap().is_none());
         assert!(RateLimiter::new(&config(Some((0, 10)), Some((10, 0)))).unwrap().is_none());
+    }
+
+    #[test]
+    fn a_change_is_of_what_is_given_and_no_size_is_no_limit() {
+        let mut limiter = None;
+        RateLimiter::change(&mut limiter, &config(Some((10, 3_600_000)), None)).unwrap();
+        assert!(limiter.as_mut().unwrap().admit(10) && !limiter.as_mut().unwrap().admit(10));
+        RateLimiter::change(&mut limiter, &config(None, Some((2, 3_600_000)))).unwrap();
+        assert!(!limiter.as_mut().unwrap().admit(10));
+        RateLimiter::change(&mut limiter, &config(Some((0, 0)), None)).unwrap();
+        let admitted = (0..3).filter(|_| limiter.as_mut().unwrap().admit(1 << 40)).count();
+        assert_eq!(admitted, 2);
     }
 
     #[test]

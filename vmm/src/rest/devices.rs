@@ -1,16 +1,49 @@
-//! The routes of vsock, balloon and console that do more than keep a configuration.
+//! The routes of drives, balloon and console that do more than keep a configuration.
 
+use super::routes::refuse_other_id;
 use super::table::Parsed;
 use super::{Call, Reply};
-use crate::api::{BalloonStatisticsUpdate, BalloonUpdate, ConsoleSize, VmConfig};
+use crate::api::{BalloonStatisticsUpdate, BalloonUpdate, ConsoleSize, DriveUpdate, RateLimiter, VmConfig};
 use crate::builder::refuse_large_balloon;
 use crate::devices::virtio::balloon::Balloon;
+use crate::devices::virtio::block::Block;
 use crate::devices::virtio::console::Console;
 use crate::vm::RunningVm;
 
 const NO_BALLOON: &str = "There is no balloon device; give one with PUT /balloon before the start.";
 const NO_STATISTICS: &str = "Statistics for the balloon device are not enabled; give stats_polling_interval_s with PUT /balloon before the start.";
 const NO_CONSOLE: &str = "There is no console device; give one with PUT /console before the start.";
+
+pub fn patch_drive(names: &[&str], update: DriveUpdate) -> Parsed {
+    refuse_other_id(names, &update.drive_id)?;
+    change(move |vm, config| {
+        let present = config.drives.iter_mut().find(|drive| drive.drive_id == update.drive_id);
+        let Some(present) = present else {
+            return Reply::refused(format!("There is no drive {:?}.", update.drive_id));
+        };
+        let mut drive = present.clone();
+        let reopens = update.path_on_host.is_some();
+        if let Some(path) = update.path_on_host {
+            drive.path_on_host = path;
+        }
+        let limits = update.rate_limiter.unwrap_or_default();
+        let outcome = vm.change_device(&update.drive_id, |block: &mut Block| {
+            let reopened = if reopens { block.reopen(&drive) } else { Ok(false) };
+            let is_changed = matches!(reopened, Ok(true));
+            (is_changed, reopened.and_then(|_| block.limit(&limits)))
+        });
+        match outcome {
+            Some(Ok(())) => {}
+            Some(Err(error)) => return Reply::refused(error.to_string()),
+            None => return Reply::refused(format!("There is no drive {:?}.", update.drive_id)),
+        }
+        let RateLimiter { bandwidth, ops } = drive.rate_limiter.take().unwrap_or_default();
+        let merged = RateLimiter { bandwidth: limits.bandwidth.or(bandwidth), ops: limits.ops.or(ops) };
+        drive.rate_limiter = (merged != RateLimiter::default()).then_some(merged);
+        *present = drive;
+        Reply::done()
+    })
+}
 
 pub fn balloon(config: &VmConfig) -> Reply {
     config.balloon.as_ref().map_or_else(|| Reply::refused(NO_BALLOON), Reply::json)

@@ -5,9 +5,9 @@
 use super::table::{self, Parsed, Route, route};
 use super::{Call, Reply, devices};
 use crate::api::{
-    ActionRequest, Balloon, BalloonStatisticsUpdate, BalloonUpdate, BootSource, Console, ConsoleSize, Drive, Entropy,
-    Identity, Logger, MachineConfig, MachineConfigPatch, Metrics, NetworkInterface, Serial, SnapshotCreate,
-    SnapshotLoad, Version, VmConfig, VmStateUpdate, Vsock,
+    ActionRequest, Balloon, BalloonStatisticsUpdate, BalloonUpdate, BootSource, Console, ConsoleSize, Drive,
+    DriveUpdate, Entropy, Identity, Logger, MachineConfig, MachineConfigPatch, Metrics, NetworkInterface, Serial,
+    SnapshotCreate, SnapshotLoad, Version, VmConfig, VmStateUpdate, Vsock,
 };
 use crate::builder::MAX_VCPUS;
 use crate::memory::{MAX_MIB, MIN_MIB};
@@ -35,6 +35,8 @@ pub const ROUTES: &[Route] = &[
     route!("PUT" "/boot-source" "Kernel, initrd, command line; before the start." (BootSource),
         |_, source| configure(move |config| config.boot_source = Some(source))),
     route!("PUT" "/drives/{drive_id}" "Adds or replaces a drive; before the start." (Drive), put_drive),
+    route!("PATCH" "/drives/{drive_id}" "Changes a drive's file or its limits; after the start." (DriveUpdate),
+        devices::patch_drive),
     route!("PUT" "/network-interfaces/{iface_id}" "Adds or replaces a network interface; before the start."
         (NetworkInterface), put_interface),
     route!("PUT" "/entropy" "Adds the entropy device; before the start." (Entropy),
@@ -150,7 +152,7 @@ fn put_interface(names: &[&str], interface: NetworkInterface) -> Parsed {
     })
 }
 
-fn refuse_other_id(names: &[&str], id: &str) -> Result<(), Reply> {
+pub(super) fn refuse_other_id(names: &[&str], id: &str) -> Result<(), Reply> {
     match names == [id] {
         true => Ok(()),
         false => Err(Reply::refused("The id from the path does not match the id from the body!")),

@@ -13,6 +13,9 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::OnceLock;
 
+use imago::file::File;
+use imago::qcow2::Qcow2;
+use imago::{FormatCreateBuilder, Storage, StorageCreateOptions};
 use mallee_vmm::api::{Event, EventKind};
 
 /// The probe guest (`images/probe`), built by the cargo that runs the tests.
@@ -38,8 +41,11 @@ pub struct Place(tempfile::TempDir);
 impl Place {
     pub fn new() -> Self {
         let place = Place(tempfile::tempdir().unwrap());
-        for disk in ["root", "data"] {
+        for disk in ["root", "data", "many", "base", "other"] {
             std::fs::File::create(place.path(disk)).unwrap().set_len(1 << 20).unwrap();
+        }
+        for overlay in ["overlay", "another-overlay"] {
+            make_overlay(&place.path(overlay), 1 << 20);
         }
         place
     }
@@ -61,6 +67,14 @@ impl Place {
                     "rate_limiter": { "ops": { "size": 2, "refill_time": 60 } },
                 },
                 { "drive_id": "data", "path_on_host": self.path("data"), "is_root_device": false },
+                {
+                    "drive_id": "many", "path_on_host": self.path("many"), "is_root_device": false,
+                    "io_engine": "Async",
+                },
+                {
+                    "drive_id": "overlay", "path_on_host": self.path("overlay"), "is_root_device": false,
+                    "format": "qcow2", "backing": [{ "path_on_host": self.path("base"), "format": "raw" }],
+                },
             ],
             "network-interfaces": [{
                 "iface_id": "eth0", "host_dev_name": "tap0",
@@ -104,6 +118,13 @@ impl Place {
         let read = |name| std::fs::read_to_string(self.path(name)).unwrap_or_default();
         read("console.1") + &read("console")
     }
+}
+
+/// An empty qcow2 image on another one.
+fn make_overlay(path: &Path, size: u64) {
+    let file = File::create_open(StorageCreateOptions::new().filename(path)).unwrap();
+    let image = Qcow2::<File>::create_builder(file).size(size).backing("base".into(), "raw".into());
+    image.create().unwrap();
 }
 
 pub const MEMORY_MIB: u64 = 32;

@@ -27,7 +27,11 @@ pub struct IoVec {
 unsafe impl Send for IoVec {}
 
 /// One byte of guest memory.
+#[derive(Clone)]
 pub struct GuestByte(*mut u8);
+
+// SAFETY: as for `IoVec`.
+unsafe impl Send for GuestByte {}
 
 impl GuestByte {
     pub fn write(&self, value: u8) {

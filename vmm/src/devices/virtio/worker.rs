@@ -45,6 +45,9 @@ pub trait Worker: Send + 'static {
     /// The way to its driver.
     fn interrupt(&self) -> &Interrupt;
 
+    /// Called in the worker's own thread when its work ends: what it has begun and cannot leave is brought to an end.
+    fn finish(&mut self) {}
+
     /// Gives back what it was lent, and says where its queues stand, in their order. A request that it holds goes back into its ring
     /// first, and whoever goes on takes it again.
     fn take_apart(self) -> (Self::Parts, Vec<QueuePosition>);

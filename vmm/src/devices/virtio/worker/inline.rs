@@ -32,6 +32,7 @@ impl<W: Worker> Running<W> {
                 if let Err(why) = self.worker.handle(event.data(), event.event_set(), &self.epoll) {
                     tracing::debug!(%why, "the driver must reset the device");
                     self.worker.interrupt().need_reset();
+                    self.worker.finish();
                     return Some(self.worker);
                 }
             }
@@ -39,6 +40,7 @@ impl<W: Worker> Running<W> {
                 break;
             }
         }
+        self.worker.finish();
         Some(self.worker)
     }
 }

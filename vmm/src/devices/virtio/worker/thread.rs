@@ -2,6 +2,7 @@
 
 use std::io;
 use std::os::fd::AsRawFd;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::thread::JoinHandle;
 
 use vmm_sys_util::epoll::{Epoll, EpollEvent, EventSet};
@@ -35,9 +36,19 @@ impl<W: Worker> Running<W> {
         };
         // The worker goes through a channel, so that it is not lost if there is no thread to be had.
         let (sender, receiver) = std::sync::mpsc::sync_channel::<W>(1);
-        let thread = std::thread::Builder::new()
-            .name(W::NAME.into())
-            .spawn(move || receiver.recv().ok().map(|worker| work(worker, &epoll, &told_to_stop)));
+        let thread = std::thread::Builder::new().name(W::NAME.into()).spawn(move || {
+            let mut worker = receiver.recv().ok()?;
+            let works = AssertUnwindSafe(|| {
+                work(&mut worker, &epoll, &told_to_stop);
+                worker.finish();
+            });
+            if catch_unwind(works).is_err() {
+                // A mistake of ours or of a library's; the driver must not wait for a device that is gone.
+                worker.interrupt().need_reset();
+                return None;
+            }
+            Some(worker)
+        });
         match thread {
             Ok(thread) => {
                 // The channel has room for one, and the receiver lives in the thread.
@@ -58,7 +69,8 @@ impl<W: Worker> Running<W> {
     }
 }
 
-fn work<W: Worker>(mut worker: W, epoll: &Epoll, stop: &EventFd) -> W {
+/// Works until it is told to stop.
+fn work<W: Worker>(worker: &mut W, epoll: &Epoll, stop: &EventFd) {
     confine::enter(W::KIND);
     let mut ready = [EpollEvent::default(); 8];
     loop {
@@ -67,18 +79,18 @@ fn work<W: Worker>(mut worker: W, epoll: &Epoll, stop: &EventFd) -> W {
             Err(error) if error.raw_os_error() == Some(libc::EINTR) => continue,
             Err(error) => {
                 tracing::error!(%error, device = W::NAME, "epoll");
-                return worker;
+                return;
             }
         };
         for event in &ready[..count] {
             if event.data() == STOP {
-                return worker;
+                return;
             }
             if let Err(why) = worker.handle(event.data(), event.event_set(), epoll) {
                 tracing::warn!(device = W::NAME, %why, "the driver must reset the device");
                 worker.interrupt().need_reset();
                 wait_for(stop);
-                return worker;
+                return;
             }
         }
     }
@@ -89,4 +101,61 @@ fn wait_for(event: &EventFd) {
     let mut poll = libc::pollfd { fd: event.as_raw_fd(), events: libc::POLLIN, revents: 0 };
     // SAFETY: one `pollfd` is passed, of which the kernel writes `revents`.
     while unsafe { libc::poll(&mut poll, 1, -1) } <= 0 {}
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::Shell;
+    use super::*;
+    use crate::confine::ThreadKind;
+    use crate::devices::virtio::queue::Broken;
+    use crate::devices::virtio::{Interrupt, QueuePosition};
+    use std::sync::Arc;
+
+    /// Fails at its first event.
+    struct Failing {
+        event: EventFd,
+        interrupt: Arc<Interrupt>,
+    }
+
+    impl Worker for Failing {
+        const NAME: &'static str = "failing";
+        const KIND: ThreadKind = ThreadKind::Rng;
+        type Parts = EventFd;
+
+        fn register(&self, epoll: &Epoll) -> io::Result<()> {
+            watch(epoll, self.event.as_raw_fd(), EventSet::IN, 0)
+        }
+
+        fn handle(&mut self, _: u64, _: EventSet, _: &Epoll) -> Result<(), Broken> {
+            panic!("as it is meant to")
+        }
+
+        fn interrupt(&self) -> &Interrupt {
+            &self.interrupt
+        }
+
+        fn take_apart(self) -> (EventFd, Vec<QueuePosition>) {
+            (self.event, vec![QueuePosition::default()])
+        }
+    }
+
+    #[test]
+    fn a_worker_that_panics_leaves_a_device_that_asks_for_a_reset_and_has_nothing_to_start() {
+        let interrupt = Arc::new(Interrupt::new().unwrap());
+        let event = EventFd::new(EFD_NONBLOCK).unwrap();
+        let kick = event.try_clone().unwrap();
+        let mut shell = Shell::new(event);
+        let start = |shell: &mut Shell<Failing>| shell.start(|event| Failing { event, interrupt: interrupt.clone() });
+        start(&mut shell).unwrap();
+        assert!(shell.parts().is_none());
+        assert_eq!(shell.stop(), [QueuePosition::default()]);
+        start(&mut shell).unwrap();
+        kick.write(1).unwrap();
+        while !interrupt.is_reset_needed() {
+            std::thread::yield_now();
+        }
+        assert_eq!(shell.stop(), []);
+        assert!(shell.parts().is_none() && start(&mut shell).is_err());
+    }
 }
