@@ -8,6 +8,7 @@
 //! Nothing here judges: there is no threshold, and a slow run is no failure. A monitor that is not
 //! installed, or that cannot run the guest on this KVM, is left out and named.
 
+pub mod disk;
 pub mod error;
 pub mod facts;
 pub mod floor;

@@ -148,7 +148,7 @@ pub fn version(program: &Path) -> String {
     String::from_utf8_lossy(&said).lines().next().unwrap_or_default().to_owned()
 }
 
-fn on_path(program: &str) -> Option<PathBuf> {
+pub fn on_path(program: &str) -> Option<PathBuf> {
     let path = std::env::var_os("PATH")?;
     std::env::split_paths(&path).map(|folder| folder.join(program)).find(|candidate| candidate.is_file())
 }

@@ -11,7 +11,7 @@ use std::{
 use clap::{Parser, Subcommand};
 use mallee_tests::{
     bench::{
-        BenchError,
+        BenchError, disk,
         facts::Facts,
         floor, guest, memory,
         monitors::{self, FLOOR, MEMORY_MIB, Monitor, OURS},
@@ -19,7 +19,8 @@ use mallee_tests::{
         serial,
         snapshot::Saved,
     },
-    lab::programs::Places,
+    guest::disk_bench::Rates,
+    lab::{machine::QEMU, programs::Places},
 };
 
 #[derive(Parser)]
@@ -49,13 +50,19 @@ enum Verb {
     },
     /// Restore a snapshot: time, rate, memory of a clone.
     Snapshot,
+    /// Requests a second on a virtio disk. To be run where KVM runs Linux, with the files that `mallee-guest build` makes.
+    Disk {
+        #[arg(long)]
+        files: PathBuf,
+    },
 }
 
 fn main() -> ExitCode {
     let command = Command::parse();
-    let done = match command.verb {
-        Some(Verb::Floor { interrupt_chip }) => run_floor(interrupt_chip),
+    let done = match &command.verb {
+        Some(Verb::Floor { interrupt_chip }) => run_floor(*interrupt_chip),
         Some(Verb::Snapshot) => measure_snapshot(&command),
+        Some(Verb::Disk { files }) => measure_disks(&command, files),
         None => measure(&command),
     };
     match done {
@@ -162,6 +169,37 @@ fn measure_snapshot(command: &Command) -> Result<(), BenchError> {
 fn finish(command: &Command, record: Record) -> Result<(), BenchError> {
     record.print();
     record.write(&command.out)
+}
+
+/// What a guest counts on its disk, with each monitor that is here and each of its ways to the file.
+fn measure_disks(command: &Command, guest: &Path) -> Result<(), BenchError> {
+    let places = Places::new(command.programs.as_deref());
+    let at = |source| BenchError::File { action: "making a folder in", path: std::env::temp_dir(), source };
+    let work = tempfile::tempdir().map_err(at)?;
+    let files = disk::Files { guest, work: work.path() };
+    files.make_disk()?;
+    let mut monitors = disk::ours(&places.find(OURS)?, &files)?;
+    monitors.extend(monitors::on_path(QEMU).into_iter().flat_map(|program| disk::qemu(&program, &files)));
+    let mut counted: Vec<Vec<Rates>> = vec![Vec::new(); monitors.len()];
+    let mut left_out = BTreeMap::new();
+    for _ in 0..command.runs {
+        for (monitor, counted) in monitors.iter().zip(&mut counted) {
+            match monitor.run() {
+                Ok(rates) => counted.push(rates),
+                Err(error) => drop(left_out.insert(monitor.name.clone(), error.to_string())),
+            }
+        }
+    }
+    let facts = Facts::of_this_machine(&places);
+    let figure = |name, what, of: fn(&Rates) -> f64| {
+        let series = monitors.iter().zip(&counted).filter_map(|(monitor, counted)| {
+            Series::of(&monitor.name, &monitor.version, "a second", counted.iter().map(of).collect())
+        });
+        finish(command, Record::new(name, what, facts.clone(), series.collect(), left_out.clone()))
+    };
+    figure("disk_read", "Random reads of 4 KiB a second, one after the other", |rates| rates.read)?;
+    figure("disk_reads", "Random reads of 4 KiB a second, 16 threads", |rates| rates.reads)?;
+    figure("disk_flush", "Random writes of 4 KiB a second, each flushed", |rates| rates.flush)
 }
 
 /// One monitor and what was measured of it so far.

@@ -10,7 +10,7 @@ use nix::mount::{MsFlags, mount};
 use nix::sys::reboot::{RebootMode, reboot};
 
 use super::link::Link;
-use super::{Machine, Outcome, checks};
+use super::{Machine, Outcome, checks, disk_bench};
 
 /// Where the initial RAM file system has its modules, in loading order by name.
 pub const MODULES: &str = "/modules";
@@ -20,7 +20,14 @@ pub const MARK: &str = "guest-check:";
 /// Does all of it; ends with the machine's power off.
 pub fn run() -> ! {
     println!("{MARK} init");
-    match prepare() {
+    let line = prepare();
+    if line.as_ref().is_ok_and(|line| line.split_whitespace().any(|word| word == disk_bench::WORD)) {
+        if let Err(why) = disk_bench::run() {
+            println!("{MARK} FAIL bench {why}");
+        }
+        power_off();
+    }
+    match line.and_then(|line| Machine::from_words(&line).ok_or_else(|| format!("what to check? {line}"))) {
         Ok(machine) => {
             for (place, name) in machine.checks.iter().enumerate() {
                 report(name, check(&machine, place, name));
@@ -29,13 +36,18 @@ pub fn run() -> ! {
         }
         Err(why) => println!("{MARK} FAIL init {why}"),
     }
+    power_off()
+}
+
+fn power_off() -> ! {
     let _ = reboot(RebootMode::RB_POWER_OFF);
     loop {
         std::thread::park();
     }
 }
 
-fn prepare() -> Result<Machine, String> {
+/// Mounts and modules; the command line.
+fn prepare() -> Result<String, String> {
     for (kind, target) in [("proc", "/proc"), ("sysfs", "/sys"), ("devtmpfs", "/dev")] {
         match mount(Some(kind), target, Some(kind), MsFlags::empty(), None::<&str>) {
             // The kernel mounted it before.
@@ -44,8 +56,7 @@ fn prepare() -> Result<Machine, String> {
         }
     }
     load_modules()?;
-    let line = fs::read_to_string("/proc/cmdline").map_err(|error| format!("/proc/cmdline: {error}"))?;
-    Machine::from_words(&line).ok_or_else(|| format!("the command line does not say what to check: {line}"))
+    fs::read_to_string("/proc/cmdline").map_err(|error| format!("/proc/cmdline: {error}"))
 }
 
 fn load_modules() -> Result<(), String> {

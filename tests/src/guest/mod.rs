@@ -13,6 +13,7 @@
 //! wherever `/dev/kvm` runs Linux; elsewhere in a node of the virtual lab (`tests/e2e/test_vmm.py`).
 
 pub mod checks;
+pub mod disk_bench;
 pub mod host;
 pub mod init;
 pub mod initrd;

@@ -4,6 +4,7 @@ mod balloon;
 mod boot;
 mod console;
 mod cpus;
+mod drive;
 mod entropy;
 mod snapshot;
 mod vsock;
@@ -11,8 +12,16 @@ mod vsock;
 use super::Check;
 
 /// All of them, in the order in which they run unless some are named.
-pub const ALL: &[Check] =
-    &[boot::CHECK, cpus::CHECK, vsock::CHECK, entropy::CHECK, console::CHECK, balloon::CHECK, snapshot::CHECK];
+pub const ALL: &[Check] = &[
+    boot::CHECK,
+    cpus::CHECK,
+    vsock::CHECK,
+    entropy::CHECK,
+    console::CHECK,
+    drive::CHECK,
+    balloon::CHECK,
+    snapshot::CHECK,
+];
 
 pub fn find(name: &str) -> Option<&'static Check> {
     ALL.iter().find(|check| check.name == name)

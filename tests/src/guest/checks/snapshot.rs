@@ -10,7 +10,9 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use mallee_vmm::api::client::Client;
-use mallee_vmm::api::{SnapshotCreate, SnapshotLoad, SnapshotType, VmConfig, VmState, VmStateUpdate, VsockOverride};
+use mallee_vmm::api::{
+    Drive, DriveOverride, SnapshotCreate, SnapshotLoad, SnapshotType, VmConfig, VmState, VmStateUpdate, VsockOverride,
+};
 
 use crate::guest::host::Host;
 use crate::guest::link::{self, Link};
@@ -99,6 +101,7 @@ fn host(host: &Host, link: &mut Link) -> Outcome {
     let patient = Client::new(host.client.socket()).with_timeout(Duration::from_secs(120));
     patient.put("/snapshot/create", &request).map_err(while_doing("saving"))?;
     let config: VmConfig = host.client.get("/vm/config").map_err(while_doing("the configuration"))?;
+    let drive_overrides = copy_drives(&config, &folder)?;
     set(&host.client, VmState::Resumed).map_err(while_doing("resuming"))?;
     link.say("saved")?;
     std::thread::sleep(LIES);
@@ -114,6 +117,7 @@ fn host(host: &Host, link: &mut Link) -> Outcome {
         vsock_override: Some(VsockOverride { uds_path: folder.join("vsock") }),
         console_path: config.console.map(|_| folder.join("console")),
         serial_out_path: Some(folder.join("serial")),
+        drive_overrides,
         ..SnapshotLoad::default()
     };
     let begun_ms = now_ms();
@@ -132,6 +136,16 @@ fn host(host: &Host, link: &mut Link) -> Outcome {
     }
     expect("notifications of a new generation", notified, "1")?;
     Ok("a clone found its line reset, its clock right and its generation new".into())
+}
+
+/// Copies of the drives of a paused VM: no two write to one file.
+fn copy_drives(config: &VmConfig, folder: &Path) -> Result<Vec<DriveOverride>, String> {
+    let copy = |drive: &Drive| {
+        let path_on_host = folder.join(&drive.drive_id);
+        fs::copy(&drive.path_on_host, &path_on_host).map_err(while_doing("copying a drive"))?;
+        Ok(DriveOverride { drive_id: drive.drive_id.clone(), path_on_host })
+    };
+    config.drives.iter().map(copy).collect()
 }
 
 /// What the clone says on its new line.
