@@ -2,8 +2,8 @@
 //!
 //! On file systems with reflinks (XFS, Btrfs, bcachefs) the disk shares the image's blocks (ioctl
 //! `FICLONE`, ioctl_ficlonerange(2)) and making it takes the same microseconds for any size. On
-//! others the image's data, not its holes, is copied inside the kernel. The VMM reads raw files only,
-//! so a qcow2 child is no choice yet.
+//! others the image's data, not its holes, is copied inside the kernel. A qcow2 child on the cached
+//! image, which the VMM serves, would spare those the copy; then the image must stay as long as its children do.
 
 use std::fs::{self, File, OpenOptions};
 use std::io;
