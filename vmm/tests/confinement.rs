@@ -103,6 +103,11 @@ fn drive(place: &Place, socket: &Path, config: &VmConfig, is_over: &AtomicBool) 
     let limits = json!({ "ops": { "size": 1000, "refill_time": 1000 } });
     let patch = |id: &str, what: serde_json::Value| client.patch(&format!("/drives/{id}"), &what);
     patch("data", json!({ "drive_id": "data", "rate_limiter": limits }))?;
+    let interface = json!({ "iface_id": "eth0", "rx_rate_limiter": limits, "tx_rate_limiter": limits });
+    client.patch("/network-interfaces/eth0", &interface)?;
+    let told = client.get::<VmConfig>("/vm/config")?.network_interfaces.remove(0);
+    assert_eq!(told.tx_rate_limiter.and_then(|limiter| limiter.ops).map(|ops| ops.size), Some(1000));
+    assert!(told.rx_rate_limiter.is_some_and(|limiter| limiter.ops.is_some() && limiter.bandwidth.is_some()));
     for (id, file) in [("many", "other"), ("overlay", "another-overlay")] {
         let path = console.parent().unwrap().join(file);
         patch(id, json!({ "drive_id": id, "path_on_host": path }))?;

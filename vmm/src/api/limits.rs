@@ -24,3 +24,12 @@ pub struct RateLimiter {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ops: Option<TokenBucket>,
 }
+
+impl RateLimiter {
+    /// What `present` has become by a change to these limits: a bucket that is given replaces its own.
+    pub fn over(self, present: Option<RateLimiter>) -> Option<RateLimiter> {
+        let RateLimiter { bandwidth, ops } = present.unwrap_or_default();
+        let merged = RateLimiter { bandwidth: self.bandwidth.or(bandwidth), ops: self.ops.or(ops) };
+        (merged != RateLimiter::default()).then_some(merged)
+    }
+}

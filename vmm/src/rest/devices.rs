@@ -1,13 +1,14 @@
-//! The routes of drives, balloon and console that do more than keep a configuration.
+//! The routes of drives, interfaces, balloon and console that do more than keep a configuration.
 
 use super::routes::refuse_other_id;
 use super::table::Parsed;
 use super::{Call, Reply};
-use crate::api::{BalloonStatisticsUpdate, BalloonUpdate, ConsoleSize, DriveUpdate, RateLimiter, VmConfig};
+use crate::api::{BalloonStatisticsUpdate, BalloonUpdate, ConsoleSize, DriveUpdate, NetworkInterfaceUpdate, VmConfig};
 use crate::builder::refuse_large_balloon;
 use crate::devices::virtio::balloon::Balloon;
 use crate::devices::virtio::block::Block;
 use crate::devices::virtio::console::Console;
+use crate::devices::virtio::net::Net;
 use crate::vm::RunningVm;
 
 const NO_BALLOON: &str = "There is no balloon device; give one with PUT /balloon before the start.";
@@ -37,10 +38,27 @@ pub fn patch_drive(names: &[&str], update: DriveUpdate) -> Parsed {
             Some(Err(error)) => return Reply::refused(error.to_string()),
             None => return Reply::refused(format!("There is no drive {:?}.", update.drive_id)),
         }
-        let RateLimiter { bandwidth, ops } = drive.rate_limiter.take().unwrap_or_default();
-        let merged = RateLimiter { bandwidth: limits.bandwidth.or(bandwidth), ops: limits.ops.or(ops) };
-        drive.rate_limiter = (merged != RateLimiter::default()).then_some(merged);
+        drive.rate_limiter = limits.over(drive.rate_limiter.take());
         *present = drive;
+        Reply::done()
+    })
+}
+
+pub fn patch_interface(names: &[&str], update: NetworkInterfaceUpdate) -> Parsed {
+    refuse_other_id(names, &update.iface_id)?;
+    change(move |vm, config| {
+        let unknown = || Reply::refused(format!("There is no network interface {:?}.", update.iface_id));
+        let present = config.network_interfaces.iter_mut().find(|interface| interface.iface_id == update.iface_id);
+        let Some(present) = present else { return unknown() };
+        let receive = update.rx_rate_limiter.unwrap_or_default();
+        let transmit = update.tx_rate_limiter.unwrap_or_default();
+        match vm.change_device(&update.iface_id, |net: &mut Net| (false, net.limit(&receive, &transmit))) {
+            Some(Ok(())) => {}
+            Some(Err(error)) => return Reply::refused(error.to_string()),
+            None => return unknown(),
+        }
+        present.rx_rate_limiter = receive.over(present.rx_rate_limiter.take());
+        present.tx_rate_limiter = transmit.over(present.tx_rate_limiter.take());
         Reply::done()
     })
 }

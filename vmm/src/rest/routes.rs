@@ -6,8 +6,8 @@ use super::table::{self, Parsed, Route, route};
 use super::{Call, Reply, devices};
 use crate::api::{
     ActionRequest, Balloon, BalloonStatisticsUpdate, BalloonUpdate, BootSource, Console, ConsoleSize, Drive,
-    DriveUpdate, Entropy, Identity, Logger, MachineConfig, MachineConfigPatch, Metrics, NetworkInterface, Serial,
-    SnapshotCreate, SnapshotLoad, Version, VmConfig, VmStateUpdate, Vsock,
+    DriveUpdate, Entropy, Identity, Logger, MachineConfig, MachineConfigPatch, Metrics, NetworkInterface,
+    NetworkInterfaceUpdate, Serial, SnapshotCreate, SnapshotLoad, Version, VmConfig, VmStateUpdate, Vsock,
 };
 use crate::builder::MAX_VCPUS;
 use crate::memory::{MAX_MIB, MIN_MIB};
@@ -39,6 +39,8 @@ pub const ROUTES: &[Route] = &[
         devices::patch_drive),
     route!("PUT" "/network-interfaces/{iface_id}" "Adds or replaces a network interface; before the start."
         (NetworkInterface), put_interface),
+    route!("PATCH" "/network-interfaces/{iface_id}" "Changes an interface's limits; after the start."
+        (NetworkInterfaceUpdate), devices::patch_interface),
     route!("PUT" "/entropy" "Adds the entropy device; before the start." (Entropy),
         |_, entropy| configure(move |config| config.entropy = Some(entropy))),
     route!("PUT" "/vsock" "Adds the vsock device; before the start." (Vsock),

@@ -27,6 +27,7 @@ use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 use super::queue::Broken;
 use super::worker::{Shell, Worker, rewatch, watch};
 use super::{Activation, Interrupt, QueuePosition, VirtioDevice};
+use crate::api;
 use crate::backends::tap::{Offloads, Tap};
 use crate::confine::ThreadKind;
 use crate::error::{Error, Result};
@@ -88,6 +89,16 @@ impl Net {
             features |= 1 << VIRTIO_NET_F_MAC;
         }
         Net { worker: Shell::new(link), name: name.to_owned(), features, config }
+    }
+}
+
+impl Net {
+    /// Changes the buckets of the two directions that are given. To be called while the device does not work.
+    pub fn limit(&mut self, receive: &api::RateLimiter, transmit: &api::RateLimiter) -> Result<()> {
+        let link = self.worker.parts().ok_or(Error::host("interface")(io::ErrorKind::ResourceBusy.into()))?;
+        RateLimiter::change(&mut link.receive_limiter, receive)
+            .and_then(|()| RateLimiter::change(&mut link.transmit_limiter, transmit))
+            .map_err(Error::host("rate limiter's timer"))
     }
 }
 
