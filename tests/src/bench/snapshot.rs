@@ -26,6 +26,9 @@ use super::{
     serial,
 };
 
+/// A monitor whose socket is not there after this long will not have one.
+const SOCKET_BOUND: Duration = Duration::from_secs(10);
+
 /// A guest on disk, and how it is brought back.
 pub struct Saved {
     program: PathBuf,
@@ -63,6 +66,11 @@ impl Saved {
         command.arg("--config-file").arg(at("vm.json")).arg("--api-sock").arg(at("api"));
         let _running = serial::start(OURS, &mut command)?;
         let client = Client::new(at("api"));
+        // The guest may speak before the socket is there.
+        let begun = Instant::now();
+        while client.instance().is_err() && begun.elapsed() < SOCKET_BOUND {
+            std::thread::sleep(Duration::from_millis(1));
+        }
         let request = SnapshotCreate {
             snapshot_type: SnapshotType::Full,
             snapshot_path: at("state"),
