@@ -12,6 +12,7 @@ use crate::check_kvm;
 use crate::confine;
 use crate::error::{Error, Result};
 use crate::events::Events;
+use crate::gdb;
 use crate::log::Log;
 use crate::metrics;
 use crate::monitor::Monitor;
@@ -46,6 +47,10 @@ struct Arguments {
     /// also address, bytes and value). Ends after a million.
     #[arg(long, value_name = "FILE")]
     trace_exits: Option<PathBuf>,
+    /// For learning and debugging: wait at the first instruction for GDB, which connects to this Unix socket (`target remote SOCKET`); it
+    /// must not exist yet. Whoever may connect to it has the guest.
+    #[arg(long, value_name = "SOCKET")]
+    gdb: Option<PathBuf>,
     /// For debugging: install no system call filters.
     #[arg(long)]
     no_seccomp: bool,
@@ -91,9 +96,14 @@ pub fn main() -> c_int {
             return status(error.reason());
         }
     };
+    let gdb_socket = arguments.gdb.clone();
     let (reason, message) = run(arguments, &events, log).unwrap_or_else(|e| (e.reason(), e.to_string()));
     if matches!(reason, ExitReason::BadConfiguration | ExitReason::HostFailure) {
         eprintln!("mallee-vmm: {message}");
+    }
+    if let Some(socket) = gdb_socket.filter(|_| gdb::get().is_some()) {
+        // In a jail it cannot be seen, and is its caller's.
+        let _ = std::fs::remove_file(socket);
     }
     let status = match (reason, message.as_str()) {
         (ExitReason::Signal, crate::monitor::INTERRUPTED) => 130,
@@ -107,6 +117,7 @@ fn run(arguments: Arguments, events: &Arc<Events>, log: Log) -> Result<(ExitReas
     confine_or_warn(arguments.no_seccomp)?;
     events.emit(EventKind::ProcessStarted { pid: std::process::id() });
     arguments.trace_exits.as_deref().map_or(Ok(()), trace::start)?;
+    arguments.gdb.as_deref().map_or(Ok(()), gdb::listen)?;
     let config: Option<VmConfig> = arguments.config_file.as_deref().map(read_json).transpose()?;
     let request: Option<SnapshotLoad> = arguments.restore_file.as_deref().map(read_json).transpose()?;
     let snapshot = request.as_ref().map(Loaded::read).transpose()?;

@@ -5,17 +5,20 @@
 //! A vCPU's thread may be anywhere when it is called: inside `KVM_RUN` (in the guest, or asleep because the guest halted or has not woken this
 //! vCPU yet), serving an exit, or between the two. Three steps make sure that it comes:
 //!
-//! 1. The caller writes its order and sets `is_called`, and only then sends the signal.
+//! 1. The caller writes its order and sets `called`, and only then sends the signal.
 //! 2. The signal's handler runs on the vCPU's own thread and sets `immediate_exit` in its `kvm_run` (`vcpu::kick`). Inside `KVM_RUN` the
 //!    signal ends the call; before it, the flag ends the next call at once.
-//! 3. The thread clears that flag only right before it looks at `is_called`. A signal before the look is answered by the look, one after it by the flag.
+//! 3. The thread clears that flag only right before it looks at `called`. A signal before the look is answered by the look, one after it by the flag.
 //!
 //! A signal itself can be lost where the kernel's queue for the user is full (`pthread_kill` says EAGAIN), so whoever has not come is called again after a while.
+//!
+//! Two may want the threads to wait: the main thread, all of them (the order), and the debugger, some of them ([`Gate::hold`]). A thread goes on when
+//! neither does.
 //!
 //! A caller never waits longer than its patience: a thread can be held up in a device whose host side hangs. It then takes its order back, and
 //! the VM goes on as if nothing had been.
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Condvar, Mutex};
 use std::time::{Duration, Instant};
 
@@ -44,14 +47,16 @@ pub enum Passage {
 pub struct Missing(pub Vec<u8>);
 
 pub struct Gate {
-    /// True while the order is another than [`Order::Run`]: what a thread looks at between two exits, without the lock.
-    is_called: AtomicBool,
+    /// A bit for each thread that is to come: what it looks at between two exits, without the lock.
+    called: AtomicU64,
     state: Mutex<State>,
     changed: Condvar,
 }
 
 struct State {
     order: Order,
+    /// A bit for each thread that the debugger holds.
+    held: u64,
     /// A bit for each thread that waits at the gate, and one for each that has ended.
     waiting: u64,
     ended: u64,
@@ -61,13 +66,13 @@ impl Gate {
     /// An open gate, or one at which threads wait until [`Self::open`].
     pub fn new(is_open: bool) -> Self {
         let order = if is_open { Order::Run } else { Order::Wait };
-        let state = State { order, waiting: 0, ended: 0 };
-        Gate { is_called: AtomicBool::new(!is_open), state: Mutex::new(state), changed: Condvar::new() }
+        let state = State { order, held: 0, waiting: 0, ended: 0 };
+        Gate { called: AtomicU64::new(state.called()), state: Mutex::new(state), changed: Condvar::new() }
     }
 
-    /// Whether the threads are to come to the gate. Cheap.
-    pub fn is_called(&self) -> bool {
-        self.is_called.load(Ordering::Acquire)
+    /// Whether the thread `index` is to come to the gate. Cheap.
+    pub fn is_called(&self, index: u8) -> bool {
+        self.called.load(Ordering::Acquire) & 1 << index != 0
     }
 
     /// For the thread `index`, with nothing in its hands: waits as long as the gate is closed.
@@ -76,7 +81,7 @@ impl Gate {
         let mut state = lock(&self.state);
         state.waiting |= bit;
         self.changed.notify_all();
-        while state.order == Order::Wait {
+        while state.keeps(bit) {
             state = self.changed.wait(state).unwrap_or_else(|poisoned| poisoned.into_inner());
         }
         state.waiting &= !bit;
@@ -103,8 +108,29 @@ impl Gate {
 
     /// Lets the threads go on.
     pub fn open(&self) {
-        lock(&self.state).order = Order::Run;
-        self.is_called.store(false, Ordering::Release);
+        self.change(|state| state.order = Order::Run);
+    }
+
+    /// Has the threads of `mask` wait from now on, and does not wait for them: a thread that is one of them may call this.
+    pub fn shut(&self, mask: u64) {
+        self.change(|state| state.held |= mask);
+    }
+
+    /// Has all of the threads below `count` wait, for whatever [`Self::open`] says, until [`Self::release`]; returns when they do, or have ended.
+    pub fn hold(&self, count: u8, patience: Duration, call: impl Fn(u8)) -> Result<(), Missing> {
+        self.shut(u64::MAX);
+        self.gather(count, patience, call, |state| state.ended | state.waiting)
+    }
+
+    /// Lets the threads of `mask` go, as far as the debugger held them.
+    pub fn release(&self, mask: u64) {
+        self.change(|state| state.held &= !mask);
+    }
+
+    fn change(&self, change: impl FnOnce(&mut State)) {
+        let mut state = lock(&self.state);
+        change(&mut state);
+        self.called.store(state.called(), Ordering::Release);
         self.changed.notify_all();
     }
 
@@ -114,17 +140,26 @@ impl Gate {
     }
 
     fn order(&self, order: Order, count: u8, patience: Duration, call: impl Fn(u8)) -> Result<(), Missing> {
+        self.change(|state| state.order = order);
+        self.gather(count, patience, call, |state| match order {
+            Order::End => state.ended,
+            Order::Run | Order::Wait => state.ended | state.waiting,
+        })
+    }
+
+    /// Waits until all of the threads below `count` are among those that `came` says.
+    fn gather(
+        &self,
+        count: u8,
+        patience: Duration,
+        call: impl Fn(u8),
+        came: impl Fn(&State) -> u64,
+    ) -> Result<(), Missing> {
         let deadline = Instant::now() + patience;
         let all = (1u64 << count) - 1;
         let mut state = lock(&self.state);
-        state.order = order;
-        self.is_called.store(true, Ordering::Release);
-        self.changed.notify_all();
         loop {
-            let missing = match order {
-                Order::End => all & !state.ended,
-                Order::Run | Order::Wait => all & !(state.ended | state.waiting),
-            };
+            let missing = all & !came(&state);
             if missing == 0 {
                 return Ok(());
             }
@@ -135,6 +170,22 @@ impl Gate {
             indices.for_each(&call);
             let waited = self.changed.wait_timeout(state, AGAIN).unwrap_or_else(|poisoned| poisoned.into_inner());
             state = waited.0;
+        }
+    }
+}
+
+impl State {
+    /// A bit for each thread that is to come to the gate.
+    fn called(&self) -> u64 {
+        if self.order == Order::Run { self.held } else { u64::MAX }
+    }
+
+    /// Whether the thread with this bit waits.
+    fn keeps(&self, bit: u64) -> bool {
+        match self.order {
+            Order::Run => self.held & bit != 0,
+            Order::Wait => true,
+            Order::End => false,
         }
     }
 }
@@ -170,7 +221,7 @@ mod tests {
                     let (gate, counts) = (gate.clone(), counts.clone());
                     std::thread::spawn(move || {
                         loop {
-                            while !gate.is_called() {
+                            while !gate.is_called(index) {
                                 counts[index as usize].fetch_add(1, Ordering::SeqCst);
                             }
                             if gate.pass(index) == Passage::End {
@@ -204,6 +255,31 @@ mod tests {
     }
 
     #[test]
+    fn who_is_held_by_either_waits_and_the_others_run() {
+        let counters = Counters::start(3);
+        let stands = |index: usize| {
+            let before = counters.counts()[index];
+            std::thread::yield_now();
+            counters.counts()[index] == before
+        };
+        counters.gate.hold(3, LONG, |_| {}).unwrap();
+        counters.gate.close(3, LONG, |_| {}).unwrap();
+        counters.gate.open();
+        assert!((0..3).all(stands), "the debugger holds them still");
+        counters.gate.release(1 << 1);
+        let before = counters.counts()[1];
+        while counters.counts()[1] == before {
+            std::thread::yield_now();
+        }
+        assert!(stands(0) && stands(2));
+        counters.gate.close(3, LONG, |_| {}).unwrap();
+        counters.gate.release(u64::MAX);
+        assert!((0..3).all(stands));
+        counters.gate.end(3, LONG, |_| {}).unwrap();
+        counters.threads.into_iter().for_each(|thread| thread.join().unwrap());
+    }
+
+    #[test]
     fn who_does_not_come_is_called_again_named_and_nobody_is_kept_waiting() {
         let counters = Counters::start(2);
         let calls = AtomicU64::new(0);
@@ -213,7 +289,7 @@ mod tests {
         });
         assert_eq!(missing, Err(Missing(vec![2])));
         assert!(calls.load(Ordering::SeqCst) > 1);
-        assert!(!counters.gate.is_called(), "the others go on");
+        assert!(!counters.gate.is_called(0), "the others go on");
         counters.gate.leave(2);
         counters.gate.close(3, LONG, |_| {}).unwrap();
         counters.gate.end(3, LONG, |_| {}).unwrap();

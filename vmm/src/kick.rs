@@ -2,7 +2,7 @@
 
 use std::cell::Cell;
 use std::ptr;
-use std::sync::atomic::{Ordering, compiler_fence};
+use std::sync::atomic::{AtomicI32, Ordering, compiler_fence};
 
 use kvm_ioctls::VcpuFd;
 use vmm_sys_util::signal::{SIGRTMIN, register_signal_handler};
@@ -34,6 +34,28 @@ extern "C" fn on_kick(_: libc::c_int, _: *mut libc::siginfo_t, _: *mut libc::c_v
 pub fn kick(thread: libc::pthread_t) {
     // SAFETY: the caller holds the thread's handle, which has not been joined, so the id is valid; the signal has a handler.
     unsafe { libc::pthread_kill(thread, SIGRTMIN()) };
+}
+
+/// How a thread is kicked by one that may outlive it.
+#[derive(Default)]
+pub struct Reach(AtomicI32);
+
+impl Reach {
+    /// It is the calling thread.
+    pub fn set(&self) {
+        // SAFETY: takes nothing and cannot fail.
+        self.0.store(unsafe { libc::gettid() }, Ordering::Release);
+    }
+
+    /// Kicks it. One that has not begun is not there; one that has ended is not either, or is another thread of this process by now,
+    /// which a kick too many does nothing to.
+    pub fn kick(&self) {
+        let thread = self.0.load(Ordering::Acquire);
+        if thread != 0 {
+            // SAFETY: numbers only; the signal has a handler.
+            unsafe { libc::syscall(libc::SYS_tgkill, libc::getpid(), thread, SIGRTMIN()) };
+        }
+    }
 }
 
 /// That the calling thread's kicks reach `vcpu`, until this is dropped.

@@ -62,6 +62,8 @@ pub mod fuzzing;
 #[cfg(feature = "monitor")]
 mod gate;
 #[cfg(feature = "monitor")]
+mod gdb;
+#[cfg(feature = "monitor")]
 mod kick;
 #[cfg(feature = "monitor")]
 mod log;

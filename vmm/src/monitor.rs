@@ -15,6 +15,7 @@ use crate::bus::lock;
 use crate::confine::{self, ThreadKind};
 use crate::error::{Error, Result};
 use crate::events::{self, Events};
+use crate::gdb;
 use crate::kick;
 use crate::log::Log;
 use crate::metrics::{self, PROCESS};
@@ -143,6 +144,7 @@ impl Monitor {
 
     /// From now on there is this VM.
     fn take_up(&mut self, running: RunningVm, config: VmConfig) -> Result<()> {
+        gdb::serve(&running)?;
         self.watch(running.activations.event().as_raw_fd(), Source::Activations)?;
         self.watch(lock(&running.bus.serial).timer_fd(), Source::SerialTimer)?;
         if let Some(pages) = &running.pages {

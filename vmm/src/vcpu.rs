@@ -10,7 +10,7 @@ use std::os::unix::thread::JoinHandleExt;
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 
-use kvm_bindings::{KVM_SYSTEM_EVENT_CRASH, KVM_SYSTEM_EVENT_RESET, KVM_SYSTEM_EVENT_SHUTDOWN};
+use kvm_bindings::{KVM_SYSTEM_EVENT_CRASH, KVM_SYSTEM_EVENT_RESET, KVM_SYSTEM_EVENT_SHUTDOWN, kvm_debug_exit_arch};
 use kvm_ioctls::{VcpuExit, VcpuFd};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
@@ -20,7 +20,8 @@ use crate::confine::{self, ThreadKind};
 use crate::devices::MachineRequest;
 use crate::error::{Error, Result};
 use crate::gate::{Gate, Passage};
-use crate::kick::{self, Kickable};
+use crate::gdb::{self, Report};
+use crate::kick::{self, Kickable, Reach};
 use crate::metrics::{self, ExitKind, VcpuMetrics};
 use crate::trace;
 
@@ -62,6 +63,7 @@ pub struct Vcpu {
 /// A vCPU that has a thread.
 pub struct RunningVcpu {
     vcpu: Arc<Mutex<Vcpu>>,
+    reach: Arc<Reach>,
     thread: JoinHandle<()>,
 }
 
@@ -71,11 +73,16 @@ impl Vcpu {
         let index = self.index;
         let vcpu = Arc::new(Mutex::new(self));
         let own = vcpu.clone();
+        let reach = Arc::new(Reach::default());
+        let own_reach = reach.clone();
         let thread = std::thread::Builder::new()
             .name(format!("vcpu{index}"))
-            .spawn(move || run(&own, &bus, &exit, &Leaving { gate: &gate, index }))
+            .spawn(move || {
+                own_reach.set();
+                run(&own, &bus, &exit, &Leaving { gate: &gate, index });
+            })
             .map_err(Error::host("vCPU thread"))?;
-        Ok(RunningVcpu { vcpu, thread })
+        Ok(RunningVcpu { vcpu, reach, thread })
     }
 }
 
@@ -83,6 +90,11 @@ impl RunningVcpu {
     /// Calls the thread out of the guest; where it goes then is the gate's business.
     pub fn kick(&self) {
         kick::kick(self.thread.as_pthread_t() as libc::pthread_t);
+    }
+
+    /// For the debugger, which outlives the thread: the vCPU, to be locked at the gate, and how its thread is called there.
+    pub fn share(&self) -> (Arc<Mutex<Vcpu>>, Arc<Reach>) {
+        (self.vcpu.clone(), self.reach.clone())
     }
 
     /// Looks at the vCPU of a thread that is at the gate or has ended; waits for one that is not.
@@ -135,9 +147,10 @@ fn run_until_called(
     kickable: &Kickable,
 ) -> Option<(ExitReason, String)> {
     kickable.forget();
-    while !gate.is_called() {
+    while !gate.is_called(vcpu.index) {
         match run_once(vcpu, bus, metrics) {
             Step::Served => {}
+            Step::Stopped(exit) => stop_for_debugger(vcpu.index, exit, gate),
             Step::Interrupted => kickable.forget(),
             Step::End(reason, message) => return Some((reason, message)),
         }
@@ -147,9 +160,18 @@ fn run_until_called(
         kickable.exit_at_once();
         match run_once(vcpu, bus, metrics) {
             Step::Served => {}
+            Step::Stopped(exit) => stop_for_debugger(vcpu.index, exit, gate),
             Step::Interrupted => return None,
             Step::End(reason, message) => return Some((reason, message)),
         }
+    }
+}
+
+/// Has all vCPUs come to the gate, and tells the debugger why.
+fn stop_for_debugger(vcpu: u8, exit: kvm_debug_exit_arch, gate: &Gate) {
+    if let Some(debugger) = gdb::get() {
+        gate.shut(u64::MAX);
+        debugger.tell(Report { vcpu, exit });
     }
 }
 
@@ -159,6 +181,8 @@ enum Step {
     Served,
     /// There was nothing to serve: a signal, or the demand to exit at once.
     Interrupted,
+    /// The debugger wanted to know of this.
+    Stopped(kvm_debug_exit_arch),
     /// The machine ends.
     End(ExitReason, String),
 }
@@ -200,6 +224,7 @@ fn run_once(vcpu: &mut Vcpu, bus: &Bus, metrics: &VcpuMetrics) -> Step {
             bus.write_mmio(address, data);
             Step::Served
         }
+        Ok(VcpuExit::Debug(exit)) => Step::Stopped(exit),
         Ok(VcpuExit::Hlt | VcpuExit::Intr | VcpuExit::IrqWindowOpen) => Step::Served,
         Ok(VcpuExit::Shutdown) => Step::End(ExitReason::Reset, format!("vCPU {index}: triple fault or shutdown")),
         Ok(VcpuExit::SystemEvent(KVM_SYSTEM_EVENT_SHUTDOWN, _)) => {

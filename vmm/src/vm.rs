@@ -15,6 +15,7 @@ use crate::devices::IrqLine;
 use crate::devices::virtio::VirtioDevice;
 use crate::error::{Error, Result};
 use crate::gate::Gate;
+use crate::gdb;
 use crate::memory::GuestMemory;
 use crate::metrics::{Counter, PROCESS};
 use crate::snapshot::PageSource;
@@ -101,6 +102,10 @@ impl Vm {
             pages: self.pages,
             fd: self.fd,
         };
+        if gdb::get().is_some() {
+            // The debugger lets them go.
+            running.gate.shut(u64::MAX);
+        }
         for vcpu in self.vcpus {
             match vcpu.start(running.bus.clone(), exit.clone(), running.gate.clone()) {
                 Ok(vcpu) => running.vcpus.push(vcpu),
@@ -121,6 +126,10 @@ impl RunningVm {
 
     pub fn vcpus(&self) -> impl Iterator<Item = &RunningVcpu> {
         self.vcpus.iter()
+    }
+
+    pub fn gate(&self) -> Arc<Gate> {
+        self.gate.clone()
     }
 
     /// Brings everything to a stand. An error leaves the VM running.

@@ -20,6 +20,7 @@ use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use common::gdb::Gdb;
 use common::machine::{Process, wait_until};
 use common::{Place, check};
 use mallee_vmm::api::client::{Client, ClientError};
@@ -39,10 +40,45 @@ fn runs() -> Vec<Run> {
     vec![
         Run { name: "every device, by the rules", start: |place, run| run(place.command("probe.trial=exercise")) },
         Run { name: "every device, broken", start: |place, run| run(place.command("probe.trial=hostile:1")) },
+        Run { name: "under a debugger", start: under_a_debugger },
         Run { name: "through the socket, ended by a signal", start: through_the_socket },
         Run { name: "restored from a snapshot", start: restored },
         Run { name: "serving the pages of a snapshot", start: paged },
     ]
+}
+
+/// A guest that is looked into, held up, and let go.
+fn under_a_debugger(place: &Place, run: &mut dyn FnMut(std::process::Command)) {
+    let mut command = place.command("probe.trial=exercise");
+    command.arg("--gdb").arg(place.path("gdb"));
+    let is_over = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        // Its connection breaks where a forbidden call was put in; else the status tells.
+        let debugs = scope.spawn(|| debug(&place.path("gdb"), &is_over));
+        run(command);
+        is_over.store(true, Ordering::Relaxed);
+        let _ = debugs.join();
+    });
+}
+
+fn debug(socket: &Path, is_over: &AtomicBool) {
+    let mut gdb = loop {
+        match Gdb::connect(socket) {
+            Ok(gdb) => break gdb,
+            Err(_) if is_over.load(Ordering::Relaxed) => return,
+            Err(_) => std::thread::sleep(Duration::from_millis(10)),
+        }
+    };
+    gdb.ask("?");
+    let registers = gdb.ask("g");
+    gdb.ask(&format!("G{registers}"));
+    let entry = gdb.rip();
+    gdb.memory(entry, 16);
+    gdb.ask("vCont;s:1");
+    gdb.send("vCont;c");
+    gdb.interrupt();
+    gdb.hear();
+    gdb.ask("D");
 }
 
 /// Configures and starts a VM by requests, asks for this and that, and ends the process while its guest is idle.

@@ -100,6 +100,10 @@ const KVM_GET_TSC_KHZ: u32 = 0xaea3;
 const KVM_GET_XSAVE: u32 = 0x9000_aea4;
 const KVM_GET_XSAVE2: u32 = 0x9000_aecf;
 const KVM_GET_XCRS: u32 = 0x8188_aea6;
+const KVM_SET_REGS: u32 = 0x4090_ae82;
+const KVM_TRANSLATE: u32 = 0xc018_ae85;
+const KVM_GET_FPU: u32 = 0x81a0_ae8c;
+const KVM_SET_GUEST_DEBUG: u32 = 0x4048_ae9b;
 const KVM_IRQFD: u32 = 0x4020_ae76;
 const KVM_IOEVENTFD: u32 = 0x4040_ae79;
 const TUNSETOFFLOAD: u32 = 0x4004_54d0;
@@ -273,6 +277,24 @@ const SNAPSHOT: &[Rule] = &[
     call!(flock),
 ];
 
+const GDB: &[Rule] = &[
+    call!(accept4),
+    // The connection, and who has stopped.
+    call!(poll, 1: 2),
+    call!(read),
+    call!(recvfrom),
+    call!(sendto),
+    call!(ioctl, 1: KVM_GET_REGS),
+    call!(ioctl, 1: KVM_SET_REGS),
+    call!(ioctl, 1: KVM_GET_SREGS),
+    call!(ioctl, 1: KVM_GET_FPU),
+    call!(ioctl, 1: KVM_TRANSLATE),
+    call!(ioctl, 1: KVM_SET_GUEST_DEBUG),
+    // vCPUs are called out of their guest with a signal.
+    call!(tgkill, 2: 34),
+    call!(getpid),
+];
+
 /// Names as of the threads.
 pub const KINDS: &[Kind] = &[
     Kind {
@@ -281,6 +303,7 @@ pub const KINDS: &[Kind] = &[
         rules: &[RUNTIME, WAIT, MONITOR, SNAPSHOT, START_WORKER, REOPEN, BLOCK, NET, RNG, VSOCK, CONSOLE, TIMER],
     },
     Kind { name: "API", thread: "api", rules: &[RUNTIME, API] },
+    Kind { name: "GDB", thread: "gdb", rules: &[RUNTIME, GDB] },
     Kind { name: "VCPU", thread: "vcpu", rules: &[RUNTIME, VCPU] },
     Kind { name: "BLOCK", thread: "virtio-blk", rules: &[RUNTIME, WAIT, BLOCK, TIMER] },
     Kind { name: "NET", thread: "virtio-net", rules: &[RUNTIME, WAIT, NET, TIMER] },

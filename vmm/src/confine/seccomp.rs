@@ -22,6 +22,7 @@ pub enum ThreadKind {
     Balloon,
     Console,
     Pager,
+    Gdb,
 }
 
 impl ThreadKind {
@@ -37,6 +38,7 @@ impl ThreadKind {
             ThreadKind::Balloon => &filters::BALLOON,
             ThreadKind::Console => &filters::CONSOLE,
             ThreadKind::Pager => &filters::PAGER,
+            ThreadKind::Gdb => &filters::GDB,
         }
     }
 }
