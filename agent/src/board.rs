@@ -22,6 +22,7 @@ pub struct Board {
 #[derive(Debug, Default)]
 struct Rows {
     generation: u64,
+    network_generation: u64,
     network_error: String,
     instances: BTreeMap<InstanceId, ObservedInstance>,
 }
@@ -42,8 +43,9 @@ impl Board {
         self.edit(|rows| replace(&mut rows.generation, generation));
     }
 
-    pub fn set_network_error(&self, error: String) {
-        self.edit(|rows| replace(&mut rows.network_error, error));
+    /// The generation of the newest network that was applied (0: none yet), and why a newer one is not.
+    pub fn set_network(&self, generation: u64, error: String) {
+        self.edit(|rows| replace(&mut rows.network_generation, generation) | replace(&mut rows.network_error, error));
     }
 
     pub fn put(&self, id: &InstanceId, row: ObservedInstance) {
@@ -95,6 +97,7 @@ impl Board {
             generation: rows.generation,
             instances: rows.instances.values().cloned().collect(),
             network_error: rows.network_error.clone(),
+            network_generation: rows.network_generation,
         }
     }
 

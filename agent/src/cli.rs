@@ -143,7 +143,7 @@ impl RunArgs {
         ));
         tokio::spawn(network::keep(self.netd_socket.clone(), desired_network, back, status_sender));
         tokio::spawn(network::follow(self.netd_socket.clone(), back_sender, news_sender.clone()));
-        tokio::spawn(copy_network_error(status, Arc::clone(&services)));
+        tokio::spawn(copy_network(status, Arc::clone(&services)));
         tokio::spawn(server::serve(Arc::new(server::Service {
             directory: Arc::clone(&directory),
             tokens,
@@ -184,10 +184,11 @@ fn find_cgroups() -> Option<Cgroups> {
         .ok()
 }
 
-/// What netd refuses is told to the controller with the board.
-async fn copy_network_error(mut status: watch::Receiver<network::Status>, services: Arc<Services>) {
+/// What netd has applied, and what it refuses, is told to the controller with the board.
+async fn copy_network(mut status: watch::Receiver<network::Status>, services: Arc<Services>) {
     while status.changed().await.is_ok() {
-        services.board.set_network_error(status.borrow_and_update().error.clone());
+        let now = status.borrow_and_update().clone();
+        services.board.set_network(now.applied.map_or(0, |applied| applied.network.generation), now.error);
     }
 }
 

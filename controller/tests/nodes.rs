@@ -19,6 +19,9 @@ use tonic::transport::{Certificate, ClientTlsConfig, Endpoint, Identity};
 /// How long a step may take on a busy machine before it counts as one that does not happen.
 const BOUND: Duration = Duration::from_secs(30);
 
+/// Why the played nodes cannot carry VLANs.
+const NO_VLANS: &str = "no trunk interface";
+
 /// A controller's state and ports, with one image.
 struct Ground {
     folder: TempDir,
@@ -27,9 +30,10 @@ struct Ground {
     image: ImageId,
 }
 
-async fn open(folder: &TempDir) -> (Cloud, String) {
+async fn open(folder: &TempDir, more: &[&str]) -> (Cloud, String) {
     let state = folder.path().to_str().unwrap();
-    let config = Config::parse_from(["controller", "--state", state, "--public-pool", "198.51.100.128/29"]);
+    let words = ["controller", "--state", state, "--public-pool", "198.51.100.128/29"];
+    let config = Config::parse_from(words.iter().chain(more));
     let cloud = Cloud::open(config).await.unwrap();
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap().to_string();
@@ -39,8 +43,13 @@ async fn open(folder: &TempDir) -> (Cloud, String) {
 
 impl Ground {
     async fn new() -> Ground {
+        Ground::with(&[]).await
+    }
+
+    /// With more words on the controller's command line.
+    async fn with(more: &[&str]) -> Ground {
         let folder = tempfile::tempdir().unwrap();
-        let (cloud, address) = open(&folder).await;
+        let (cloud, address) = open(&folder, more).await;
         let image = Image {
             id: ImageId::random(),
             account_id: "111122223333".into(),
@@ -95,6 +104,10 @@ impl Ground {
             memory_mib: 4096,
             disk_mib: 10_000,
             kvm: api::KvmClass::Software.into(),
+            network: [("vlan", NO_VLANS), ("vxlan", "")]
+                .map(|(kind, missing)| (kind.to_owned(), missing.to_owned()))
+                .into(),
+            underlay_address: format!("10.9.0.{}", name.trim_start_matches('n')),
             ..Default::default()
         };
         say.send(message(from_agent::Message::Facts(node))).await.unwrap();
@@ -218,7 +231,8 @@ impl PlayedNode {
                 ..Default::default()
             })
             .collect();
-        let observed = api::ObservedNode { generation, instances, network_error: String::new() };
+        let observed =
+            api::ObservedNode { generation, instances, network_error: String::new(), network_generation: generation };
         self.say.send(message(from_agent::Message::Observed(observed))).await.unwrap();
     }
 }
@@ -283,7 +297,7 @@ async fn a_killed_controller_goes_on_with_what_it_had_begun() {
     let id = ground.run("1", &[]).await.remove(0);
     drop(node);
     // The same folder opened again, as after a kill: nothing was told to the old one.
-    let (cloud, address) = open(&ground.folder).await;
+    let (cloud, address) = open(&ground.folder, &[]).await;
     (ground.cloud, ground.address) = (cloud, address);
     ground.wait_state(&id, "pending").await;
     let mut node = ground.attend("n1", &credentials).await;
@@ -371,6 +385,59 @@ async fn an_elastic_ip_moves_and_comes_back_when_its_instance_ends() {
     let held = ground.done("DescribeAddresses", &[("AllocationId.1", &allocation)]).await;
     assert!(held.contains(&ip) && !held.contains("instanceId"), "{held}");
     ground.done("ReleaseAddress", &[("AllocationId", &allocation)]).await;
+}
+
+#[tokio::test]
+async fn an_elastic_ip_is_with_its_new_node_before_the_old_one_is_told() {
+    let ground = Ground::new().await;
+    let (mut old, mut new) = (ground.node("n1", "mallee-1a").await, ground.node("n2", "mallee-1b").await);
+    let here = ground.run("1", &[("Placement.AvailabilityZone", "mallee-1a")]).await.remove(0);
+    let there = ground.run("1", &[("Placement.AvailabilityZone", "mallee-1b")]).await.remove(0);
+    let allocated = ground.done("AllocateAddress", &[("Domain", "vpc")]).await;
+    let allocation = texts(&allocated, "allocationId").remove(0);
+    let has = |desired: &api::DesiredNode| !desired.network.clone().unwrap().elastic_ips.is_empty();
+    ground.done("AssociateAddress", &[("AllocationId", &allocation), ("InstanceId", &here)]).await;
+    old.desired_with(has).await;
+    ground.done("AssociateAddress", &[("AllocationId", &allocation), ("InstanceId", &there)]).await;
+    let desired = new.desired_with(has).await;
+    new.observed(desired.generation, &[(&there, api::InstancePhase::Running, "")]).await;
+    old.desired_with(|desired| !has(desired)).await;
+    // One that never says so is not waited for.
+    ground.done("AssociateAddress", &[("AllocationId", &allocation), ("InstanceId", &here)]).await;
+    old.desired_with(has).await;
+    new.desired_with(|desired| !has(desired)).await;
+}
+
+#[tokio::test]
+async fn nodes_are_told_of_one_anothers_instances_in_a_vpc() {
+    use mallee_netd::api::segment::Kind;
+    let ground = Ground::with(&["--segments", "vxlan:5000-5001"]).await;
+    let (mut one, mut two) = (ground.node("n1", "mallee-1a").await, ground.node("n2", "mallee-1b").await);
+    let id = ground.run("1", &[("Placement.AvailabilityZone", "mallee-1b")]).await.remove(0);
+    let own = two.desired_with(|desired| !desired.instances.is_empty()).await.network.unwrap();
+    let told = one.desired_with(|desired| !desired.network.clone().unwrap().remotes.is_empty()).await.network.unwrap();
+    let (here, remote) = (&own.interfaces[0], &told.remotes[0]);
+    assert_eq!((&here.mac, &here.ipv4, &here.segment), (&remote.mac, &remote.ipv4, &remote.segment));
+    assert_eq!(remote.node, "10.9.0.2");
+    // Its own zone's subnet, and the one that the other's instance is on, each by its number.
+    let kinds: Vec<_> = told.segments.iter().map(|segment| segment.kind.clone().unwrap()).collect();
+    let peers = vec!["10.9.0.2".to_owned()];
+    let vxlan = |vni| Kind::Vxlan(mallee_netd::api::VxlanSegment { vni, peers: peers.clone() });
+    assert_eq!(kinds, [vxlan(5000), vxlan(5001)]);
+    assert_eq!(told.segments[1].id, remote.segment);
+    assert_eq!(told.segments[0].peer_router_macs, [own.segments[0].router_mac.clone()]);
+    ground.done("TerminateInstances", &[("InstanceId.1", &id)]).await;
+    one.desired_with(|desired| desired.network.clone().unwrap().remotes.is_empty()).await;
+}
+
+#[tokio::test]
+async fn no_instance_goes_to_a_node_that_cannot_carry_its_segment() {
+    let ground = Ground::with(&["--segments", "vlan:100-199"]).await;
+    let _node = ground.node("n1", "mallee-1a").await;
+    let image = ground.image.to_string();
+    let request = [("ImageId", image.as_str()), ("MinCount", "1"), ("MaxCount", "1"), ("InstanceType", "t3.nano")];
+    let (status, body) = ground.call("RunInstances", &request).await;
+    assert!(status == 400 && body.contains("Unsupported") && body.contains(NO_VLANS), "{body}");
 }
 
 #[tokio::test]

@@ -1,11 +1,12 @@
 //! Elastic IPs: held by an account, standing for one instance at a time.
 //!
 //! Associating, moving and taking away change one row and wake the one or two nodes whose instances are
-//! concerned; netd there makes it one netlink transaction. An answer means that it is wanted and will
-//! be, not that the packets flow yet, as in EC2.
+//! concerned, of two the new holder's first ([`hand_over`]); netd there makes it one netlink transaction. An
+//! answer means that it is wanted and will be, not that the packets flow yet, as in EC2.
 
 use std::collections::HashMap;
 use std::net::Ipv4Addr;
+use std::time::Duration;
 
 use super::filters::{self, Table, one, word};
 use super::model::{
@@ -19,6 +20,9 @@ use crate::state::addresses::{self, Address as Held};
 use crate::state::instances::{self, Instance};
 use crate::state::lifecycle::Wanted;
 use crate::state::{Tx, nodes, tags};
+
+/// How long an address may be with both nodes when it moves.
+const HANDOVER: Duration = Duration::from_secs(1);
 
 const ADDRESSES: Table<Address> = &[
     ("allocation-id", |address| one(&address.allocation_id)),
@@ -127,14 +131,11 @@ pub(crate) async fn associate_address(
             ));
         }
     }
-    let mut woken = touch_holder(&mut tx, context, &held).await?;
+    let old = touch_holder(&mut tx, context, &held).await?;
     let association = addresses::associate(&mut tx, &held.allocation_id, &instance.id).await?;
-    if !woken.contains(&instance.node) {
-        nodes::touch(&mut tx, &instance.node).await?;
-        woken.push(instance.node);
-    }
+    let generation = nodes::touch(&mut tx, &instance.node).await?;
     context.commit(tx).await?;
-    wake(context, &woken);
+    hand_over(context, instance.node, generation, old);
     Ok(AssociateAddressResult { association_id: Some(association.into()) })
 }
 
@@ -233,6 +234,20 @@ async fn touch_holder(tx: &mut Tx, context: &Context, held: &Held) -> Result<Vec
     let holder = lookup::instance(tx, context.account(), id).await?;
     nodes::touch(tx, &holder.node).await?;
     Ok(vec![holder.node])
+}
+
+/// Has the new holder's node take the address, and the old one's let go of it once the new one has it: whoever asks in
+/// between is answered by the one or by the other, as fast or slow as either may be. A new node that does not come to it
+/// is not waited for.
+fn hand_over(context: &Context, new: String, generation: i64, old: Vec<String>) {
+    context.cloud.nodes.wake(&new);
+    let cloud = context.cloud.clone();
+    tokio::spawn(async move {
+        for node in old.iter().filter(|old| **old != new) {
+            let _ = tokio::time::timeout(HANDOVER, cloud.nodes.has_network(&new, generation)).await;
+            cloud.nodes.wake(node);
+        }
+    });
 }
 
 fn wake(context: &Context, names: &[String]) {

@@ -14,7 +14,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 
 use mallee_agent::api;
 use serde::{Deserialize, Serialize};
-use tokio::sync::{Notify, mpsc, oneshot};
+use tokio::sync::{Notify, mpsc, oneshot, watch};
 
 use crate::Cloud;
 
@@ -49,6 +49,8 @@ struct Link {
     out: mpsc::Sender<api::ToAgent>,
     consoles: HashMap<u64, oneshot::Sender<api::ConsoleReply>>,
     heard_ns: i64,
+    /// Of the newest network that the node says it has.
+    network: watch::Sender<u64>,
 }
 
 /// A node as an operator sees it.
@@ -83,6 +85,13 @@ impl Nodes {
         if let Some(link) = self.links().get(node) {
             link.wake.notify_one();
         }
+    }
+
+    /// Waits until the node says that it has the network of this generation, or goes away.
+    pub async fn has_network(&self, node: &str, generation: i64) {
+        let Some(mut network) = self.links().get(node).map(|link| link.network.subscribe()) else { return };
+        // An error means that the stream has ended.
+        let _ = network.wait_for(|has| *has >= generation.cast_unsigned()).await;
     }
 
     /// The stream of that session has ended. False when another one has taken its place.

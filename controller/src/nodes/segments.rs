@@ -88,6 +88,11 @@ impl Segments {
         }
     }
 
+    /// A subnet may have instances on several nodes.
+    pub(super) fn span_nodes(&self) -> bool {
+        *self != Segments::Local
+    }
+
     /// Why a node cannot carry the cloud's segments; `None`: it can.
     pub(super) fn missing_on(&self, facts: &Facts) -> Option<String> {
         let (kind, _) = self.wire()?;
@@ -217,9 +222,9 @@ pub(super) async fn ensure_numbers(cloud: &Cloud) -> Result<()> {
 /// Instances' networks begin or end on these nodes: every other node's state is to have its next number, in the
 /// transaction that changes it. The others' names, to be woken after the commit.
 pub async fn touch_others(tx: &mut Tx, cloud: &Cloud, changed: &[&str]) -> Result<Vec<String>> {
-    match cloud.config.segments.wire() {
-        Some(_) => nodes::touch_others(tx, changed).await,
-        None => Ok(Vec::new()),
+    match cloud.config.segments.span_nodes() {
+        true => nodes::touch_others(tx, changed).await,
+        false => Ok(Vec::new()),
     }
 }
 

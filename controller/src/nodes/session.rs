@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use mallee_agent::api;
 use mallee_agent::api::from_agent::Message;
-use tokio::sync::{Notify, mpsc};
+use tokio::sync::{Notify, mpsc, watch};
 use tonic::Streaming;
 
 use super::clock_offset::ClockOffset;
@@ -34,8 +34,14 @@ pub(super) fn begin(cloud: Cloud, node: String, incoming: Streaming<api::FromAge
     let (out, outgoing) = mpsc::channel(QUEUE);
     let wake = Arc::new(Notify::new());
     wake.notify_one();
-    let link =
-        Link { session, wake: wake.clone(), out: out.clone(), consoles: HashMap::new(), heard_ns: crate::clock::now() };
+    let link = Link {
+        session,
+        wake: wake.clone(),
+        out: out.clone(),
+        consoles: HashMap::new(),
+        heard_ns: crate::clock::now(),
+        network: watch::Sender::new(0),
+    };
     cloud.nodes.links().insert(node.clone(), link);
     tracing::info!(node, "node attends");
     tokio::spawn(async move {
@@ -107,7 +113,12 @@ async fn receive(cloud: &Cloud, node: &str, mut incoming: Streaming<api::FromAge
 async fn hear(cloud: &Cloud, node: &str, clock: &ClockOffset, message: Message) -> Result<()> {
     match message {
         Message::Facts(facts) => note_facts(cloud, node, facts.into()).await,
-        Message::Observed(state) => observed::note(cloud, node, state).await,
+        Message::Observed(state) => {
+            if let Some(link) = cloud.nodes.links().get(node) {
+                link.network.send_replace(state.network_generation);
+            }
+            observed::note(cloud, node, state).await
+        }
         Message::Spans(spans) => {
             for span in spans.spans {
                 cloud.traces.record(on_our_clock(clock, span));
@@ -133,7 +144,7 @@ async fn note_facts(cloud: &Cloud, node: &str, facts: Facts) -> Result<()> {
     let known = nodes::find(&mut tx, node).await?.and_then(|node| node.facts);
     let reach = |facts: &Facts| (cloud.config.segments.missing_on(facts).is_none(), facts.underlay_address.clone());
     let mut woken = Vec::new();
-    if known.as_ref().map(reach) != Some(reach(&facts)) {
+    if cloud.config.segments.span_nodes() && known.as_ref().map(reach) != Some(reach(&facts)) {
         woken = segments::touch_others(&mut tx, cloud, &[node]).await?;
         nodes::touch(&mut tx, node).await?;
         woken.push(node.to_owned());
