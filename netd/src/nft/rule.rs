@@ -221,10 +221,10 @@ impl Rule {
         self.with([Expr::NotTracked])
     }
 
-    /// Gives the frame the source MAC that the map has for the link it leaves by.
-    pub fn ether_source_by(self, map: &Set) -> Self {
+    /// Gives the frame the source MAC that the map has for the field.
+    pub fn ether_source_by(self, field: Field, map: &Set) -> Self {
         self.with([
-            Field::OutputName.load(FIRST),
+            field.load(FIRST),
             Expr::Lookup { set: map.name, set_id: map.id, from: FIRST, to: Some(FIRST), inverted: false },
             Expr::SetPayload { header: Header::Link, offset: 6, length: 6, from: FIRST },
         ])

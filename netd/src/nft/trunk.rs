@@ -36,10 +36,14 @@ pub const TUNNEL_PEERS: Set = set("tunnel_peers", 42, &[Type::Ipv4]);
 /// The trunk ports. What is behind each is in the sets that say it of taps.
 pub const TRUNKS: Set = set("trunks", 40, &[Type::LinkName]);
 
-/// Trunk port with the gateway's MAC, which is the same on every node.
-pub const GATEWAY_MACS: Set = set("gateway_macs", 41, &[Type::LinkName, Type::Ether]);
-/// Trunk port to the MAC that this node's gateway has there.
-pub const ROUTER_MACS: Set = map("router_macs", 42, &[Type::LinkName], Type::Ether);
+/// Trunk port with the gateway's MAC, as instances see it: the same on every node.
+pub const GATEWAY_FRAMES: Set = set("gateway_frames", 41, &[Type::LinkName, Type::Ether]);
+/// Trunk port to that MAC.
+pub const GATEWAY_MACS: Set = map("gateway_macs", 42, &[Type::LinkName], Type::Ether);
+/// Trunk port to the MAC that this node's gateway has on the wire.
+pub const ROUTER_MACS: Set = map("router_macs", 43, &[Type::LinkName], Type::Ether);
+/// Trunk port with the MACs that other nodes' gateways have on the wire.
+pub const PEER_ROUTERS: Set = set("peer_routers", 44, &[Type::LinkName, Type::Ether]);
 
 /// Before connection tracking (`NF_IP_PRI_RAW`).
 const RAW: i32 = -300;
@@ -133,8 +137,10 @@ fn from_trunk() -> Chain {
             ipv4("IPv4 from the address of an instance there")
                 .found(&[InputName, EtherSource, Ipv4Source], &BINDINGS)
                 .accept(),
-            ipv4("IPv4 by way of the gateway there, or of an instance without source check")
-                .found(&[InputName, EtherSource], &ROUTERS)
+            ipv4("IPv4 from an instance without source check").found(&[InputName, EtherSource], &ROUTERS).accept(),
+            ipv4("IPv4 by way of the gateway there, which is the gateway here to an instance")
+                .found(&[InputName, EtherSource], &PEER_ROUTERS)
+                .ether_source_by(InputName, &GATEWAY_MACS)
                 .accept(),
             Rule::new("count what is dropped").found(&[InputName], &SPOOFED).drop(),
             Rule::new("drop what could not be counted").drop(),
@@ -162,8 +168,8 @@ fn trunk_out() -> Chain {
             to_trunk("DHCP is answered here", ETHER_IPV4).udp_ports(DHCP_CLIENT, DHCP_SERVER).drop(),
             to_trunk("to those who are here", ETHER_IPV4).udp_ports(DHCP_SERVER, DHCP_CLIENT).drop(),
             Rule::new("the gateway has a MAC of its own on the wire")
-                .found(&[OutputName, EtherSource], &GATEWAY_MACS)
-                .ether_source_by(&ROUTER_MACS),
+                .found(&[OutputName, EtherSource], &GATEWAY_FRAMES)
+                .ether_source_by(OutputName, &ROUTER_MACS),
         ],
     }
 }
@@ -179,10 +185,13 @@ impl Contents {
         let name = trunk.port.padded().to_vec();
         self.put_bridge(&TRUNKS, name.clone());
         self.put_bridge(&SPOOFED, name);
-        self.put_bridge(&GATEWAY_MACS, with_mac(&trunk.port, segment.gateway_mac));
-        self.put(ProtoFamily::Bridge, &ROUTER_MACS, trunk.port.padded().to_vec(), trunk.router.octets().to_vec());
+        let gateway = segment.gateway_mac;
+        self.put_bridge(&GATEWAY_FRAMES, with_mac(&trunk.port, gateway));
+        for (map, mac) in [(&GATEWAY_MACS, gateway), (&ROUTER_MACS, trunk.router)] {
+            self.put(ProtoFamily::Bridge, map, trunk.port.padded().to_vec(), mac.octets().to_vec());
+        }
         for router in &trunk.peer_routers {
-            self.put_bridge(&ROUTERS, with_mac(&trunk.port, *router));
+            self.put_bridge(&PEER_ROUTERS, with_mac(&trunk.port, *router));
         }
         for remote in network.remotes_of(&segment.id) {
             let port_and_mac = with_mac(&trunk.port, remote.mac);
@@ -205,7 +214,7 @@ impl Contents {
 /// netd's sets of the family that serve trunks.
 pub fn sets(family: ProtoFamily) -> Vec<Set> {
     match family {
-        ProtoFamily::Bridge => vec![TRUNKS, GATEWAY_MACS, ROUTER_MACS],
+        ProtoFamily::Bridge => vec![TRUNKS, GATEWAY_FRAMES, GATEWAY_MACS, ROUTER_MACS, PEER_ROUTERS],
         _ => vec![REMOTES, TUNNEL_ENDS, TUNNEL_PEERS],
     }
 }
