@@ -163,7 +163,7 @@ fn trunk_out() -> Chain {
         base: base(ChainType::Filter, Hook::PostRouting, BRIDGE_FIRST),
         rules: vec![
             to_trunk("the gateway asks no other node", ETHER_ARP)
-                .found(&[OutputName, EtherSource], &GATEWAY_MACS)
+                .found(&[OutputName, EtherSource], &GATEWAY_FRAMES)
                 .drop(),
             to_trunk("DHCP is answered here", ETHER_IPV4).udp_ports(DHCP_CLIENT, DHCP_SERVER).drop(),
             to_trunk("to those who are here", ETHER_IPV4).udp_ports(DHCP_SERVER, DHCP_CLIENT).drop(),
