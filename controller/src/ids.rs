@@ -81,6 +81,7 @@ ids! {
     VpcId = "vpc";
     SubnetId = "subnet";
     SecurityGroupId = "sg";
+    SecurityGroupRuleId = "sgr";
     /// A network interface.
     InterfaceId = "eni";
     /// That an interface is part of an instance.

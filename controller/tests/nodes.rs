@@ -508,3 +508,98 @@ async fn credentials_that_were_replaced_are_refused() {
     assert_eq!(refused.code(), tonic::Code::PermissionDenied);
     assert!(refused.message().contains("mallee node add"), "{refused}");
 }
+
+/// The rules of a group as a node is told them: protocol, first port, and whom.
+fn told(desired: &api::DesiredNode, group: &str) -> Vec<(bool, i32, i32, String)> {
+    use mallee_netd::api::security_group_rule::Peer;
+    let network = desired.network.as_ref().unwrap();
+    let Some(group) = network.security_groups.iter().find(|found| found.id == group) else { return Vec::new() };
+    let peer = |peer: &Option<Peer>| match peer {
+        Some(Peer::Cidr(text) | Peer::SecurityGroup(text) | Peer::PrefixList(text)) => text.clone(),
+        None => String::new(),
+    };
+    group.rules.iter().map(|rule| (rule.egress, rule.protocol, rule.from_port, peer(&rule.peer))).collect()
+}
+
+fn members(desired: &api::DesiredNode, group: &str) -> Vec<String> {
+    let network = desired.network.as_ref().unwrap();
+    network
+        .security_groups
+        .iter()
+        .find(|found| found.id == group)
+        .map(|found| found.members.clone())
+        .unwrap_or_default()
+}
+
+#[tokio::test]
+async fn a_node_is_told_the_rules_of_its_instances_and_who_they_are_about_on_other_nodes() {
+    let ground = Ground::new().await;
+    let mut first = ground.node("n1", "mallee-1a").await;
+    let mut second = ground.node("n2", "mallee-1b").await;
+    let create = |name: &'static str| {
+        let params = [("GroupName", name), ("GroupDescription", "of a test")];
+        let ground = &ground;
+        async move { texts(&ground.done("CreateSecurityGroup", &params).await, "groupId").remove(0) }
+    };
+    let (servers, clients) = (create("servers").await, create("clients").await);
+    let zone = |zone| ("Placement.AvailabilityZone", zone);
+    ground.run("1", &[zone("mallee-1a"), ("SecurityGroupId.1", &servers)]).await;
+    let desired = first.desired_with(|desired| !desired.instances.is_empty()).await;
+    assert_eq!(told(&desired, &servers), [(true, -1, -1, "0.0.0.0/0".to_owned())], "nothing comes in, all goes out");
+    assert_eq!(desired.network.unwrap().interfaces[0].security_groups, [servers.clone()]);
+
+    let rule = [
+        ("GroupId", servers.as_str()),
+        ("IpPermissions.1.IpProtocol", "tcp"),
+        ("IpPermissions.1.FromPort", "22"),
+        ("IpPermissions.1.ToPort", "22"),
+        ("IpPermissions.1.Groups.1.GroupId", clients.as_str()),
+    ];
+    ground.done("AuthorizeSecurityGroupIngress", &rule).await;
+    let desired = first.desired_with(|desired| told(desired, &servers).len() == 2).await;
+    assert!(told(&desired, &servers).contains(&(false, 6, 22, clients.clone())));
+    assert!(members(&desired, &clients).is_empty());
+
+    // A member comes to another node, and goes: the first hears of both.
+    let client = ground.run("1", &[zone("mallee-1b"), ("SecurityGroupId.1", &clients)]).await.remove(0);
+    let desired = first.desired_with(|desired| !members(desired, &clients).is_empty()).await;
+    assert_eq!(members(&desired, &clients), ["172.31.16.4"]);
+    second.desired_with(|desired| !desired.instances.is_empty()).await;
+    ground.done("TerminateInstances", &[("InstanceId.1", &client)]).await;
+    first.desired_with(|desired| members(desired, &clients).is_empty()).await;
+
+    assert_eq!(ground.refused("DeleteSecurityGroup", &[("GroupId", &clients)]).await, "DependencyViolation");
+    assert_eq!(ground.refused("AuthorizeSecurityGroupIngress", &rule).await, "InvalidPermission.Duplicate");
+    ground.done("RevokeSecurityGroupIngress", &rule).await;
+    first.desired_with(|desired| told(desired, &servers).len() == 1).await;
+    assert_eq!(ground.refused("RevokeSecurityGroupIngress", &rule).await, "InvalidPermission.NotFound");
+}
+
+#[tokio::test]
+async fn an_instance_joins_and_leaves_groups_while_it_runs() {
+    let ground = Ground::new().await;
+    let mut node = ground.node("n1", "mallee-1a").await;
+    let id = ground.run("1", &[]).await.remove(0);
+    let desired = node.desired_with(|desired| !desired.instances.is_empty()).await;
+    let default = desired.network.unwrap().interfaces.remove(0).security_groups.remove(0);
+    let params = [("GroupName", "more"), ("GroupDescription", "of a test")];
+    let more = texts(&ground.done("CreateSecurityGroup", &params).await, "groupId").remove(0);
+    let both = [("InstanceId", id.as_str()), ("GroupId.1", &default), ("GroupId.2", &more)];
+    ground.done("ModifyInstanceAttribute", &both).await;
+    let groups_of = |desired: &api::DesiredNode| desired.network.clone().unwrap().interfaces[0].security_groups.clone();
+    let desired = node.desired_with(|desired| groups_of(desired).len() == 2).await;
+    // The default group lets in its own members.
+    assert_eq!(members(&desired, &default), ["172.31.0.4"]);
+    let interface = desired.network.unwrap().interfaces.remove(0).id;
+    let one = [("NetworkInterfaceId", interface.as_str()), ("SecurityGroupId.1", &more)];
+    ground.done("ModifyNetworkInterfaceAttribute", &one).await;
+    node.desired_with(|desired| groups_of(desired) == [more.clone()]).await;
+    assert_eq!(ground.refused("DeleteSecurityGroup", &[("GroupId", &more)]).await, "DependencyViolation");
+    let router = [("InstanceId", id.as_str()), ("SourceDestCheck.Value", "false")];
+    ground.done("ModifyInstanceAttribute", &router).await;
+    node.desired_with(|desired| desired.network.clone().unwrap().interfaces[0].source_dest_check_off).await;
+    let described = ground.done("DescribeInstances", &[("InstanceId.1", &id)]).await;
+    assert!(described.contains("<sourceDestCheck>false</sourceDestCheck>"), "{described}");
+    let cheap = [("InstanceId", id.as_str()), ("InstanceType.Value", "t3.micro")];
+    assert_eq!(ground.refused("ModifyInstanceAttribute", &cheap).await, "UnsupportedOperation");
+}

@@ -3,11 +3,12 @@
 use std::collections::HashMap;
 use std::fs::OpenOptions;
 
+use crate::bridging::Bridging;
 use crate::desired::Surroundings;
 use crate::{conntrack, nft};
 
 /// Name of each capability to why it is missing; an empty reason means that it is there.
-pub fn detect() -> HashMap<String, String> {
+pub fn detect(bridging: Bridging) -> HashMap<String, String> {
     let reason = |outcome: crate::error::Result<()>| match outcome {
         Ok(()) => String::new(),
         Err(error) => error.to_string(),
@@ -16,6 +17,7 @@ pub fn detect() -> HashMap<String, String> {
         ("local".into(), tun_device()),
         ("nftables".into(), reason(nft::probe())),
         ("conntrack".into(), reason(conntrack::probe())),
+        ("security-groups".into(), bridging.problem().to_owned()),
     ])
 }
 

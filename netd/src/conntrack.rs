@@ -9,6 +9,7 @@ use std::io;
 use std::net::Ipv4Addr;
 
 use crate::desired::Network;
+use crate::dns;
 use crate::error::{Error, Result};
 use crate::netfilter::{NetfilterSocket, attribute, put};
 
@@ -80,6 +81,7 @@ impl<'a> Judge<'a> {
             && self.network.segments.values().any(|segment| {
                 segment.network.contains(&address)
                     && address != segment.gateway
+                    && Some(address) != dns::resolver_address(&segment.network, segment.gateway)
                     && address != segment.network.network()
                     && address != segment.network.broadcast()
             })
@@ -183,6 +185,8 @@ mod tests {
         assert!(!stale(flow("172.31.0.4", "203.0.113.1", "203.0.113.1", "198.51.100.130")));
         assert!(!stale(flow("172.31.0.5", "203.0.113.1", "203.0.113.1", "198.51.100.2")));
         assert!(!stale(flow("172.31.0.5", "172.31.0.4", "172.31.0.4", "172.31.0.5")));
+        // To the resolver.
+        assert!(!stale(flow("172.31.0.5", "172.31.0.2", "172.31.0.2", "172.31.0.5")));
     }
 
     #[test]

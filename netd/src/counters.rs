@@ -3,10 +3,10 @@
 use std::collections::BTreeMap;
 use std::time::SystemTime;
 
-use crate::api::{ElasticIpState, InterfaceState, NodeNetwork, ShowReply, TrunkState};
-use crate::desired::{ElasticIp, Interface, InterfaceId, Network, Segment, Trunk};
+use crate::api::{ElasticIpState, InterfaceState, NodeNetwork, SecurityGroupRuleState, ShowReply, TrunkState};
+use crate::desired::{ElasticIp, GroupRule, Interface, InterfaceId, Network, SecurityGroup, Segment, Trunk};
 use crate::links::Observed;
-use crate::nft::Counters;
+use crate::nft::{self, Counters};
 use crate::service::unix_ns;
 
 pub fn show(
@@ -24,6 +24,7 @@ pub fn show(
             .map(|interface| interface_state(interface, observed, counters, leases))
             .collect(),
         elastic_ips: network.elastic_ips.values().map(|elastic| elastic_ip_state(elastic, counters)).collect(),
+        security_group_rules: network.security_groups.values().flat_map(|group| rule_states(group, counters)).collect(),
         trunks: network.trunks().map(|(segment, trunk)| trunk_state(segment, trunk, observed, counters)).collect(),
     }
 }
@@ -47,6 +48,8 @@ fn interface_state(
         tx_packets: traffic.rx_packets,
         spoofed_packets: counters.spoofed.get(&interface.tap).map_or(0, |counter| counter.packets),
         leased_unix_ns: leases.get(&interface.id).map_or(0, |at| unix_ns(*at)),
+        denied_in_packets: counters.denied_in.get(&interface.ipv4).map_or(0, |counter| counter.packets),
+        denied_out_packets: counters.denied_out.get(&interface.ipv4).map_or(0, |counter| counter.packets),
     }
 }
 
@@ -76,4 +79,18 @@ fn trunk_state(segment: &Segment, trunk: &Trunk, observed: &Observed, counters: 
         tx_packets: traffic.tx_packets,
         strange_packets: counters.spoofed.get(&trunk.port).map_or(0, |counter| counter.packets),
     }
+}
+
+fn rule_states(group: &SecurityGroup, counters: &Counters) -> Vec<SecurityGroupRuleState> {
+    let state = |rule: &GroupRule| {
+        let key = (nft::chain_of(&group.id, rule.direction), rule.id.to_string());
+        let counter = counters.group_rules.get(&key).copied().unwrap_or_default();
+        SecurityGroupRuleState {
+            security_group: group.id.to_string(),
+            rule: rule.id.to_string(),
+            packets: counter.packets,
+            bytes: counter.bytes,
+        }
+    };
+    group.rules.iter().map(state).collect()
 }

@@ -25,6 +25,10 @@ pub async fn run(options: Daemon) -> Result<()> {
     for missing in [&kernel.vlan, &kernel.vxlan].into_iter().filter_map(|outcome| outcome.as_ref().err()) {
         tracing::info!(missing, "not every kind of segment can be on this node");
     }
+    match kernel.bridging.problem() {
+        "" => tracing::info!(bridging = ?kernel.bridging, "neighbours are judged by security groups"),
+        problem => tracing::error!(problem, "this node's network is not whole"),
+    }
     let node_links = NodeLinks { uplink: options.uplink, trunk: options.trunk, underlay: options.underlay, kernel };
     let (reconciler, given) = Reconciler::new(node_links, store, upstreams);
     let reconciler = Arc::new(reconciler);

@@ -97,7 +97,7 @@ mod tests {
         let (births, mut heard) = mpsc::unbounded_channel();
         let mut servers = PerSegment::default();
         let network = testing::network();
-        let mut apply = |servers: &mut PerSegment<u64>, network: &Network, index: Option<u32>, news: u64| {
+        let apply = |servers: &mut PerSegment<u64>, network: &Network, index: Option<u32>, news: u64| {
             let start = |_: &Segment, index, told| Ok(born(&births, index, told));
             servers.apply(network, |_| index, |_| news, start).unwrap();
         };

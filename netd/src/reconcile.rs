@@ -18,6 +18,7 @@ use tokio::sync::{Mutex, MutexGuard, broadcast, mpsc};
 
 use crate::announce::Announcer;
 use crate::api::NodeNetwork;
+use crate::bridging::Bridging;
 use crate::desired::{InterfaceId, LinkName, Network};
 use crate::dhcp::{Given, Servers};
 use crate::error::{Error, Result};
@@ -191,7 +192,8 @@ impl Reconciler {
 
     async fn apply_rules(&self, network: &Network) -> Result<bool> {
         let (network, uplink) = (network.clone(), self.uplink_name().to_string());
-        off_thread(move || nft::apply(&network, &uplink)).await
+        let bridging = self.node_links.kernel.bridging;
+        off_thread(move || nft::apply(&network, &uplink, bridging)).await
     }
 
     async fn end_stale_flows(&self, network: &Network) -> Result<()> {
@@ -279,7 +281,7 @@ pub async fn clean(links: &Links) -> Result<bool> {
     let observed = links.observe().await?;
     let nothing = Network::default();
     // No link has index 0, so that every proxy entry is another link's and goes.
-    let plan = plan(&nothing, &observed, Ground { uplink: 0, trunk: None })?;
+    let plan = plan(&nothing, &observed, Ground { uplink: 0, trunk: None, bridging: Bridging::Apart })?;
     perform(links, &plan.before_rules).await?;
     let had_tables = off_thread(nft::clean).await?;
     Ok(had_tables || !plan.is_empty())

@@ -117,7 +117,8 @@ impl Network for Service {
     async fn capabilities(&self, _request: Request<CapabilitiesRequest>) -> Reply<CapabilitiesReply> {
         let site = Links::connect()?.site(self.reconciler.node_links()).await?;
         let around = &site.around;
-        let mut capabilities: HashMap<String, String> = off_thread(|| Ok(capabilities::detect())).await?;
+        let bridging = self.reconciler.node_links().kernel.bridging;
+        let mut capabilities: HashMap<String, String> = off_thread(move || Ok(capabilities::detect(bridging))).await?;
         capabilities.extend(capabilities::of_trunks(around));
         Ok(Response::new(CapabilitiesReply {
             version: env!("CARGO_PKG_VERSION").to_owned(),

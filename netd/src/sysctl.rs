@@ -9,10 +9,9 @@ use std::path::PathBuf;
 use crate::desired::{LinkName, Network};
 use crate::error::{Error, Result};
 
-/// `br_netfilter`, where it is loaded, passes bridged frames through the rules for IPv4, and rewrites
-/// them on the way: an elastic IP that leads back into the same segment is then translated on the
-/// bridge, which never sends a frame back where it came from. Segments have rules of their own in the
-/// `bridge` family, so netd turns it off, for its network namespace.
+/// `br_netfilter`, where it is loaded, passes frames of every bridge through the rules for IPv4. netd asks for it bridge by bridge where
+/// it needs it ([`Bridging`](crate::bridging::Bridging)) and turns it off otherwise, for its network namespace: where the
+/// bridge itself knows connections, it would only cost time.
 const BRIDGED_FRAMES: &str = "bridge/bridge-nf-call-iptables";
 
 /// One setting and the value it is to have.

@@ -118,6 +118,7 @@ def main():
         end.callback(cloud.stop)
         cloud.start()
         ec2, s3 = cloud.client("ec2"), cloud.client("s3")
+        guests.open_default_group(ec2)
         s3.create_bucket(Bucket="images")
         image = {name: ec2.register_image(Name=name, ImageLocation=upload_image(s3, cloud.images / name, "images", name))
                  ["ImageId"] for name in ("tiny", "probe")}

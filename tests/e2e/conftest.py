@@ -93,7 +93,9 @@ def lab(cloud, keeper, tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def ec2(cloud):
-    return cloud.client("ec2")
+    client = cloud.client("ec2")
+    guests.open_default_group(client)
+    return client
 
 
 @pytest.fixture(scope="session")

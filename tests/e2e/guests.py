@@ -70,6 +70,33 @@ def elastic_ip(ec2, instance=None):
         ec2.release_address(AllocationId=allocation)
 
 
+def permission(protocol, from_port=-1, to_port=None, cidr="0.0.0.0/0", group=None):
+    """One of `IpPermissions`."""
+    peer = {"UserIdGroupPairs": [{"GroupId": group}]} if group else {"IpRanges": [{"CidrIp": cidr}]}
+    return {"IpProtocol": protocol, "FromPort": from_port, "ToPort": from_port if to_port is None else to_port} | peer
+
+
+# What the tests ask of an instance from outside: a login, an echo of the guest, the probe's echo and its counters.
+REACHED_BY = [permission("tcp", 22), permission("icmp"), permission("udp", 7), permission("udp", 19)]
+
+
+def open_default_group(ec2):
+    """Lets in what the tests use, into the group that an instance is in unless it is launched into another."""
+    ec2.authorize_security_group_ingress(GroupName="default", IpPermissions=REACHED_BY)
+
+
+@contextlib.contextmanager
+def security_group(ec2, name, *ingress):
+    """A group for the time of a `with` block: its id. Nothing may be in it at the end."""
+    group = ec2.create_security_group(GroupName=name, Description="end-to-end tests")["GroupId"]
+    try:
+        if ingress:
+            ec2.authorize_security_group_ingress(GroupId=group, IpPermissions=list(ingress))
+        yield group
+    finally:
+        ec2.delete_security_group(GroupId=group)
+
+
 def ssh(key_file, address, command, check=True, bound_s=60):
     return run("ssh", "-i", key_file, *SSH_OPTIONS, f"root@{address}", command, check=check, bound_s=bound_s)
 

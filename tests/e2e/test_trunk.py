@@ -86,6 +86,7 @@ def trunk(keeper):
 def place(trunk):
     """The instances, running: one Linux and a probe in one subnet, on two nodes, and a probe in the other subnet."""
     ec2, s3 = trunk.client("ec2"), trunk.client("s3")
+    guests.open_default_group(ec2)
     s3.create_bucket(Bucket="images")
     images = {}
     for name in ("tiny", "probe"):

@@ -134,6 +134,22 @@ def key_pair(aws):
     return path
 
 
+# What the first user wants to reach an instance by; a security group lets nothing else in.
+INGRESS = [("tcp", 22, "ssh"), ("icmp", -1, "ping"), ("udp", 7, "the probe's echo")]
+
+
+def open_group(aws):
+    """The default group lets in what the story uses, as a user of EC2 would have it."""
+    group, = aws("ec2", "describe-security-groups", "--group-names", "default")["SecurityGroups"]
+    known = {(rule["IpProtocol"], rule.get("FromPort")) for rule in group["IpPermissions"] if rule["IpRanges"]}
+    for protocol, port, purpose in INGRESS:
+        if (protocol, port) in known:
+            continue
+        with step(f"aws ec2 authorize-security-group-ingress ({purpose})"):
+            aws("ec2", "authorize-security-group-ingress", "--group-id", group["GroupId"], "--protocol", protocol,
+                "--port", str(port), "--cidr", "0.0.0.0/0")
+
+
 def running_instance(aws, name, *request):
     """(id, launched now) of the instance with this name: one that runs, or a new one."""
     filters = ["Name=instance-state-name,Values=pending,running", f"Name=tag:Name,Values={name}"]
@@ -261,6 +277,7 @@ def story(once):
     bucket = bucket_for_images(aws)
     tiny = register(aws, "tiny", bucket)
     key = key_pair(aws)
+    open_group(aws)
     address = linux_instance(aws, tiny, key)
     if kind == "software":
         host = next(node for node in connected(2) if node["kvm"] == "software")

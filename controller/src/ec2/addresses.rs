@@ -15,7 +15,7 @@ use super::model::{
     ResourceType,
 };
 use super::{Context, Refusal, lookup, tagging};
-use crate::ids::{AllocationId, AssociationId, InstanceId, InterfaceId};
+use crate::ids::{AllocationId, AssociationId, InstanceId};
 use crate::state::addresses::{self, Address as Held};
 use crate::state::instances::{self, Instance};
 use crate::state::lifecycle::Wanted;
@@ -143,14 +143,7 @@ pub(crate) async fn associate_address(
 async fn target(tx: &mut Tx, context: &Context, request: &AssociateAddressRequest) -> Result<Instance, Refusal> {
     let instance = match (&request.instance_id, &request.network_interface_id) {
         (Some(id), _) => lookup::instance(tx, context.account(), &lookup::instance_id(id)?).await?,
-        (None, Some(id)) => {
-            let id = InterfaceId::parse(id)
-                .map_err(lookup::malformed("InvalidNetworkInterfaceId.Malformed", "network interface id"))?;
-            instances::by_interface(tx, context.account(), &id).await?.ok_or_else(|| {
-                let message = format!("The networkInterface ID '{id}' does not exist");
-                Refusal::client("InvalidNetworkInterfaceID.NotFound", message)
-            })?
-        }
+        (None, Some(id)) => lookup::by_interface(tx, context.account(), id).await?,
         (None, None) => return Err(Refusal::missing_parameter("InstanceId")),
     };
     if instance.state.wanted() == Wanted::Gone {

@@ -49,6 +49,14 @@ impl Ec2Error {
         Ec2Error::client("InvalidParameterValue", message)
     }
 
+    /// A parameter that would change what the caller gets and that means nothing here yet.
+    pub fn unserved(parameter: &str) -> Ec2Error {
+        Ec2Error::client(
+            "UnsupportedOperation",
+            format!("The parameter {parameter} is not served by this cloud yet: leave it out"),
+        )
+    }
+
     /// The answer as it goes over the wire.
     pub fn into_response(self, request_id: &str) -> Response<Bytes> {
         let mut xml = Writer::new();

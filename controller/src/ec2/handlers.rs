@@ -11,7 +11,10 @@ pub(super) use super::instances::{
     terminate_instances,
 };
 pub(super) use super::key_pairs::{create_key_pair, delete_key_pair, describe_key_pairs, import_key_pair};
-pub(super) use super::places::{
-    describe_availability_zones, describe_regions, describe_security_groups, describe_subnets, describe_vpcs,
+pub(super) use super::places::{describe_availability_zones, describe_regions, describe_subnets, describe_vpcs};
+pub(super) use super::security_groups::{
+    authorize_security_group_egress, authorize_security_group_ingress, create_security_group, delete_security_group,
+    describe_security_group_rules, describe_security_groups, modify_instance_attribute,
+    modify_network_interface_attribute, revoke_security_group_egress, revoke_security_group_ingress,
 };
 pub(super) use super::tagging::{create_tags, delete_tags, describe_tags};

@@ -5,7 +5,7 @@
 use sqlx::SqliteConnection;
 
 use super::Refusal;
-use crate::ids::{ImageId, InstanceId, Malformed};
+use crate::ids::{ImageId, InstanceId, InterfaceId, Malformed};
 use crate::state::images::{self, Image};
 use crate::state::instances::{self, Instance};
 
@@ -54,6 +54,20 @@ pub(crate) async fn instance(
     id: &InstanceId,
 ) -> Result<Instance, Refusal> {
     instances::find(connection, account, id).await?.ok_or_else(|| no_instance(std::slice::from_ref(id)))
+}
+
+/// The instance that an interface belongs to.
+pub(crate) async fn by_interface(
+    connection: &mut SqliteConnection,
+    account: &str,
+    id: &str,
+) -> Result<Instance, Refusal> {
+    let id =
+        InterfaceId::parse(id).map_err(malformed("InvalidNetworkInterfaceId.Malformed", "network interface id"))?;
+    instances::by_interface(connection, account, &id).await?.ok_or_else(|| {
+        let message = format!("The networkInterface ID '{id}' does not exist");
+        Refusal::client("InvalidNetworkInterfaceID.NotFound", message)
+    })
 }
 
 /// All of them, or a refusal that names every one that is not there.

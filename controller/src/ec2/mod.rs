@@ -37,6 +37,7 @@ pub mod model {
 }
 mod pages;
 mod places;
+mod security_groups;
 mod tagging;
 
 use error::Ec2Error;

@@ -1,19 +1,18 @@
-//! Where things are: the one region, its zones, the default VPC, the subnets, the security groups.
+//! Where things are: the one region, its zones, the default VPC, the subnets.
 //!
 //! A zone is there from the time the operator added its first node; it is `available` while a node of it
-//! attends. These things are the cloud's, the same for every account, but for the security groups.
+//! attends. These things are the cloud's, the same for every account.
 
 use super::filters::{self, Table, flag, one, word};
 use super::model::{
     AvailabilityZone, AvailabilityZoneOptInStatus, AvailabilityZoneState, DescribeAvailabilityZonesRequest,
-    DescribeAvailabilityZonesResult, DescribeRegionsRequest, DescribeRegionsResult, DescribeSecurityGroupsRequest,
-    DescribeSecurityGroupsResult, DescribeSubnetsRequest, DescribeSubnetsResult, DescribeVpcsRequest,
-    DescribeVpcsResult, IpPermission, IpRange, Region, SecurityGroup, Subnet, SubnetState, Tenancy, Vpc,
+    DescribeAvailabilityZonesResult, DescribeRegionsRequest, DescribeRegionsResult, DescribeSubnetsRequest,
+    DescribeSubnetsResult, DescribeVpcsRequest, DescribeVpcsResult, Region, Subnet, SubnetState, Tenancy, Vpc,
     VpcCidrBlockAssociation, VpcCidrBlockState, VpcCidrBlockStateCode, VpcState,
 };
 use super::{Context, Refusal, pages, tagging};
 use crate::nodes;
-use crate::state::{network, security_groups, tags};
+use crate::state::{network, tags};
 
 const REGIONS: Table<Region> = &[
     ("region-name", |region| one(&region.region_name)),
@@ -53,14 +52,6 @@ const SUBNETS: Table<Subnet> = &[
     ("state", |subnet| word(&subnet.state)),
     ("owner-id", |subnet| one(&subnet.owner_id)),
     ("map-public-ip-on-launch", |subnet| flag(subnet.map_public_ip_on_launch)),
-];
-
-const GROUPS: Table<SecurityGroup> = &[
-    ("group-id", |group| one(&group.group_id)),
-    ("group-name", |group| one(&group.group_name)),
-    ("description", |group| one(&group.description)),
-    ("vpc-id", |group| one(&group.vpc_id)),
-    ("owner-id", |group| one(&group.owner_id)),
 ];
 
 /// Refuses when something that was named is not there.
@@ -209,58 +200,4 @@ pub(crate) async fn describe_subnets(
     let key = |subnet: &Subnet| subnet.subnet_id.clone().unwrap_or_default();
     let (subnets, next_token) = pages::page(subnets, key, request.max_results, request.next_token.as_deref())?;
     Ok(DescribeSubnetsResult { subnets: Some(subnets), next_token })
-}
-
-/// `DescribeSecurityGroups`.
-pub(crate) async fn describe_security_groups(
-    context: &Context,
-    request: DescribeSecurityGroupsRequest,
-) -> Result<DescribeSecurityGroupsResult, Refusal> {
-    // An account's default group is made when somebody first looks at it or launches into it.
-    let mut tx = context.cloud.db.begin().await?;
-    security_groups::ensure_default(&mut tx, context.account()).await?;
-    let rows = security_groups::of_account(&mut tx, context.account()).await?;
-    let tags = tags::by_resource(&mut tx, context.account()).await?;
-    tx.commit().await?;
-    let mut groups: Vec<SecurityGroup> = rows
-        .into_iter()
-        .map(|row| SecurityGroup { tags: tagging::answer(tags.get(row.id.as_str())), ..group(context.account(), row) })
-        .collect();
-    all_there(&request.group_ids, groups.iter().filter_map(|group| group.group_id.as_deref()), |id| {
-        Refusal::client("InvalidGroup.NotFound", format!("The security group '{id}' does not exist"))
-    })?;
-    all_there(&request.group_names, groups.iter().filter_map(|group| group.group_name.as_deref()), |name| {
-        Refusal::client("InvalidGroup.NotFound", format!("The security group '{name}' does not exist"))
-    })?;
-    groups.retain(|group| {
-        is_wanted(&request.group_ids, &group.group_id) && is_wanted(&request.group_names, &group.group_name)
-    });
-    let groups = filters::select(groups, &request.filters, GROUPS)?;
-    let key = |group: &SecurityGroup| group.group_id.clone().unwrap_or_default();
-    let (groups, next_token) = pages::page(groups, key, request.max_results, request.next_token.as_deref())?;
-    Ok(DescribeSecurityGroupsResult { security_groups: Some(groups), next_token })
-}
-
-/// What the nodes enforce today: everything may come in through an elastic IP, everything may go out.
-/// EC2's default group admits only its own members; saying so before it is true would be a false
-/// sense of safety.
-fn group(account: &str, row: security_groups::SecurityGroup) -> SecurityGroup {
-    let everything = || IpPermission {
-        ip_protocol: Some("-1".to_owned()),
-        ip_ranges: Some(vec![IpRange { cidr_ip: Some("0.0.0.0/0".to_owned()), ..IpRange::default() }]),
-        ipv6_ranges: Some(Vec::new()),
-        prefix_list_ids: Some(Vec::new()),
-        user_id_group_pairs: Some(Vec::new()),
-        ..IpPermission::default()
-    };
-    SecurityGroup {
-        description: Some(row.description),
-        group_id: Some(row.id.into()),
-        group_name: Some(row.name),
-        ip_permissions: Some(vec![everything()]),
-        ip_permissions_egress: Some(vec![everything()]),
-        owner_id: Some(account.to_owned()),
-        vpc_id: Some(row.vpc_id.into()),
-        ..SecurityGroup::default()
-    }
 }

@@ -115,7 +115,7 @@ pub(crate) async fn delete_tags(context: &Context, request: DeleteTagsRequest) -
 /// What an id names, when it names something of the account. (The places' ids belong to the cloud.)
 async fn kind_of(connection: &mut SqliteConnection, account: &str, resource: &str) -> Result<&'static str, Refusal> {
     // Table, column of the id, EC2's word for the kind, code of the refusal.
-    const OWNED: [(&str, &str, &str, &str); 6] = [
+    const OWNED: [(&str, &str, &str, &str); 7] = [
         ("i-", "SELECT 1 FROM instances WHERE account_id = ? AND id = ?", "instance", "InvalidInstanceID.NotFound"),
         ("ami-", "SELECT 1 FROM images WHERE account_id = ? AND id = ?", "image", "InvalidAMIID.NotFound"),
         ("key-", "SELECT 1 FROM key_pairs WHERE account_id = ? AND id = ?", "key-pair", "InvalidKeyPair.NotFound"),
@@ -130,6 +130,13 @@ async fn kind_of(connection: &mut SqliteConnection, account: &str, resource: &st
             "SELECT 1 FROM security_groups WHERE account_id = ? AND id = ?",
             "security-group",
             "InvalidGroup.NotFound",
+        ),
+        (
+            "sgr-",
+            "SELECT 1 FROM security_group_rules AS rule JOIN security_groups AS owner ON owner.id = rule.group_id \
+             WHERE owner.account_id = ? AND rule.id = ?",
+            "security-group-rule",
+            "InvalidSecurityGroupRuleId.NotFound",
         ),
         ("vol-", "SELECT 1 FROM instances WHERE account_id = ? AND volume_id = ?", "volume", "InvalidVolume.NotFound"),
     ];
@@ -179,6 +186,7 @@ fn resource_type(kind: &str) -> Option<ResourceType> {
         ResourceType::KEY_PAIR,
         ResourceType::ELASTIC_IP,
         ResourceType::SECURITY_GROUP,
+        ResourceType::SECURITY_GROUP_RULE,
         ResourceType::VOLUME,
     ]
     .into_iter()

@@ -5,7 +5,7 @@
 //! state. The network holds the interfaces of exactly these instances, and the elastic IPs
 //! associated with them.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::net::Ipv4Addr;
 
 use mallee_agent::api;
@@ -19,7 +19,8 @@ use crate::state::images::{Image, Part};
 use crate::state::instances::Instance;
 use crate::state::lifecycle::{InstanceState, Wanted};
 use crate::state::network::{Subnet, Vpc};
-use crate::state::{Tx, addresses, images, instances, network, nodes};
+use crate::state::security_groups::{self, Rule};
+use crate::state::{addresses, images, instances, network, nodes};
 
 /// A node's desired state, and what of it is news.
 pub(super) struct Desired {
@@ -35,7 +36,11 @@ struct Surroundings<'a> {
     subnet: Subnet,
     images: HashMap<crate::ids::ImageId, Image>,
     public_ips: HashMap<InstanceId, String>,
+    /// Names.
     groups: HashMap<SecurityGroupId, String>,
+    rules: Vec<Rule>,
+    /// Private addresses, wherever the instances are.
+    members: HashMap<SecurityGroupId, Vec<String>>,
     reach: Reach,
 }
 
@@ -51,7 +56,9 @@ pub(super) async fn of_node(cloud: &Cloud, name: &str) -> Result<Desired> {
         subnet,
         images: images::on_node(&mut tx, name).await?,
         public_ips: addresses::on_node(&mut tx, name).await?,
-        groups: group_names(&mut tx).await?,
+        groups: security_groups::all(&mut tx).await?.into_iter().map(|group| (group.id, group.name)).collect(),
+        rules: security_groups::all_rules(&mut tx).await?,
+        members: members(security_groups::members(&mut tx).await?),
         reach: Reach::read(&mut tx, cloud, &node).await?,
     };
     let mut here = instances::on_node(&mut tx, name).await?;
@@ -73,10 +80,12 @@ pub(super) async fn of_node(cloud: &Cloud, name: &str) -> Result<Desired> {
     Ok(Desired { state, fresh })
 }
 
-async fn group_names(tx: &mut Tx) -> Result<HashMap<SecurityGroupId, String>> {
-    let rows: Vec<(SecurityGroupId, String)> =
-        sqlx::query_as("SELECT id, name FROM security_groups").fetch_all(&mut **tx).await?;
-    Ok(rows.into_iter().collect())
+fn members(rows: Vec<security_groups::Member>) -> HashMap<SecurityGroupId, Vec<String>> {
+    let mut members: HashMap<SecurityGroupId, Vec<String>> = HashMap::new();
+    for row in rows {
+        members.entry(row.group_id).or_default().push(row.private_ip);
+    }
+    members
 }
 
 impl Surroundings<'_> {
@@ -139,6 +148,8 @@ impl Surroundings<'_> {
             elastic_ips: here.iter().filter_map(|one| self.elastic_ip(one)).collect(),
             public_pools: config.public_pools.iter().map(ToString::to_string).collect(),
             remotes: self.reach.remotes.clone(),
+            security_groups: self.security_groups(here),
+            prefix_lists: Vec::new(),
         })
     }
 
@@ -162,6 +173,19 @@ impl Surroundings<'_> {
         })
     }
 
+    /// The groups that the instances are in with their rules, and those that these rules name with their members.
+    fn security_groups(&self, here: &[Instance]) -> Vec<net::SecurityGroup> {
+        let own: BTreeSet<&SecurityGroupId> = here.iter().flat_map(|one| &one.security_groups).collect();
+        let of_own = || self.rules.iter().filter(|rule| own.contains(&rule.group_id));
+        let peers: BTreeSet<&SecurityGroupId> = of_own().filter_map(|rule| rule.peer_group.as_ref()).collect();
+        let group = |id: &SecurityGroupId| net::SecurityGroup {
+            id: id.to_string(),
+            rules: of_own().filter(|rule| rule.group_id == *id).filter_map(group_rule).collect(),
+            members: if peers.contains(id) { self.members.get(id).cloned().unwrap_or_default() } else { Vec::new() },
+        };
+        own.union(&peers).map(|id| group(id)).collect()
+    }
+
     fn interface(&self, one: &Instance) -> net::Interface {
         net::Interface {
             id: one.interface_id.to_string(),
@@ -173,7 +197,8 @@ impl Surroundings<'_> {
             owner_uid: 0,
             queue_pairs: 1,
             instance: one.id.to_string(),
-            source_dest_check_off: false,
+            source_dest_check_off: !one.source_dest_check,
+            security_groups: one.security_groups.iter().map(ToString::to_string).collect(),
         }
     }
 
@@ -184,6 +209,20 @@ impl Surroundings<'_> {
             segment: self.subnet.id.to_string(),
         })
     }
+}
+
+/// `None` for a rule about IPv6, which reaches no instance.
+fn group_rule(rule: &Rule) -> Option<net::SecurityGroupRule> {
+    let cidr = || rule.cidr_ipv4.clone().map(net::security_group_rule::Peer::Cidr);
+    let group = || rule.peer_group.as_ref().map(|id| net::security_group_rule::Peer::SecurityGroup(id.to_string()));
+    Some(net::SecurityGroupRule {
+        id: rule.id.to_string(),
+        egress: rule.egress,
+        protocol: rule.protocol,
+        from_port: rule.from_port,
+        to_port: rule.to_port,
+        peer: Some(cidr().or_else(group)?),
+    })
 }
 
 fn boot_image(image: &Image) -> api::BootImage {

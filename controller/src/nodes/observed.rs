@@ -4,6 +4,8 @@
 //! carried what is now wanted of an instance says nothing about it: that is what makes a late report
 //! harmless.
 
+use std::collections::BTreeSet;
+
 use mallee_agent::api::{InstancePhase, ObservedInstance, ObservedNode};
 
 use super::segments;
@@ -11,7 +13,7 @@ use crate::Cloud;
 use crate::error::Result;
 use crate::state::instances::{self, Instance};
 use crate::state::lifecycle::{self, Change, InstanceState, Observation};
-use crate::state::{Tx, addresses, nodes};
+use crate::state::{Tx, addresses, nodes, security_groups};
 
 /// Writes a report down; wakes the node when it changes what is wanted of it.
 pub(super) async fn note(cloud: &Cloud, node: &str, report: ObservedNode) -> Result<()> {
@@ -26,7 +28,7 @@ pub(super) async fn note(cloud: &Cloud, node: &str, report: ObservedNode) -> Res
         return Ok(());
     }
     let mut tx = cloud.db.begin().await?;
-    let mut woken = Vec::new();
+    let mut woken = BTreeSet::new();
     let mut began = Vec::new();
     for one in instances::on_node(&mut tx, node).await? {
         let Some(news) = news(&one, &report) else { continue };
@@ -34,12 +36,7 @@ pub(super) async fn note(cloud: &Cloud, node: &str, report: ObservedNode) -> Res
             instances::set_leased(&mut tx, &one.id).await?;
         }
         if let Some(change) = news.change {
-            if carry_out(&mut tx, &one, &change).await? {
-                woken.push(node.to_owned());
-            }
-            if change.to == InstanceState::ShuttingDown {
-                woken.extend(segments::touch_others(&mut tx, cloud, &[node]).await?);
-            }
+            woken.extend(carry_out(&mut tx, cloud, &one, &change).await?);
             began.extend((change.to == InstanceState::Running).then_some(one));
         }
     }
@@ -81,13 +78,22 @@ fn observation(seen: Option<&ObservedInstance>) -> Option<Observation> {
     })
 }
 
-/// True when something new is wanted of the node.
-async fn carry_out(tx: &mut Tx, one: &Instance, change: &Change) -> Result<bool> {
+/// Returns the nodes of which something new is wanted.
+async fn carry_out(tx: &mut Tx, cloud: &Cloud, one: &Instance, change: &Change) -> Result<BTreeSet<String>> {
     let rewanted = change.to.wanted() != one.state.wanted();
     let generation = if rewanted { nodes::touch(tx, &one.node).await? } else { one.generation };
     instances::apply(tx, &one.id, change, generation).await?;
+    let mut woken: BTreeSet<String> = rewanted.then(|| one.node.clone()).into_iter().collect();
     if change.to == InstanceState::ShuttingDown {
         addresses::release_instance(tx, &one.id).await?;
+        // It is nobody's neighbour any more, and who gets its address next is no member of its groups.
+        woken.extend(segments::touch_others(tx, cloud, &[&one.node]).await?);
+        let mut concerned = security_groups::nodes_concerned(tx, &one.security_groups).await?;
+        concerned.retain(|node| !woken.contains(node));
+        for node in &concerned {
+            nodes::touch(tx, node).await?;
+        }
+        woken.extend(concerned);
     }
-    Ok(rewanted)
+    Ok(woken)
 }

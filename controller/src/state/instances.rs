@@ -48,6 +48,8 @@ pub struct Instance {
     pub changed_ns: i64,
     pub trace: String,
     pub created_trace: String,
+    /// What it sends has its own address. A new instance's is on.
+    pub source_dest_check: bool,
 }
 
 /// A private address out of the database.
@@ -81,7 +83,7 @@ pub fn random_mac() -> String {
 }
 
 pub async fn insert(connection: &mut SqliteConnection, instance: &Instance) -> Result<()> {
-    let groups = serde_json::to_string(&instance.security_groups).map_err(|e| Error::Corrupt(e.to_string()))?;
+    let groups = group_list(&instance.security_groups)?;
     sqlx::query(
         "INSERT INTO instances (id, account_id, reservation_id, launch_index, client_token, image_id, instance_type, \
          vcpus, memory_mib, root_bytes, volume_id, key_name, public_key, user_data, shutdown_behavior, node, subnet_id, \
@@ -220,6 +222,30 @@ pub async fn set_trace(connection: &mut SqliteConnection, id: &InstanceId, trace
     sqlx::query("UPDATE instances SET trace = ?, launched_ns = ? WHERE id = ?")
         .bind(trace)
         .bind(clock::now())
+        .bind(id)
+        .execute(connection)
+        .await?;
+    Ok(())
+}
+
+pub async fn set_source_dest_check(connection: &mut SqliteConnection, id: &InstanceId, on: bool) -> Result<()> {
+    sqlx::query("UPDATE instances SET source_dest_check = ? WHERE id = ?")
+        .bind(on)
+        .bind(id)
+        .execute(connection)
+        .await?;
+    Ok(())
+}
+
+/// As the column `security_groups` has them.
+fn group_list(groups: &[SecurityGroupId]) -> Result<String> {
+    serde_json::to_string(groups).map_err(|e| Error::Corrupt(e.to_string()))
+}
+
+/// Puts an instance into these security groups and no others.
+pub async fn set_groups(connection: &mut SqliteConnection, id: &InstanceId, groups: &[SecurityGroupId]) -> Result<()> {
+    sqlx::query("UPDATE instances SET security_groups = ? WHERE id = ?")
+        .bind(group_list(groups)?)
         .bind(id)
         .execute(connection)
         .await?;

@@ -12,7 +12,7 @@ use crate::dns;
 /// Largest and smallest segment, as prefix lengths. EC2 has /16 to /28; a lab may want more.
 const PREFIX_LENGTHS: std::ops::RangeInclusive<u8> = 8..=29;
 
-type Result = std::result::Result<(), InvalidNetwork>;
+pub(super) type Result = std::result::Result<(), InvalidNetwork>;
 
 impl Network {
     pub(super) fn check(&self, uplink: &UplinkAddresses) -> Result {
@@ -24,6 +24,7 @@ impl Network {
         }
         let held: BTreeSet<(&SegmentId, Ipv4Addr)> =
             self.interfaces.values().map(|interface| (&interface.segment, interface.ipv4)).collect();
+        self.check_groups()?;
         for elastic in self.elastic_ips.values() {
             self.check_elastic_ip(elastic, uplink, &held)?;
         }

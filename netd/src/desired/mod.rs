@@ -6,6 +6,7 @@
 //! the node itself (the uplink's own network) is handed in.
 
 mod check;
+mod groups;
 mod parse;
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) mod testing;
@@ -17,8 +18,11 @@ use std::net::Ipv4Addr;
 
 use ipnet::Ipv4Net;
 
+pub use groups::{Direction, GroupRule, MAX_GROUPS, Peer, SecurityGroup, Traffic};
 pub use trunk::{RemoteInterface, Surroundings, Trunk, TrunkLink, Underlay, UplinkAddresses, VlanId, Vni, Wire};
-pub use types::{InterfaceId, LinkName, MAX_LINK_NAME, MacAddress, SegmentId, VpcId};
+pub use types::{
+    GroupId, GroupRuleId, InterfaceId, LinkName, MAX_LINK_NAME, MacAddress, PrefixListId, SegmentId, VpcId,
+};
 
 /// Why a desired network was refused: the item, and what to do about it.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -45,6 +49,7 @@ pub struct Network {
     /// By public address.
     pub elastic_ips: BTreeMap<Ipv4Addr, ElasticIp>,
     pub public_pools: Vec<Ipv4Net>,
+    pub security_groups: BTreeMap<GroupId, SecurityGroup>,
     /// Interfaces on other nodes.
     pub remotes: BTreeMap<InterfaceId, RemoteInterface>,
 }
@@ -83,6 +88,8 @@ pub struct Interface {
     pub queue_pairs: u32,
     pub instance: String,
     pub source_check: bool,
+    /// The security groups it is in, at most [`MAX_GROUPS`], none twice.
+    pub groups: Vec<GroupId>,
     /// The tap that it is behind.
     pub tap: LinkName,
 }

@@ -10,7 +10,7 @@ use std::str::FromStr;
 use ipnet::Ipv4Net;
 
 use super::trunk::{parse_kind, parse_remote};
-use super::{ElasticIp, Interface, InvalidNetwork, LinkName, Network, Segment, Surroundings};
+use super::{ElasticIp, Interface, InvalidNetwork, LinkName, Network, Segment, Surroundings, groups};
 use crate::api;
 
 /// Smallest datagram that every IPv4 host must take (RFC 791, section 3.1).
@@ -25,6 +25,7 @@ type Result<T> = std::result::Result<T, InvalidNetwork>;
 impl Network {
     /// Parses and checks the whole network, or names the first item that cannot be.
     pub fn parse(message: &api::NodeNetwork, around: &Surroundings) -> Result<Self> {
+        let prefix_lists = unique(&message.prefix_lists, "prefix list", groups::parse_prefix_list)?;
         let network = Self {
             generation: message.generation,
             segments: unique(&message.segments, "segment", |segment| {
@@ -41,6 +42,9 @@ impl Network {
                 .iter()
                 .map(|pool| parse_network(&format!("public pool {pool}"), pool))
                 .collect::<Result<_>>()?,
+            security_groups: unique(&message.security_groups, "security group", |group| {
+                groups::parse_group(group, &prefix_lists).map(|group| (group.id.clone(), group))
+            })?,
             remotes: unique(&message.remotes, "remote interface", |remote| {
                 parse_remote(remote).map(|remote| (remote.id.clone(), remote))
             })?,
@@ -112,6 +116,7 @@ fn parse_interface(message: &api::Interface) -> Result<Interface> {
         queue_pairs: message.queue_pairs.max(1),
         instance: message.instance.clone(),
         source_check: !message.source_dest_check_off,
+        groups: fields(&item, "security_groups", &message.security_groups)?,
         tap: link_name(&item, &api::tap_name(&message.id))?,
     })
 }
@@ -138,7 +143,7 @@ pub(super) fn link_name(item: &str, name: &str) -> Result<LinkName> {
     name.parse().map_err(|error: String| InvalidNetwork::new(item, error))
 }
 
-fn parse_network(item: &str, text: &str) -> Result<Ipv4Net> {
+pub(super) fn parse_network(item: &str, text: &str) -> Result<Ipv4Net> {
     let network: Ipv4Net = field(item, "cidr", text)?;
     if network.trunc() != network {
         return Err(InvalidNetwork::new(

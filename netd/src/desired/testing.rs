@@ -1,9 +1,10 @@
 //! Small networks for unit tests.
 
-use crate::api::{self, segment::Kind};
+use crate::api::{self, security_group_rule::Peer, segment::Kind};
 use crate::desired::{Network, Surroundings, TrunkLink, Underlay, UplinkAddresses};
 
-/// Two instances on one segment, the first with an elastic IP.
+/// Two instances on one segment, the first with an elastic IP, both in a group that lets ssh in from everywhere and everything from its
+/// own members.
 pub fn message() -> api::NodeNetwork {
     let interface = |id: &str, mac: &str, ipv4: &str| api::Interface {
         id: id.into(),
@@ -12,6 +13,7 @@ pub fn message() -> api::NodeNetwork {
         ipv4: ipv4.into(),
         hostname: format!("ip-{}", ipv4.replace('.', "-")),
         instance: id.replace("eni", "i"),
+        security_groups: vec!["sg-1".into()],
         ..Default::default()
     };
     api::NodeNetwork {
@@ -37,7 +39,29 @@ pub fn message() -> api::NodeNetwork {
             segment: "subnet-1".into(),
         }],
         public_pools: vec!["198.51.100.128/25".into()],
+        security_groups: vec![group()],
         ..Default::default()
+    }
+}
+
+fn group() -> api::SecurityGroup {
+    let rule = |id: &str, protocol, peer, egress| api::SecurityGroupRule {
+        id: id.into(),
+        protocol,
+        from_port: 22,
+        to_port: 22,
+        peer: Some(peer),
+        egress,
+    };
+    let everywhere = || Peer::Cidr("0.0.0.0/0".into());
+    api::SecurityGroup {
+        id: "sg-1".into(),
+        rules: vec![
+            rule("sgr-1", 6, everywhere(), false),
+            rule("sgr-2", -1, Peer::SecurityGroup("sg-1".into()), false),
+            rule("sgr-3", -1, everywhere(), true),
+        ],
+        members: vec!["172.31.0.4".into(), "172.31.0.5".into()],
     }
 }
 

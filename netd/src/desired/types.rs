@@ -101,6 +101,19 @@ id_type!(
     VpcId, "vpc"
 );
 
+id_type!(
+    /// A security group's id.
+    GroupId, "sg"
+);
+id_type!(
+    /// The id of a rule of a security group.
+    GroupRuleId, "sgr"
+);
+id_type!(
+    /// A prefix list's id.
+    PrefixListId, "pl"
+);
+
 /// The name of a link that the kernel would take.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct LinkName(String);

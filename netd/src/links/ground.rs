@@ -13,8 +13,10 @@ use netlink_packet_route::link::{InfoKind, LinkAttribute, LinkFlags, LinkMessage
 use rtnetlink::{LinkMessageBuilder, LinkUnspec};
 
 use super::{Ground, Links, is_errno};
+use crate::bridging::Bridging;
 use crate::desired::{LinkName, MacAddress, Surroundings, TrunkLink, Underlay, UplinkAddresses};
 use crate::error::{Error, Result};
+use crate::reconcile::off_thread;
 
 /// Which interface is what, as the command line says, and what the kernel can make of them.
 #[derive(Debug, Clone)]
@@ -26,11 +28,12 @@ pub struct NodeLinks {
     pub kernel: Kernel,
 }
 
-/// Kinds of links that not every kernel has; an error says what is missing.
+/// What not every kernel has: kinds of links, of which an error says what is missing, and a way to judge neighbours.
 #[derive(Debug, Clone)]
 pub struct Kernel {
     pub vlan: std::result::Result<(), String>,
     pub vxlan: std::result::Result<(), String>,
+    pub bridging: Bridging,
 }
 
 /// The public side's interface.
@@ -57,6 +60,7 @@ impl Kernel {
         Ok(Self {
             vlan: links.knows_kind(InfoKind::Vlan, "802.1Q (CONFIG_VLAN_8021Q, module `8021q`)").await?,
             vxlan: links.knows_kind(InfoKind::Vxlan, "VXLAN (CONFIG_VXLAN, module `vxlan`)").await?,
+            bridging: off_thread(Bridging::detect).await?,
         })
     }
 }
@@ -87,7 +91,8 @@ impl Links {
             underlay: self.underlay(names).await?,
             uplink: addresses,
         };
-        let ground = Ground { uplink: index, trunk: trunk.map(|link| link.header.index) };
+        let ground =
+            Ground { uplink: index, trunk: trunk.map(|link| link.header.index), bridging: names.kernel.bridging };
         Ok(Site { uplink: Uplink { index, mac: mac_of(&found) }, around, ground })
     }
 

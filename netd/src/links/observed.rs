@@ -9,8 +9,8 @@ use netlink_packet_core::Nla;
 use netlink_packet_route::AddressFamily;
 use netlink_packet_route::address::AddressAttribute;
 use netlink_packet_route::link::{
-    InfoBridgePort, InfoData, InfoKind, InfoPortData, InfoTun, InfoVlan, InfoVxlan, LinkAttribute, LinkFlags, LinkInfo,
-    LinkMessage,
+    InfoBridge, InfoBridgePort, InfoData, InfoKind, InfoPortData, InfoTun, InfoVlan, InfoVxlan, LinkAttribute,
+    LinkFlags, LinkInfo, LinkMessage,
 };
 use netlink_packet_route::neighbour::{
     NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState,
@@ -67,7 +67,10 @@ pub struct Link {
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum LinkKind {
-    Bridge,
+    Bridge {
+        /// It takes frames through the rules for IPv4.
+        ip_rules: bool,
+    },
     Tap {
         owner: Option<u32>,
         multi_queue: bool,
@@ -86,6 +89,8 @@ pub struct PortOf {
     pub bridge: LinkName,
     /// The port neither learns source addresses nor gets frames for unknown ones.
     pub pinned: bool,
+    /// The port may send a frame back where it came from.
+    pub hairpin: bool,
 }
 
 /// Counters of a link, as the node sees it.
@@ -277,7 +282,7 @@ fn read_link(message: &LinkMessage, own: &BTreeMap<u32, LinkName>) -> Link {
             _ => {}
         }
     }
-    link.port = controller.map(|bridge| PortOf { bridge, pinned: is_pinned(infos) });
+    link.port = controller.map(|bridge| PortOf { bridge, pinned: is_pinned(infos), hairpin: is_hairpin(infos) });
     link.kind = infos.iter().find_map(|info| read_kind(info, lower)).unwrap_or_else(|| kind_without_data(infos));
     link
 }
@@ -291,11 +296,18 @@ fn is_pinned(infos: &[LinkInfo]) -> bool {
     })
 }
 
+fn is_hairpin(infos: &[LinkInfo]) -> bool {
+    let on = |port: &Vec<InfoBridgePort>| port.contains(&InfoBridgePort::HairpinMode(true));
+    infos.iter().any(|info| matches!(info, LinkInfo::PortData(InfoPortData::BridgePort(port)) if on(port)))
+}
+
 /// The kind, where its data tell it.
 fn read_kind(info: &LinkInfo, lower: Option<u32>) -> Option<LinkKind> {
     let LinkInfo::Data(data) = info else { return None };
     match data {
-        InfoData::Bridge(_) => Some(LinkKind::Bridge),
+        InfoData::Bridge(attributes) => {
+            Some(LinkKind::Bridge { ip_rules: attributes.contains(&InfoBridge::NfCallIpTables(true)) })
+        }
         InfoData::Tun(attributes) => Some(read_tap(attributes)),
         InfoData::Vlan(attributes) => attributes.iter().find_map(|attribute| match attribute {
             InfoVlan::Id(vid) => Some(LinkKind::Trunk { wire: Wire::Vlan { vid: VlanId::new((*vid).into())? }, lower }),
@@ -308,7 +320,7 @@ fn read_kind(info: &LinkInfo, lower: Option<u32>) -> Option<LinkKind> {
 
 fn kind_without_data(infos: &[LinkInfo]) -> LinkKind {
     match infos.contains(&LinkInfo::Kind(InfoKind::Bridge)) {
-        true => LinkKind::Bridge,
+        true => LinkKind::Bridge { ip_rules: false },
         false => LinkKind::Other,
     }
 }

@@ -23,7 +23,8 @@ impl Links {
         tracing::debug!(?step, "changing the network");
         let outcome = match step {
             Step::DeleteLink { name } => self.delete_link(name).await,
-            Step::CreateBridge { name, mac, mtu } => self.create_bridge(name, *mac, *mtu).await,
+            Step::CreateBridge { name, mac, mtu, ip_rules } => self.create_bridge(name, *mac, *mtu, *ip_rules).await,
+            Step::SetIpRules { name, on } => self.set_ip_rules(name, *on).await,
             Step::SetMac { name, mac } => self.set(name, |link| link.address(mac.octets().to_vec())).await,
             Step::SetMtu { name, mtu } => self.set(name, |link| link.mtu(*mtu)).await,
             Step::SetAlias { name, alias } => self.set(name, |link| link.alias(alias.as_str())).await,
@@ -37,7 +38,7 @@ impl Links {
                 tap::create(name, options, self.mark_tap(name)).await
             }
             Step::CreateTrunkPort { name, wire, lower, mtu } => self.create_trunk_port(name, *wire, *lower, *mtu).await,
-            Step::Attach { port, bridge } => self.attach(port, bridge).await,
+            Step::Attach { port, bridge, hairpin } => self.attach(port, bridge, *hairpin).await,
             Step::AddForwarding { port, mac } => self.add_forwarding(port, *mac).await,
             Step::RemoveForwarding { port, mac } => self.remove_forwarding(port, *mac).await,
             Step::SetTunnel { port, mac, node } => self.set_tunnel(port, *mac, *node).await,
@@ -77,7 +78,7 @@ impl Links {
         }
     }
 
-    async fn create_bridge(&self, name: &LinkName, mac: MacAddress, mtu: u32) -> Result<()> {
+    async fn create_bridge(&self, name: &LinkName, mac: MacAddress, mtu: u32, ip_rules: bool) -> Result<()> {
         let message = LinkBridge::new(name.as_str())
             .address(mac.octets().to_vec())
             .mtu(mtu)
@@ -85,9 +86,15 @@ impl Links {
             // No queries of its own into the segments, and no waiting before a port forwards.
             .mcast_snooping(false)
             .forward_delay(0)
+            .nf_call_iptables(ip_rules)
             .build();
         self.handle.link().add(message).execute().await.map_err(Error::link(""))?;
         sysctl::quiet_bridge(name)
+    }
+
+    async fn set_ip_rules(&self, name: &LinkName, on: bool) -> Result<()> {
+        let message = LinkBridge::new(name.as_str()).nf_call_iptables(on).build();
+        self.handle.link().change(message).execute().await.map_err(Error::link(""))
     }
 
     /// Gives a tap that is being made to netd's group, and keeps IPv6 off it.
@@ -98,10 +105,10 @@ impl Links {
 
     /// The MACs behind the port are known and fixed, so it need not learn, and need not be sent what is for
     /// nobody known. That leaves a hostile instance no way to draw another's frames to itself.
-    async fn attach(&self, port: &LinkName, bridge: &LinkName) -> Result<()> {
+    async fn attach(&self, port: &LinkName, bridge: &LinkName, hairpin: bool) -> Result<()> {
         let controller = self.index(bridge).await?;
         self.set(port, |link| link.controller(controller)).await?;
-        let port = LinkBridgePort::new(self.index(port).await?).learning(false).flood(false).build();
+        let port = LinkBridgePort::new(self.index(port).await?).learning(false).flood(false).hairpin(hairpin).build();
         self.handle.link().set_port(port).execute().await.map_err(Error::link(""))
     }
 

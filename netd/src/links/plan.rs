@@ -15,6 +15,7 @@ use ipnet::Ipv4Net;
 
 use super::{Link, LinkKind, Observed, PortOf};
 use crate::api::{DNS_ADDRESS, METADATA_ADDRESS};
+use crate::bridging::Bridging;
 use crate::desired::{Interface, LinkName, MacAddress, Network, Segment, Wire};
 use crate::dns;
 use crate::error::{Error, Result};
@@ -29,6 +30,12 @@ pub enum Step {
         name: LinkName,
         mac: MacAddress,
         mtu: u32,
+        ip_rules: bool,
+    },
+    /// Whether the bridge takes frames through the rules for IPv4 ([`Bridging::IpRules`]).
+    SetIpRules {
+        name: LinkName,
+        on: bool,
     },
     SetMac {
         name: LinkName,
@@ -78,6 +85,8 @@ pub enum Step {
     Attach {
         port: LinkName,
         bridge: LinkName,
+        /// It may send a frame back where it came from.
+        hairpin: bool,
     },
     AddForwarding {
         port: LinkName,
@@ -140,12 +149,14 @@ impl Plan {
     }
 }
 
-/// Indexes of the node's own interfaces, which netd uses and never changes.
+/// Indexes of the node's own interfaces, which netd uses and never changes, and what its kernel can do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Ground {
     pub uplink: u32,
     /// None where VLANs cannot be; then no network with one is taken.
     pub trunk: Option<u32>,
+    /// How neighbours are judged.
+    pub bridging: Bridging,
 }
 
 /// The steps from `observed` to `desired`. Fails when a name is taken by a link of somebody else's.
@@ -158,7 +169,7 @@ pub fn plan(desired: &Network, observed: &Observed, ground: Ground) -> Result<Pl
 
     plan_closed_addresses(desired, observed, ground.uplink, &mut plan.before_rules);
     for segment in desired.segments.values() {
-        plan_bridge(segment, kept(&segment.bridge), &mut plan.before_rules);
+        plan_bridge(segment, kept(&segment.bridge), ground.bridging, &mut plan.before_rules);
     }
     plan_bridge_addresses(desired, observed, &kept, &mut plan.before_rules);
     plan_neighbours(desired, observed, &kept, &mut plan.before_rules);
@@ -166,7 +177,9 @@ pub fn plan(desired: &Network, observed: &Observed, ground: Ground) -> Result<Pl
     plan_routes(desired, observed, ground.uplink, &kept, &mut plan.after_rules);
     for interface in desired.interfaces.values() {
         let segment = &desired.segments[&interface.segment];
-        plan_tap(interface, segment, kept(&interface.tap), observed, &kept, &mut plan.after_rules);
+        let place =
+            PortOf { bridge: segment.bridge.clone(), pinned: true, hairpin: ground.bridging == Bridging::IpRules };
+        plan_tap(interface, segment.mtu, &place, observed, &kept, &mut plan.after_rules);
     }
     for (segment, trunk) in desired.trunks() {
         trunk::plan_port(desired, segment, trunk, ground, observed, &kept, &mut plan.after_rules);
@@ -194,7 +207,7 @@ fn links_to_delete<'a>(desired: &Network, observed: &'a Observed, ground: Ground
         desired.interfaces.values().map(|interface| (&interface.tap, interface)).collect();
     let wires: BTreeMap<&LinkName, Wire> = desired.trunks().map(|(_, trunk)| (&trunk.port, trunk.wire)).collect();
     let fits = |name: &LinkName, link: &Link| match &link.kind {
-        LinkKind::Bridge => bridges.contains(name),
+        LinkKind::Bridge { .. } => bridges.contains(name),
         LinkKind::Tap { owner, multi_queue } => taps.get(name).is_some_and(|interface| {
             *owner == Some(interface.owner_uid) && *multi_queue == (interface.queue_pairs > 1)
         }),
@@ -220,11 +233,15 @@ fn plan_closed_addresses(desired: &Network, observed: &Observed, uplink_index: u
     }
 }
 
-fn plan_bridge(segment: &Segment, found: Option<&Link>, steps: &mut Steps) {
+fn plan_bridge(segment: &Segment, found: Option<&Link>, bridging: Bridging, steps: &mut Steps) {
     let name = || segment.bridge.clone();
     let (mac, mtu) = (segment.gateway_mac, segment.mtu);
+    let ip_rules = bridging == Bridging::IpRules;
     if found.is_none() {
-        steps.push(Step::CreateBridge { name: name(), mac, mtu });
+        steps.push(Step::CreateBridge { name: name(), mac, mtu, ip_rules });
+    }
+    if found.is_some_and(|link| link.kind != LinkKind::Bridge { ip_rules }) {
+        steps.push(Step::SetIpRules { name: name(), on: ip_rules });
     }
     if found.is_some_and(|link| link.mac != mac.octets()) {
         steps.push(Step::SetMac { name: name(), mac });
@@ -330,13 +347,14 @@ fn plan_routes<'a>(
 
 fn plan_tap<'a>(
     interface: &Interface,
-    segment: &Segment,
-    found: Option<&Link>,
+    mtu: u32,
+    place: &PortOf,
     observed: &Observed,
     kept: &impl Fn(&LinkName) -> Option<&'a Link>,
     steps: &mut Steps,
 ) {
     let tap = &interface.tap;
+    let found = kept(tap);
     if found.is_none() {
         steps.push(Step::CreateTap {
             name: tap.clone(),
@@ -344,27 +362,27 @@ fn plan_tap<'a>(
             multi_queue: interface.queue_pairs > 1,
         });
     }
-    if found.is_none_or(|link| link.mtu != segment.mtu) {
-        steps.push(Step::SetMtu { name: tap.clone(), mtu: segment.mtu });
+    if found.is_none_or(|link| link.mtu != mtu) {
+        steps.push(Step::SetMtu { name: tap.clone(), mtu });
     }
-    plan_attachment(tap, &segment.bridge, found, &BTreeSet::from([interface.mac]), observed, kept, steps);
+    plan_attachment(tap, place, found, &BTreeSet::from([interface.mac]), observed, kept, steps);
     plan_alias_and_up(tap, &interface.id.to_string(), found, steps);
 }
 
 /// The port's place on its bridge, and the static forwarding entries for the MACs behind it.
 fn plan_attachment<'a>(
     port: &LinkName,
-    bridge: &LinkName,
+    place: &PortOf,
     found: Option<&Link>,
     macs: &BTreeSet<MacAddress>,
     observed: &Observed,
     kept: &impl Fn(&LinkName) -> Option<&'a Link>,
     steps: &mut Steps,
 ) {
-    let wanted = PortOf { bridge: bridge.clone(), pinned: true };
-    let attached = found.is_some_and(|link| link.port == Some(wanted) && kept(bridge).is_some());
+    let attached = found.is_some_and(|link| link.port.as_ref() == Some(place) && kept(&place.bridge).is_some());
     if !attached {
-        steps.push(Step::Attach { port: port.clone(), bridge: bridge.clone() });
+        let PortOf { bridge, hairpin, .. } = place.clone();
+        steps.push(Step::Attach { port: port.clone(), bridge, hairpin });
     }
     // Forwarding entries go when a port leaves its bridge.
     let entries: BTreeSet<MacAddress> = match attached {

@@ -2,7 +2,7 @@
 //!
 //! Either every message of the batch takes effect, at one instant for every packet, or none does.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::c_void;
 use std::ptr::NonNull;
 use std::sync::LazyLock;
@@ -11,7 +11,9 @@ use nftnl::nftnl_sys as sys;
 use nftnl::{Batch, MsgType, NlMsg, Policy};
 
 use super::expr::{c_string, counter, out_of_memory};
-use super::layout::{Chain, Elements, Set, Table};
+use super::kernel::{Found, FoundRule};
+use super::layout::{Chain, Elements, Set, Table, Type, is_grown};
+use super::rule::Rule;
 use crate::error::{Error, Result};
 use crate::netfilter::{NetfilterSocket, Refusal};
 
@@ -47,27 +49,88 @@ impl Transaction {
         self.add(format!("deleting table {}", table.name), &nft_table, MsgType::Del);
         self.add(format!("table {}", table.name), &nft_table, MsgType::Add);
         for set in &table.sets {
-            self.add(format!("set {}", set.name), &SetMessage::new(table, set), MsgType::Add);
-            self.change_elements(table, set, &Elements::new(), &elements(set));
+            self.add_set(table, set);
         }
         for chain in &table.chains {
-            let nft_chain = new_chain(chain, &nft_table);
-            self.add(format!("chain {}", chain.name), &nft_chain, MsgType::Add);
+            self.add_chain(table, chain);
         }
         for chain in &table.chains {
-            let nft_chain = nftnl::Chain::new(c_string(chain.name), &nft_table);
             for rule in &chain.rules {
-                let mut nft_rule = nftnl::Rule::new(&nft_chain);
-                for expr in &rule.exprs {
-                    nft_rule.add_expr(expr);
-                }
-                let comment = table.comment(chain, rule);
-                if let Err(problem) = nft_rule.set_comment(c_string(&comment)) {
-                    tracing::warn!(comment, problem, "a rule goes without its comment");
-                }
-                self.add(format!("rule `{}` of chain {}", rule.purpose, chain.name), &nft_rule, MsgType::Add);
+                self.add_rule(table, chain, rule, &table.comment(chain, rule));
             }
         }
+        // After the chains that elements jump to.
+        for set in &table.sets {
+            self.change_elements(table, set, &Elements::new(), &elements(set));
+        }
+    }
+
+    /// Makes what grows with the network as it is in `table`, and the sets hold `elements`. The rest of the table is as it should be
+    /// (see [`Found::has_layout_of`]). Rules that stay keep what they counted.
+    pub fn change_table(&mut self, table: &Table, found: &Found, elements: impl Fn(&Set) -> Elements) {
+        for set in table.sets.iter().filter(|set| !found.sets.contains_key(&*set.name)) {
+            self.add_set(table, set);
+        }
+        for chain in table.chains.iter().filter(|chain| !found.chains.contains(&*chain.name)) {
+            self.add_chain(table, chain);
+        }
+        for chain in table.chains.iter().filter(|chain| is_grown(&chain.name)) {
+            self.change_rules(table, chain, found.rules_of(&chain.name));
+        }
+        for set in &table.sets {
+            self.change_elements(table, set, &found.elements(set), &elements(set));
+        }
+        // What is gone is named by no rule and no element any more.
+        let wanted: BTreeSet<&str> = table.chains.iter().map(|chain| &*chain.name).collect();
+        for name in found.chains.iter().filter(|name| !wanted.contains(name.as_str())) {
+            let nft_table = nftnl::Table::new(c_string(table.name), table.family);
+            let nft_chain = nftnl::Chain::new(c_string(name), &nft_table);
+            self.add(format!("deleting chain {name}"), &nft_chain, MsgType::Del);
+        }
+        let wanted: BTreeSet<&str> = table.sets.iter().map(|set| &*set.name).collect();
+        for name in found.sets.keys().filter(|name| !wanted.contains(name.as_str())) {
+            self.add(format!("deleting set {name}"), &SetMessage::named(table, name), MsgType::Del);
+        }
+    }
+
+    /// Deletes the rules that are not wanted and adds those that are missing. Their order means nothing in a chain that grows.
+    fn change_rules(&mut self, table: &Table, chain: &Chain, found: &[FoundRule]) {
+        let mut wanted: BTreeMap<String, &Rule> =
+            chain.rules.iter().map(|rule| (table.comment(chain, rule), rule)).collect();
+        for rule in found {
+            if wanted.remove(&rule.comment).is_none() {
+                let nft_table = nftnl::Table::new(c_string(table.name), table.family);
+                let nft_chain = nftnl::Chain::new(c_string(&chain.name), &nft_table);
+                let mut nft_rule = nftnl::Rule::new(&nft_chain);
+                nft_rule.set_handle(rule.handle);
+                self.add(format!("deleting rule `{}` of {}", rule.comment, chain.name), &nft_rule, MsgType::Del);
+            }
+        }
+        for (comment, rule) in wanted {
+            self.add_rule(table, chain, rule, &comment);
+        }
+    }
+
+    fn add_set(&mut self, table: &Table, set: &Set) {
+        self.add(format!("set {}", set.name), &SetMessage::new(table, set), MsgType::Add);
+    }
+
+    fn add_chain(&mut self, table: &Table, chain: &Chain) {
+        let nft_table = nftnl::Table::new(c_string(table.name), table.family);
+        self.add(format!("chain {}", chain.name), &new_chain(chain, &nft_table), MsgType::Add);
+    }
+
+    fn add_rule(&mut self, table: &Table, chain: &Chain, rule: &Rule, comment: &str) {
+        let nft_table = nftnl::Table::new(c_string(table.name), table.family);
+        let nft_chain = nftnl::Chain::new(c_string(&chain.name), &nft_table);
+        let mut nft_rule = nftnl::Rule::new(&nft_chain);
+        for expr in &rule.exprs {
+            nft_rule.add_expr(expr);
+        }
+        if let Err(problem) = nft_rule.set_comment(c_string(comment)) {
+            tracing::warn!(comment, problem, "a rule goes without its comment");
+        }
+        self.add(format!("rule `{}` of chain {}", rule.purpose, chain.name), &nft_rule, MsgType::Add);
     }
 
     pub fn delete_table(&mut self, table: &Table) {
@@ -81,9 +144,9 @@ impl Transaction {
         let (gone, new) = difference(found, wanted);
         for (elements, kind) in [(gone, MsgType::Del), (new, MsgType::Add)] {
             for chunk in elements.chunks(ELEMENTS_PER_MESSAGE) {
-                let mut message = SetMessage::new(table, set);
+                let mut message = SetMessage::named(table, &set.name);
                 for (key, value) in chunk {
-                    message.add_element(key, value);
+                    message.add_element(key, value, set.value == Some(Type::Verdict));
                 }
                 let name = format!("{} elements of set {}", chunk.len(), set.name);
                 self.add(name, &ElementsMessage(message), kind);
@@ -126,7 +189,7 @@ fn difference<'a>(found: &'a Elements, wanted: &'a Elements) -> (Vec<(&'a [u8], 
 }
 
 fn new_chain<'a>(chain: &Chain, table: &'a nftnl::Table) -> nftnl::Chain<'a> {
-    let mut nft_chain = nftnl::Chain::new(c_string(chain.name), table);
+    let mut nft_chain = nftnl::Chain::new(c_string(&chain.name), table);
     if let Some(base) = chain.base {
         nft_chain.set_hook(base.hook, base.priority);
         nft_chain.set_type(base.kind);
@@ -143,33 +206,37 @@ struct SetMessage {
 }
 
 impl SetMessage {
-    fn new(table: &Table, layout: &Set) -> Self {
+    /// What speaks of a set that is there.
+    fn named(table: &Table, name: &str) -> Self {
         // SAFETY: no argument; null is checked.
         let set = NonNull::new(unsafe { sys::nftnl_set_alloc() }).unwrap_or_else(|| out_of_memory());
-        let (table_name, name) = (c_string(table.name), c_string(layout.name));
-        let put = |attribute: u32, value: u32| {
-            // SAFETY: `set` is live; each attribute set here is a u32 (libnftnl, `set.c`).
-            unsafe { sys::nftnl_set_set_u32(set.as_ptr(), attribute as u16, value) };
-        };
+        let (table_name, name) = (c_string(table.name), c_string(name));
         // SAFETY: `set` is live and the strings, NUL-terminated, are copied.
         unsafe {
             sys::nftnl_set_set_str(set.as_ptr(), sys::NFTNL_SET_TABLE as u16, table_name.as_ptr());
             sys::nftnl_set_set_str(set.as_ptr(), sys::NFTNL_SET_NAME as u16, name.as_ptr());
         }
-        put(sys::NFTNL_SET_FAMILY, table.family as u32);
-        put(sys::NFTNL_SET_ID, layout.id);
-        put(sys::NFTNL_SET_KEY_TYPE, layout.key_type());
-        put(sys::NFTNL_SET_KEY_LEN, layout.key_length());
+        let message = Self { set, family: table.family as u16 };
+        message.put(sys::NFTNL_SET_FAMILY, table.family as u32);
+        message
+    }
+
+    /// What makes a set.
+    fn new(table: &Table, layout: &Set) -> Self {
+        let message = Self::named(table, &layout.name);
+        message.put(sys::NFTNL_SET_ID, layout.id);
+        message.put(sys::NFTNL_SET_KEY_TYPE, layout.key_type());
+        message.put(sys::NFTNL_SET_KEY_LEN, layout.key_length());
         if let Some((number, length)) = layout.value_type() {
-            put(sys::NFTNL_SET_FLAGS, libc::NFT_SET_MAP as u32);
-            put(sys::NFTNL_SET_DATA_TYPE, number);
-            put(sys::NFTNL_SET_DATA_LEN, length);
+            message.put(sys::NFTNL_SET_FLAGS, libc::NFT_SET_MAP as u32);
+            message.put(sys::NFTNL_SET_DATA_TYPE, number);
+            message.put(sys::NFTNL_SET_DATA_LEN, length);
         }
         let userdata = layout.userdata();
-        // SAFETY: `set` is live; the bytes are copied.
+        // SAFETY: the set is live; the bytes are copied.
         unsafe {
             sys::nftnl_set_set_data(
-                set.as_ptr(),
+                message.set.as_ptr(),
                 sys::NFTNL_SET_USERDATA as u16,
                 userdata.as_ptr().cast(),
                 userdata.len() as u32,
@@ -177,12 +244,18 @@ impl SetMessage {
         }
         if layout.counting {
             // SAFETY: the set takes the expression over and frees it.
-            unsafe { sys::nftnl_set_add_expr(set.as_ptr(), counter().as_ptr()) };
+            unsafe { sys::nftnl_set_add_expr(message.set.as_ptr(), counter().as_ptr()) };
         }
-        Self { set, family: table.family as u16 }
+        message
     }
 
-    fn add_element(&mut self, key: &[u8], value: &[u8]) {
+    fn put(&self, attribute: u32, value: u32) {
+        // SAFETY: the set is live; each attribute that is set here is a u32 (libnftnl, `set.c`).
+        unsafe { sys::nftnl_set_set_u32(self.set.as_ptr(), attribute as u16, value) };
+    }
+
+    /// Adds an element; with `jump`, its value is the name of the chain that is jumped to.
+    fn add_element(&mut self, key: &[u8], value: &[u8], jump: bool) {
         // SAFETY: no argument; null is checked.
         let element = NonNull::new(unsafe { sys::nftnl_set_elem_alloc() }).unwrap_or_else(|| out_of_memory());
         let put = |attribute: u32, bytes: &[u8]| {
@@ -192,7 +265,10 @@ impl SetMessage {
             }
         };
         put(sys::NFTNL_SET_ELEM_KEY, key);
-        if !value.is_empty() {
+        if jump {
+            put(sys::NFTNL_SET_ELEM_VERDICT, &libc::NFT_JUMP.to_ne_bytes());
+            put(sys::NFTNL_SET_ELEM_CHAIN, &[value, &[0]].concat());
+        } else if !value.is_empty() {
             put(sys::NFTNL_SET_ELEM_DATA, value);
         }
         // SAFETY: both are live; the set takes the element over and frees it.
@@ -220,10 +296,14 @@ unsafe fn header(buffer: *mut c_void, kind: i32, family: u16, flags: i32, sequen
 
 // SAFETY: writes one netlink message of less than the largest size into the buffer.
 unsafe impl NlMsg for SetMessage {
-    unsafe fn write(&self, buffer: *mut c_void, sequence: u32, _kind: MsgType) {
+    unsafe fn write(&self, buffer: *mut c_void, sequence: u32, kind: MsgType) {
+        let (kind, flags) = match kind {
+            MsgType::Add => (libc::NFT_MSG_NEWSET, libc::NLM_F_CREATE),
+            MsgType::Del => (libc::NFT_MSG_DELSET, 0),
+        };
         // SAFETY: the buffer is as large as `NlMsg::write` promises; the set is live.
         unsafe {
-            let header = header(buffer, libc::NFT_MSG_NEWSET, self.family, libc::NLM_F_CREATE, sequence);
+            let header = header(buffer, kind, self.family, flags, sequence);
             sys::nftnl_set_nlmsg_build_payload(header, self.set.as_ptr());
         }
     }

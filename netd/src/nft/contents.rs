@@ -1,19 +1,21 @@
 //! What the sets and maps hold for a given desired network.
+//!
+//! Elements of a set that a table does not have (security groups' where the bridge cannot judge by them) are never asked for.
 
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 
 use nftnl::ProtoFamily;
 
-use super::layout::{Elements, Set, Table};
+use super::layout::{Elements, Name, Set, Table};
 use super::rules;
 use crate::api::{DNS_ADDRESS, METADATA_ADDRESS};
-use crate::desired::{Interface, LinkName, MacAddress, Network};
+use crate::desired::{Direction, Interface, LinkName, MacAddress, Network};
 use crate::dns;
 
 /// The elements of every set and map, by family and name.
 pub struct Contents {
-    sets: BTreeMap<(u16, &'static str), Elements>,
+    sets: BTreeMap<(u16, Name), Elements>,
 }
 
 impl Contents {
@@ -23,19 +25,27 @@ impl Contents {
         contents.add_segments(network);
         for interface in network.interfaces.values() {
             contents.add_interface(interface);
+            contents.add_groups_of(interface);
         }
+        contents.add_members(network);
         contents.add_trunks(network);
         contents
     }
 
     /// The elements that `set` is to hold.
     pub fn of_set(&self, table: &Table, set: &Set) -> Elements {
-        self.sets.get(&(table.family as u16, set.name)).cloned().unwrap_or_default()
+        self.sets.get(&(table.family as u16, set.name.clone())).cloned().unwrap_or_default()
     }
 
     pub(super) fn put(&mut self, family: ProtoFamily, set: &Set, key: Vec<u8>, value: Vec<u8>) {
         debug_assert_eq!(key.len() as u32, set.key_length(), "{}", set.name);
-        self.sets.entry((family as u16, set.name)).or_default().insert(key, value);
+        self.sets.entry((family as u16, set.name.clone())).or_default().insert(key, value);
+    }
+
+    /// For a set that both tables have.
+    fn put_both(&mut self, set: &Set, key: Vec<u8>, value: Vec<u8>) {
+        self.put(ProtoFamily::Ipv4, set, key.clone(), value.clone());
+        self.put(ProtoFamily::Bridge, set, key, value);
     }
 
     pub(super) fn put_ip(&mut self, set: &Set, key: Vec<u8>) {
@@ -64,13 +74,14 @@ impl Contents {
                 self.put_ip(&rules::ROUTED, [bridge.as_slice(), &other.bridge.padded()].concat());
             }
             self.put_ip(&rules::BRIDGES, bridge);
-            self.put_ip(&rules::GATEWAYS, address(segment.gateway));
+            self.put_both(&rules::GATEWAYS, address(segment.gateway), Vec::new());
             if let Some(resolver) = dns::resolver_address(&segment.network, segment.gateway) {
-                self.put_ip(&rules::GATEWAYS, address(resolver));
+                self.put_both(&rules::GATEWAYS, address(resolver), Vec::new());
             }
         }
-        self.put_ip(&rules::GATEWAYS, address(METADATA_ADDRESS));
-        self.put_ip(&rules::GATEWAYS, address(DNS_ADDRESS));
+        for service in [METADATA_ADDRESS, DNS_ADDRESS] {
+            self.put_both(&rules::GATEWAYS, address(service), Vec::new());
+        }
     }
 
     fn add_interface(&mut self, interface: &Interface) {
@@ -83,6 +94,29 @@ impl Contents {
             self.put_bridge(&rules::ROUTERS, tap_and_mac.clone());
         }
         self.put_bridge(&rules::BINDINGS, [tap_and_mac, address(interface.ipv4)].concat());
+        let tap = interface.tap.padded();
+        self.put(ProtoFamily::Bridge, &rules::ADDRESS_OF, tap.to_vec(), address(interface.ipv4));
+        self.put_bridge(&rules::SELVES, [tap, tap].concat());
+    }
+
+    fn add_groups_of(&mut self, interface: &Interface) {
+        for (maps, direction) in [(rules::INBOUND, Direction::Inbound), (rules::OUTBOUND, Direction::Outbound)] {
+            for (map, group) in maps.iter().zip(&interface.groups) {
+                self.put_both(map, address(interface.ipv4), rules::chain_of(group, direction).into_bytes());
+            }
+        }
+        for denied in [&rules::DENIED_IN, &rules::DENIED_OUT] {
+            self.put_both(denied, address(interface.ipv4), Vec::new());
+        }
+    }
+
+    fn add_members(&mut self, network: &Network) {
+        for group in network.peer_groups() {
+            let set = rules::members_of(group);
+            for member in &network.security_groups[group].members {
+                self.put_both(&set, address(*member), Vec::new());
+            }
+        }
     }
 }
 

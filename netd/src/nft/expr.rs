@@ -12,6 +12,8 @@ use std::ptr::NonNull;
 use nftnl::expr::Expression;
 use nftnl::nftnl_sys as sys;
 
+use super::layout::Name;
+
 /// One of the sixteen 4-byte registers. A value longer than 4 bytes lies in several, one after the
 /// other, each part padded to 4 bytes: that is how a concatenated key is put together.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -37,6 +39,19 @@ pub enum Meta {
     InputName,
     OutputName,
     Layer4Protocol,
+    Mark,
+}
+
+impl Meta {
+    fn number(self) -> u32 {
+        let number = match self {
+            Self::InputName => libc::NFT_META_IIFNAME,
+            Self::OutputName => libc::NFT_META_OIFNAME,
+            Self::Layer4Protocol => libc::NFT_META_L4PROTO,
+            Self::Mark => libc::NFT_META_MARK,
+        };
+        number as u32
+    }
 }
 
 /// Something that conntrack knows of a packet's connection.
@@ -54,6 +69,16 @@ pub enum Verdict {
     Jump(&'static str),
 }
 
+/// Where a lookup in a map puts the value that it finds.
+#[derive(Debug, Clone, Copy)]
+pub enum Found {
+    /// Nowhere: it is a set.
+    Nothing,
+    In(Register),
+    /// The value is what becomes of the packet.
+    Verdict,
+}
+
 /// Which address a NAT rule changes.
 #[derive(Debug, Clone, Copy)]
 pub enum Nat {
@@ -65,6 +90,14 @@ pub enum Nat {
 pub enum Expr {
     Meta {
         key: Meta,
+        to: Register,
+    },
+    /// Marks the packet with the number in the register.
+    SetMark {
+        from: Register,
+    },
+    Immediate {
+        value: Vec<u8>,
         to: Register,
     },
     Payload {
@@ -89,26 +122,31 @@ pub enum Expr {
         equal: bool,
         value: Vec<u8>,
     },
+    /// Goes on when the value is between these two, the larger byte first.
+    Range {
+        from: Register,
+        low: Vec<u8>,
+        high: Vec<u8>,
+    },
     /// Keeps the bits of `mask`.
     Mask {
         register: Register,
         mask: Vec<u8>,
     },
-    /// Goes on when the key is in the set (or, inverted, when it is not); with `to`, puts the map's
-    /// value there.
+    /// Goes on when the key is in the set (or, inverted, when it is not).
     Lookup {
-        set: &'static str,
+        set: Name,
         set_id: u32,
         from: Register,
-        to: Option<Register>,
+        found: Found,
         inverted: bool,
     },
+    Counter,
     Nat {
         kind: Nat,
         address: Register,
     },
     Masquerade,
-    NotTracked,
     Verdict(Verdict),
 }
 
@@ -123,13 +161,20 @@ impl Expression for Expr {
         match self {
             Self::Meta { key, to } => {
                 let mut expr = Raw::new("meta");
-                let key = match key {
-                    Meta::InputName => libc::NFT_META_IIFNAME,
-                    Meta::OutputName => libc::NFT_META_OIFNAME,
-                    Meta::Layer4Protocol => libc::NFT_META_L4PROTO,
-                };
-                expr.u32(sys::NFTNL_EXPR_META_KEY, key as u32);
+                expr.u32(sys::NFTNL_EXPR_META_KEY, key.number());
                 expr.u32(sys::NFTNL_EXPR_META_DREG, to.raw());
+                expr.done()
+            }
+            Self::SetMark { from } => {
+                let mut expr = Raw::new("meta");
+                expr.u32(sys::NFTNL_EXPR_META_KEY, Meta::Mark.number());
+                expr.u32(sys::NFTNL_EXPR_META_SREG, from.raw());
+                expr.done()
+            }
+            Self::Immediate { value, to } => {
+                let mut expr = Raw::new("immediate");
+                expr.u32(sys::NFTNL_EXPR_IMM_DREG, to.raw());
+                expr.bytes(sys::NFTNL_EXPR_IMM_DATA, value);
                 expr.done()
             }
             Self::Payload { header, offset, length, to } => {
@@ -160,6 +205,14 @@ impl Expression for Expr {
                 expr.bytes(sys::NFTNL_EXPR_CMP_DATA, value);
                 expr.done()
             }
+            Self::Range { from, low, high } => {
+                let mut expr = Raw::new("range");
+                expr.u32(sys::NFTNL_EXPR_RANGE_SREG, from.raw());
+                expr.u32(sys::NFTNL_EXPR_RANGE_OP, libc::NFT_RANGE_EQ as u32);
+                expr.bytes(sys::NFTNL_EXPR_RANGE_FROM_DATA, low);
+                expr.bytes(sys::NFTNL_EXPR_RANGE_TO_DATA, high);
+                expr.done()
+            }
             Self::Mask { register, mask } => {
                 let mut expr = Raw::new("bitwise");
                 expr.u32(sys::NFTNL_EXPR_BITWISE_SREG, register.raw());
@@ -169,11 +222,13 @@ impl Expression for Expr {
                 expr.bytes(sys::NFTNL_EXPR_BITWISE_XOR, &vec![0; mask.len()]);
                 expr.done()
             }
-            Self::Lookup { set, set_id, from, to, inverted } => {
+            Self::Lookup { set, set_id, from, found, inverted } => {
                 let mut expr = Raw::new("lookup");
                 expr.u32(sys::NFTNL_EXPR_LOOKUP_SREG, from.raw());
-                if let Some(to) = to {
-                    expr.u32(sys::NFTNL_EXPR_LOOKUP_DREG, to.raw());
+                match found {
+                    Found::Nothing => {}
+                    Found::In(to) => expr.u32(sys::NFTNL_EXPR_LOOKUP_DREG, to.raw()),
+                    Found::Verdict => expr.u32(sys::NFTNL_EXPR_LOOKUP_DREG, libc::NFT_REG_VERDICT as u32),
                 }
                 expr.text(sys::NFTNL_EXPR_LOOKUP_SET, set);
                 expr.u32(sys::NFTNL_EXPR_LOOKUP_SET_ID, *set_id);
@@ -193,8 +248,8 @@ impl Expression for Expr {
                 expr.u32(sys::NFTNL_EXPR_NAT_REG_ADDR_MIN, address.raw());
                 expr.done()
             }
+            Self::Counter => counter(),
             Self::Masquerade => Raw::new("masq").done(),
-            Self::NotTracked => Raw::new("notrack").done(),
             Self::Verdict(verdict) => {
                 let mut expr = Raw::new("immediate");
                 let code = match verdict {
@@ -213,7 +268,7 @@ impl Expression for Expr {
     }
 }
 
-/// The expression that counts, for a set whose elements each have a counter.
+/// The expression that counts, in a rule or in each element of a set.
 pub fn counter() -> NonNull<sys::nftnl_expr> {
     Raw::new("counter").done()
 }
@@ -255,7 +310,7 @@ impl Raw {
         }
     }
 
-    fn text(&mut self, attribute: u32, value: &'static str) {
+    fn text(&mut self, attribute: u32, value: &str) {
         let value = c_string(value);
         // SAFETY: as above; the string is NUL-terminated and copied.
         unsafe { sys::nftnl_expr_set_str(self.0.as_ptr(), attribute as u16, value.as_ptr()) };
@@ -267,7 +322,7 @@ impl Raw {
     }
 }
 
-/// A C string from a name that is a constant of this program.
+/// A C string from a name that is a constant of this program, or made of an id, which has no NUL.
 pub fn c_string(name: &str) -> CString {
     CString::new(name).unwrap_or_default()
 }

@@ -6,12 +6,14 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 
-use super::layout::{Elements, Set, Table};
+use super::layout::{Elements, Set, Table, is_grown};
 use crate::netfilter::{NetfilterSocket, attribute, attributes, put, text};
 
 // Attribute numbers that the `libc` crate does not have.
 const RULE_TABLE: u16 = 1;
 const RULE_CHAIN: u16 = 2;
+const RULE_HANDLE: u16 = 3;
+const RULE_EXPRESSIONS: u16 = 4;
 const RULE_USERDATA: u16 = 7;
 const TABLE_NAME: u16 = 1;
 pub(super) const CHAIN_TABLE: u16 = 1;
@@ -26,6 +28,9 @@ const ELEMENT_KEY: u16 = 1;
 const ELEMENT_DATA: u16 = 2;
 const ELEMENT_EXPR: u16 = 7;
 const DATA_VALUE: u16 = 1;
+const DATA_VERDICT: u16 = 2;
+const VERDICT_CHAIN: u16 = 2;
+const EXPR_NAME: u16 = 1;
 const EXPR_DATA: u16 = 2;
 const COUNTER_BYTES: u16 = 1;
 const COUNTER_PACKETS: u16 = 2;
@@ -39,29 +44,54 @@ pub struct Counter {
     pub bytes: u64,
 }
 
+impl std::ops::AddAssign for Counter {
+    fn add_assign(&mut self, other: Self) {
+        self.packets += other.packets;
+        self.bytes += other.bytes;
+    }
+}
+
+/// A rule as the kernel has it.
+#[derive(Debug, Clone)]
+pub struct FoundRule {
+    /// The kernel's own number for it.
+    pub handle: u64,
+    pub comment: String,
+    /// Of a rule that counts.
+    pub counter: Counter,
+}
+
 /// A table as the kernel has it.
 pub struct Found {
-    chains: BTreeSet<String>,
-    /// Comments of each chain's rules, in order.
-    rules: BTreeMap<String, Vec<String>>,
-    sets: BTreeMap<String, Elements>,
+    pub chains: BTreeSet<String>,
+    /// Each chain's rules, in order.
+    rules: BTreeMap<String, Vec<FoundRule>>,
+    pub sets: BTreeMap<String, Elements>,
 }
 
 impl Found {
-    /// True when chains, rules and sets are those of `table`; what the sets hold does not matter.
+    /// True when chains, rules and sets are those of `table`, but for those that grow with the network; what the sets hold does
+    /// not matter.
     pub fn has_layout_of(&self, table: &Table) -> bool {
-        let chains_match = self.chains.len() == table.chains.len()
-            && table.chains.iter().all(|chain| {
-                let wanted: Vec<String> = chain.rules.iter().map(|rule| table.comment(chain, rule)).collect();
-                self.chains.contains(chain.name) && self.rules.get(chain.name).unwrap_or(&Vec::new()) == &wanted
-            });
-        let sets_match =
-            self.sets.len() == table.sets.len() && table.sets.iter().all(|set| self.sets.contains_key(set.name));
-        chains_match && sets_match
+        let chain_is_as_wanted = |chain: &super::layout::Chain| {
+            let comments = self.rules_of(&chain.name).iter().map(|rule| &rule.comment);
+            self.chains.contains(&*chain.name)
+                && comments.eq(&chain.rules.iter().map(|rule| table.comment(chain, rule)).collect::<Vec<_>>())
+        };
+        let fixed_chains = || table.chains.iter().filter(|chain| !is_grown(&chain.name));
+        let fixed_sets = || table.sets.iter().filter(|set| !is_grown(&set.name));
+        self.chains.iter().filter(|name| !is_grown(name)).count() == fixed_chains().count()
+            && fixed_chains().all(chain_is_as_wanted)
+            && self.sets.keys().filter(|name| !is_grown(name)).count() == fixed_sets().count()
+            && fixed_sets().all(|set| self.sets.contains_key(&*set.name))
     }
 
     pub fn elements(&self, set: &Set) -> Elements {
-        self.sets.get(set.name).cloned().unwrap_or_default()
+        self.sets.get(&*set.name).cloned().unwrap_or_default()
+    }
+
+    pub fn rules_of(&self, chain: &str) -> &[FoundRule] {
+        self.rules.get(chain).map_or(&[], Vec::as_slice)
     }
 }
 
@@ -117,21 +147,47 @@ fn named_in_table(entry: &[u8], table_kind: u16, name_kind: u16, table: &Table) 
     Ok(if of_table { attribute(entry, name_kind)?.map(text) } else { None })
 }
 
-fn read_rules(socket: &mut NetfilterSocket, table: &Table) -> io::Result<BTreeMap<String, Vec<String>>> {
+/// The rules of a table by chain.
+pub fn read_rules(socket: &mut NetfilterSocket, table: &Table) -> io::Result<BTreeMap<String, Vec<FoundRule>>> {
     let mut request = Vec::new();
     put(&mut request, RULE_TABLE, &terminated(table.name));
     let rules = socket.dump(kind(libc::NFT_MSG_GETRULE), table.family as u8, &request, |entry| {
         let Some(chain) = named_in_table(entry, RULE_TABLE, RULE_CHAIN, table)? else {
             return Ok(None);
         };
-        let comment = attribute(entry, RULE_USERDATA)?.and_then(comment).unwrap_or_default();
-        Ok(Some((chain, comment)))
+        let handle = attribute(entry, RULE_HANDLE)?.and_then(|value| value.try_into().ok());
+        let rule = FoundRule {
+            handle: handle.map_or(0, u64::from_be_bytes),
+            comment: attribute(entry, RULE_USERDATA)?.and_then(comment).unwrap_or_default(),
+            counter: counter_among(attribute(entry, RULE_EXPRESSIONS)?.unwrap_or_default())?,
+        };
+        Ok(Some((chain, rule)))
     })?;
-    let mut by_chain: BTreeMap<String, Vec<String>> = BTreeMap::new();
-    for (chain, comment) in rules {
-        by_chain.entry(chain).or_default().push(comment);
+    let mut by_chain: BTreeMap<String, Vec<FoundRule>> = BTreeMap::new();
+    for (chain, rule) in rules {
+        by_chain.entry(chain).or_default().push(rule);
     }
     Ok(by_chain)
+}
+
+/// The counter in a rule's list of expressions.
+fn counter_among(expressions: &[u8]) -> io::Result<Counter> {
+    for expression in attributes(expressions) {
+        let (_, expression) = expression?;
+        if attribute(expression, EXPR_NAME)?.map(text).as_deref() == Some("counter") {
+            return read_counter(expression);
+        }
+    }
+    Ok(Counter::default())
+}
+
+fn read_counter(expression: &[u8]) -> io::Result<Counter> {
+    let counter = attribute(expression, EXPR_DATA)?.unwrap_or_default();
+    let number = |kind| -> io::Result<u64> {
+        let value = attribute(counter, kind)?.and_then(|value| value.try_into().ok());
+        Ok(value.map_or(0, u64::from_be_bytes))
+    };
+    Ok(Counter { packets: number(COUNTER_PACKETS)?, bytes: number(COUNTER_BYTES)? })
 }
 
 /// The comment in a rule's user data, which is a list of type, length and value, a byte each.
@@ -172,20 +228,15 @@ fn read_elements(socket: &mut NetfilterSocket, table: &Table, set: &str) -> io::
 fn read_element(element: &[u8]) -> io::Result<Element> {
     let value_of = |kind| -> io::Result<Vec<u8>> {
         let data = attribute(element, kind)?.unwrap_or_default();
+        if let Some(verdict) = attribute(data, DATA_VERDICT)? {
+            return Ok(attribute(verdict, VERDICT_CHAIN)?.map(text).unwrap_or_default().into_bytes());
+        }
         Ok(attribute(data, DATA_VALUE)?.unwrap_or_default().to_vec())
-    };
-    let counter = match attribute(element, ELEMENT_EXPR)? {
-        Some(expr) => attribute(expr, EXPR_DATA)?.unwrap_or_default(),
-        None => &[],
-    };
-    let number = |kind| -> io::Result<u64> {
-        let value = attribute(counter, kind)?.and_then(|value| value.try_into().ok());
-        Ok(value.map_or(0, u64::from_be_bytes))
     };
     Ok(Element {
         key: value_of(ELEMENT_KEY)?,
         value: value_of(ELEMENT_DATA)?,
-        counter: Counter { packets: number(COUNTER_PACKETS)?, bytes: number(COUNTER_BYTES)? },
+        counter: attribute(element, ELEMENT_EXPR)?.map_or(Ok(Counter::default()), read_counter)?,
     })
 }
 

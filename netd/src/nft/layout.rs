@@ -1,12 +1,28 @@
 //! A table as data: its sets and maps, its chains, their rules.
+//!
+//! Most of a table is the same on every node. Some of it *grows* with the network: a chain for each security group and a set of
+//! each group's members. Growth is told by its name, so that what is left of a group that is gone is known for what it is.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 
 use nftnl::{ChainType, Hook, Priority, ProtoFamily};
 
 use super::rule::Rule;
 
-/// The elements of a set or map: key to value (empty in a set), as they lie in registers.
+/// What sets and chains are called.
+pub type Name = Cow<'static, str>;
+
+/// What the names of chains and sets that grow with the network begin with.
+const GROWN: [&str; 3] = ["inbound_", "outbound_", "members_"];
+
+/// Whether a chain or set of this name grows with the network.
+pub fn is_grown(name: &str) -> bool {
+    GROWN.iter().any(|prefix| name.starts_with(prefix))
+}
+
+/// The elements of a set or map: key to value (empty in a set), as they lie in registers. The value in a verdict map is the name of the
+/// chain that is jumped to.
 pub type Elements = BTreeMap<Vec<u8>, Vec<u8>>;
 
 /// The types that keys and values have, with the numbers that the `nft` program gives them, so that
@@ -16,6 +32,8 @@ pub enum Type {
     Ipv4,
     Ether,
     LinkName,
+    /// Only as a value: a jump to a chain.
+    Verdict,
 }
 
 impl Type {
@@ -24,6 +42,7 @@ impl Type {
             Self::Ipv4 => 7,
             Self::Ether => 9,
             Self::LinkName => 41,
+            Self::Verdict => libc::NFT_DATA_VERDICT as u32,
         }
     }
 
@@ -32,16 +51,16 @@ impl Type {
         match self {
             Self::Ipv4 => 4,
             Self::Ether => 8,
-            Self::LinkName => 16,
+            Self::LinkName | Self::Verdict => 16,
         }
     }
 }
 
 /// A named set, or a map when it has a value.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Set {
-    pub name: &'static str,
-    /// Unique in its table; ties rules to a set made in the same transaction.
+    pub name: Name,
+    /// Ties rules to a set made in the same transaction, where the kernel does not find it by its name.
     pub id: u32,
     pub key: &'static [Type],
     pub value: Option<Type>,
@@ -95,7 +114,7 @@ pub struct Base {
 
 #[derive(Debug, Clone)]
 pub struct Chain {
-    pub name: &'static str,
+    pub name: Name,
     /// None for a chain that others jump to.
     pub base: Option<Base>,
     pub rules: Vec<Rule>,
@@ -114,7 +133,13 @@ impl Table {
     /// The comment of a rule in the kernel: what it is for, and a digest of what it does, so that a
     /// rule of another version of netd, or for another uplink, is told from this one.
     pub fn comment(&self, chain: &Chain, rule: &Rule) -> String {
-        let subject = format!("{:?} {:?} {:?} {:?}", self.sets, chain.name, chain.base, rule.exprs);
+        let mut subject = format!("{:?} {:?} {:?}", chain.name, chain.base, rule.exprs);
+        if !is_grown(&chain.name) {
+            // Stands for the sets' layout too, for which the kernel has no place to note it.
+            for set in self.sets.iter().filter(|set| !is_grown(&set.name)) {
+                subject.push_str(&format!(" {set:?}"));
+            }
+        }
         format!("{} [{:08x}]", rule.purpose, fnv1a(subject.as_bytes()))
     }
 }

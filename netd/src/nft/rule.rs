@@ -5,8 +5,10 @@
 
 use std::net::Ipv4Addr;
 
-use super::expr::{Conntrack, Expr, Header, Meta, Nat, Register, Verdict};
-use super::layout::Set;
+use ipnet::Ipv4Net;
+
+use super::expr::{Conntrack, Expr, Found, Header, Meta, Nat, Register, Verdict};
+use super::layout::{Name, Set};
 use crate::desired::MAX_LINK_NAME;
 
 /// A part of a packet, or of what the kernel knows of it, that can be looked up in a set.
@@ -21,6 +23,10 @@ pub enum Field {
     ArpSenderIp,
     /// `chaddr` of a DHCP message (RFC 2131, section 2), counted from the UDP header.
     DhcpClientMac,
+    /// The number that the packet is marked with.
+    Mark,
+    /// A number that is the same for every packet.
+    Number(u32),
 }
 
 impl Field {
@@ -35,6 +41,8 @@ impl Field {
             Self::ArpSenderMac => payload(Header::Network, 8, 6),
             Self::ArpSenderIp => payload(Header::Network, 14, 4),
             Self::DhcpClientMac => payload(Header::Transport, 8 + 28, 6),
+            Self::Mark => Expr::Meta { key: Meta::Mark, to },
+            Self::Number(number) => Expr::Immediate { value: number.to_ne_bytes().to_vec(), to },
         }
     }
 
@@ -43,7 +51,7 @@ impl Field {
         match self {
             Self::InputName | Self::OutputName => 4,
             Self::EtherSource | Self::ArpSenderMac | Self::DhcpClientMac => 2,
-            Self::Ipv4Source | Self::Ipv4Destination | Self::ArpSenderIp => 1,
+            Self::Ipv4Source | Self::Ipv4Destination | Self::ArpSenderIp | Self::Mark | Self::Number(_) => 1,
         }
     }
 }
@@ -61,15 +69,15 @@ const STATUS_DESTINATION_NAT: u32 = 1 << 5;
 #[derive(Debug, Clone)]
 pub struct Rule {
     /// What the rule is for, as a person says it.
-    pub purpose: &'static str,
+    pub purpose: Name,
     pub exprs: Vec<Expr>,
 }
 
 const FIRST: Register = Register(0);
 
 impl Rule {
-    pub fn new(purpose: &'static str) -> Self {
-        Self { purpose, exprs: Vec::new() }
+    pub fn new(purpose: impl Into<Name>) -> Self {
+        Self { purpose: purpose.into(), exprs: Vec::new() }
     }
 
     fn with(mut self, exprs: impl IntoIterator<Item = Expr>) -> Self {
@@ -77,7 +85,7 @@ impl Rule {
         self
     }
 
-    fn lookup(self, fields: &[Field], set: &Set, inverted: bool) -> Self {
+    fn lookup(self, fields: &[Field], set: &Set, found: Found, inverted: bool) -> Self {
         let mut next = 0;
         let mut rule = self;
         for field in fields {
@@ -85,17 +93,37 @@ impl Rule {
             next += field.registers();
         }
         debug_assert_eq!(u32::from(next) * 4, set.key_length().next_multiple_of(4));
-        rule.with([Expr::Lookup { set: set.name, set_id: set.id, from: FIRST, to: None, inverted }])
+        rule.with([Expr::Lookup { set: set.name.clone(), set_id: set.id, from: FIRST, found, inverted }])
     }
 
     /// The fields, taken together, are in the set.
     pub fn found(self, fields: &[Field], set: &Set) -> Self {
-        self.lookup(fields, set, false)
+        self.lookup(fields, set, Found::Nothing, false)
     }
 
     /// The fields, taken together, are not in the set.
     pub fn not_found(self, fields: &[Field], set: &Set) -> Self {
-        self.lookup(fields, set, true)
+        self.lookup(fields, set, Found::Nothing, true)
+    }
+
+    /// Goes on in the chain that the map names for the fields; where the map has none, with the next rule.
+    pub fn jump_by(self, fields: &[Field], map: &Set) -> Self {
+        self.lookup(fields, map, Found::Verdict, false)
+    }
+
+    /// Marks the packet with the map's value for the fields; where the map has none, the rule ends.
+    pub fn mark_by(self, fields: &[Field], map: &Set) -> Self {
+        self.lookup(fields, map, Found::In(FIRST), false).with([Expr::SetMark { from: FIRST }])
+    }
+
+    /// The packet is marked with nobody.
+    pub fn unmarked(self) -> Self {
+        self.with([Field::Mark.load(FIRST), Expr::Compare { from: FIRST, equal: true, value: vec![0; 4] }])
+    }
+
+    /// Marks the packet with a field of it.
+    pub fn mark_with(self, field: Field) -> Self {
+        self.with([field.load(FIRST), Expr::SetMark { from: FIRST }])
     }
 
     pub fn input_is(self, link: &str) -> Self {
@@ -122,6 +150,20 @@ impl Rule {
         self.with([Field::Ipv4Source.load(FIRST), Expr::compare_address(FIRST, address)])
     }
 
+    /// The field is an address of `network`.
+    pub fn is_in(self, field: Field, network: Ipv4Net) -> Self {
+        let value = network.network().octets().to_vec();
+        let exprs = match network.prefix_len() {
+            0 => return self,
+            32 => vec![field.load(FIRST)],
+            _ => {
+                let mask = network.netmask().octets().to_vec();
+                vec![field.load(FIRST), Expr::Mask { register: FIRST, mask }]
+            }
+        };
+        self.with(exprs).with([Expr::Compare { from: FIRST, equal: true, value }])
+    }
+
     pub fn state(self, state: State) -> Self {
         self.conntrack_bits(Conntrack::State, state as u32, false)
     }
@@ -129,6 +171,11 @@ impl Rule {
     /// The connection's destination was translated: it goes through an elastic IP.
     pub fn through_elastic_ip(self) -> Self {
         self.conntrack_bits(Conntrack::Status, STATUS_DESTINATION_NAT, false)
+    }
+
+    /// The connection's destination was not translated.
+    pub fn not_through_elastic_ip(self) -> Self {
+        self.conntrack_bits(Conntrack::Status, STATUS_DESTINATION_NAT, true)
     }
 
     fn conntrack_bits(self, key: Conntrack, bits: u32, none: bool) -> Self {
@@ -162,6 +209,15 @@ impl Rule {
         ])
     }
 
+    /// The frame goes to more than one.
+    pub fn for_a_group(self) -> Self {
+        self.with([
+            Expr::Payload { header: Header::Link, offset: 0, length: 1, to: FIRST },
+            Expr::Mask { register: FIRST, mask: vec![1] },
+            Expr::Compare { from: FIRST, equal: true, value: vec![1] },
+        ])
+    }
+
     pub fn protocol(self, number: i32) -> Self {
         self.with([
             Expr::Meta { key: Meta::Layer4Protocol, to: FIRST },
@@ -184,6 +240,22 @@ impl Rule {
 
     pub fn tcp_to(self, port: u16) -> Self {
         self.protocol(libc::IPPROTO_TCP).bytes_are(Header::Transport, 2, &port.to_be_bytes())
+    }
+
+    /// The destination port is between these two.
+    pub fn port_from_to(self, from: u16, to: u16) -> Self {
+        let load = Expr::Payload { header: Header::Transport, offset: 2, length: 2, to: FIRST };
+        let (low, high) = (from.to_be_bytes().to_vec(), to.to_be_bytes().to_vec());
+        match (from, to) {
+            (0, u16::MAX) => self,
+            (from, to) if from == to => self.with([load, Expr::Compare { from: FIRST, equal: true, value: low }]),
+            _ => self.with([load, Expr::Range { from: FIRST, low, high }]),
+        }
+    }
+
+    /// Counts what came so far.
+    pub fn count(self) -> Self {
+        self.with([Expr::Counter])
     }
 
     pub fn accept(self) -> Self {
@@ -209,25 +281,13 @@ impl Rule {
     }
 
     fn nat_by(self, kind: Nat, field: Field, map: &Set) -> Self {
-        self.with([
-            field.load(FIRST),
-            Expr::Lookup { set: map.name, set_id: map.id, from: FIRST, to: Some(FIRST), inverted: false },
-            Expr::Nat { kind, address: FIRST },
-        ])
-    }
-
-    /// Connection tracking leaves the packet alone.
-    pub fn not_tracked(self) -> Self {
-        self.with([Expr::NotTracked])
+        self.lookup(&[field], map, Found::In(FIRST), false).with([Expr::Nat { kind, address: FIRST }])
     }
 
     /// Gives the frame the source MAC that the map has for the field.
     pub fn ether_source_by(self, field: Field, map: &Set) -> Self {
-        self.with([
-            field.load(FIRST),
-            Expr::Lookup { set: map.name, set_id: map.id, from: FIRST, to: Some(FIRST), inverted: false },
-            Expr::SetPayload { header: Header::Link, offset: 6, length: 6, from: FIRST },
-        ])
+        let set = Expr::SetPayload { header: Header::Link, offset: 6, length: 6, from: FIRST };
+        self.lookup(&[field], map, Found::In(FIRST), false).with([set])
     }
 
     pub fn masquerade(self) -> Self {

@@ -20,7 +20,7 @@ use std::sync::mpsc;
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use mallee_netd::api::{self, segment::Kind};
+use mallee_netd::api::{self, security_group_rule::Peer, segment::Kind};
 use nix::sched::{CloneFlags, unshare};
 
 pub use guest::Guest;
@@ -262,12 +262,44 @@ impl Drop for Netd {
     }
 }
 
+/// The group that every instance is in unless its test says otherwise: all may come, all may go.
+pub const OPEN: &str = "sg-open";
+
+/// A group of rules that each let in, or out (`egress`).
+pub fn group(id: &str, rules: &[(bool, (i32, i32, i32), Peer)]) -> api::SecurityGroup {
+    let rule = |(n, (egress, (protocol, from_port, to_port), peer)): (usize, &(bool, (i32, i32, i32), Peer))| {
+        let peer = Some(peer.clone());
+        let id = format!("sgr-{}{n}", id.trim_start_matches("sg-"));
+        api::SecurityGroupRule {
+            id,
+            egress: *egress,
+            protocol: *protocol,
+            from_port: *from_port,
+            to_port: *to_port,
+            peer,
+        }
+    };
+    api::SecurityGroup { id: id.into(), rules: rules.iter().enumerate().map(rule).collect(), members: vec![] }
+}
+
+pub const EGRESS: bool = true;
+pub const INGRESS: bool = false;
+pub const ALL_TRAFFIC: (i32, i32, i32) = (-1, 0, 0);
+
+pub fn everywhere() -> Peer {
+    Peer::Cidr("0.0.0.0/0".into())
+}
+
 /// A network of one segment (172.31.0.0/20) without instances.
 pub fn empty_network() -> api::NodeNetwork {
     api::NodeNetwork {
         generation: 1,
         segments: vec![segment("subnet-1", "vpc-1", "172.31.0.0/20", "172.31.0.1")],
         public_pools: vec!["198.51.100.128/25".into()],
+        security_groups: vec![group(
+            OPEN,
+            &[(INGRESS, ALL_TRAFFIC, everywhere()), (EGRESS, ALL_TRAFFIC, everywhere())],
+        )],
         ..Default::default()
     }
 }
@@ -295,8 +327,14 @@ pub fn interface(n: u8) -> api::Interface {
         ipv4: private(n).to_string(),
         hostname: format!("ip-172-31-0-{}", 3 + n),
         instance: format!("i-{n}"),
+        security_groups: vec![OPEN.into()],
         ..Default::default()
     }
+}
+
+/// The MAC of instance number `n`.
+pub fn mac(n: u8) -> [u8; 6] {
+    [2, 0, 0, 0, 1, n]
 }
 
 pub fn private(n: u8) -> Ipv4Addr {
@@ -332,7 +370,7 @@ pub fn guest(n: u8) -> Guest {
 /// moment after the tap is opened.
 pub fn guest_at(n: u8, ip: Ipv4Addr) -> Guest {
     let tap = format!("tpeni{n}");
-    let guest = Guest::open(&tap, [2, 0, 0, 0, 1, n], ip);
+    let guest = Guest::open(&tap, mac(n), ip);
     guest.name(&format!("i-{n}"));
     eventually("the port to forward", || {
         run(&format!("bridge link show dev {tap}")).contains("state forwarding").then_some(())

@@ -9,7 +9,7 @@ use super::super::model::{
     InstanceStateChange, RebootInstancesRequest, StartInstancesRequest, StartInstancesResult, StopInstancesRequest,
     StopInstancesResult, TerminateInstancesRequest, TerminateInstancesResult,
 };
-use super::super::{Context, Refusal, lookup};
+use super::super::{Context, Refusal, lookup, security_groups};
 use super::view;
 use crate::nodes::segments;
 use crate::state::instances::{self, Instance};
@@ -144,11 +144,17 @@ pub(crate) async fn terminate_instances(
     let mut changes = Vec::new();
     for instance in lookup::instances(&mut tx, context.account(), &request.instance_ids).await? {
         let change = lifecycle::terminate(instance.state);
-        if change.is_some() {
+        let ends = change.is_some();
+        if ends {
             addresses::release_instance(&mut tx, &instance.id).await?;
             touched.touch_others(&mut tx, &instance.node).await?;
         }
         changes.push(step(&mut tx, &mut touched, &instance, change).await?);
+        if ends {
+            // Whoever gets its address next is no member of its groups.
+            let others = security_groups::touch(&mut tx, &instance.security_groups, &touched.nodes).await?;
+            touched.nodes.extend(others);
+        }
     }
     touched.commit(tx).await?;
     Ok(TerminateInstancesResult { terminating_instances: Some(changes) })

@@ -158,7 +158,7 @@ impl Network {
                 refuse_unserved_interface(interface)?;
                 (&interface.subnet_id, &interface.private_ip_address, interface.groups.clone().unwrap_or_default())
             }
-            _ => return Err(unserved("NetworkInterface.2")),
+            _ => return Err(Refusal::unserved("NetworkInterface.2")),
         };
         let private_ip = private_ip.as_deref().map(|text| {
             text.parse().map_err(|_| {
@@ -175,13 +175,6 @@ impl Network {
     }
 }
 
-fn unserved(parameter: &str) -> Refusal {
-    Refusal::client(
-        "UnsupportedOperation",
-        format!("The parameter {parameter} is not served by this cloud yet: leave it out"),
-    )
-}
-
 fn refuse_unserved_interface(interface: &model::InstanceNetworkInterfaceSpecification) -> Result<(), Refusal> {
     let unwanted = [
         ("NetworkInterfaceId", interface.network_interface_id.is_some()),
@@ -193,7 +186,7 @@ fn refuse_unserved_interface(interface: &model::InstanceNetworkInterfaceSpecific
         ("Ipv6Addresses", interface.ipv6_addresses.as_ref().is_some_and(|list| !list.is_empty())),
     ];
     match unwanted.into_iter().find(|(_, given)| *given) {
-        Some((name, _)) => Err(unserved(&format!("NetworkInterface.1.{name}"))),
+        Some((name, _)) => Err(Refusal::unserved(&format!("NetworkInterface.1.{name}"))),
         None => Ok(()),
     }
 }
@@ -217,7 +210,7 @@ fn refuse_unserved(request: &RunInstancesRequest) -> Result<(), Refusal> {
         ("Placement.Tenancy", tenancy.is_some_and(|tenancy| *tenancy != model::Tenancy::DEFAULT)),
     ];
     match unwanted.into_iter().find(|(_, given)| *given) {
-        Some((name, _)) => Err(unserved(name)),
+        Some((name, _)) => Err(Refusal::unserved(name)),
         None => Ok(()),
     }
 }
@@ -238,7 +231,7 @@ fn root_gib(mappings: &[BlockDeviceMapping]) -> Result<Option<i32>, Refusal> {
         }
         let Some(ebs) = &mapping.ebs else { continue };
         if ebs.snapshot_id.is_some() || ebs.delete_on_termination == Some(false) || ebs.encrypted == Some(true) {
-            return Err(unserved(&format!(
+            return Err(Refusal::unserved(&format!(
                 "BlockDeviceMapping.{}.Ebs with SnapshotId, Encrypted or DeleteOnTermination=false",
                 index + 1
             )));

@@ -4,11 +4,11 @@
 //! private addresses, the client token. So the call makes all of its instances or none, a repeated
 //! call finds its own token, and a controller killed at any moment has either launched or not.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::net::Ipv4Addr;
 
 use super::super::model::{Reservation, ResourceType, RunInstancesRequest};
-use super::super::{Context, Refusal, lookup, tagging};
+use super::super::{Context, Refusal, lookup, security_groups, tagging};
 use super::request::Launch;
 use super::view::Surroundings;
 use crate::clock;
@@ -20,7 +20,7 @@ use crate::state::instances::{self, Instance, PrivateIp};
 use crate::state::lifecycle::InstanceState;
 use crate::state::network::{self, Subnet};
 use crate::state::tokens::{self, Earlier};
-use crate::state::{Tx, key_pairs, nodes, security_groups};
+use crate::state::{Tx, key_pairs, nodes};
 
 /// `RunInstances`.
 pub(crate) async fn run_instances(context: &Context, request: RunInstancesRequest) -> Result<Reservation, Refusal> {
@@ -32,7 +32,8 @@ pub(crate) async fn run_instances(context: &Context, request: RunInstancesReques
     let begun = clock::unix_ns();
     let image = lookup::image(&mut tx, context.account(), &launch.image).await?;
     let public_key = public_key(context, &mut tx, &launch).await?;
-    let groups = groups(context, &mut tx, &launch).await?;
+    let groups =
+        security_groups::chosen(&mut tx, context, &launch.security_group_ids, &launch.security_group_names).await?;
     let subnet = subnet(&mut tx, &launch).await?;
     let placed = place(context, &mut tx, &launch, &image, subnet.as_ref()).await?;
     let subnet = match subnet {
@@ -87,6 +88,7 @@ pub(crate) async fn run_instances(context: &Context, request: RunInstancesReques
             changed_ns: now,
             trace: context.caller.request_id.clone(),
             created_trace: context.caller.request_id.clone(),
+            source_dest_check: true,
         };
         instances::insert(&mut tx, &instance).await?;
         let (id, volume) = (instance.id.as_str(), instance.volume_id.as_str());
@@ -94,14 +96,19 @@ pub(crate) async fn run_instances(context: &Context, request: RunInstancesReques
         tagging::write(&mut tx, context.account(), id, instance_kind.as_str(), &launch.instance_tags).await?;
         tagging::write(&mut tx, context.account(), volume, ResourceType::VOLUME.as_str(), &launch.volume_tags).await?;
     }
-    let changed: Vec<&str> = generations.keys().map(String::as_str).collect();
+    // Other nodes let the new members in where their groups' rules say so, and know the way to them.
+    let mut woken: BTreeSet<String> = generations.into_keys().collect();
+    let changed: Vec<&str> = woken.iter().map(String::as_str).collect();
     let others = segments::touch_others(&mut tx, &context.cloud, &changed).await?;
+    woken.extend(others);
+    let others = security_groups::touch(&mut tx, &groups, &woken).await?;
+    woken.extend(others);
     remember(context, &mut tx, &launch, &reservation_id).await?;
     let answer = reservation(context, &mut tx, &reservation_id).await?;
     let begun = clock::unix_ns();
     context.commit(tx).await?;
     context.span("commit", begun);
-    generations.keys().chain(&others).for_each(|node| context.cloud.nodes.wake(node));
+    woken.iter().for_each(|node| context.cloud.nodes.wake(node));
     Ok(answer)
 }
 
@@ -148,34 +155,6 @@ async fn public_key(context: &Context, tx: &mut Tx, launch: &Launch) -> Result<O
         Some(pair) => Ok(Some(pair.public_key)),
         None => Err(Refusal::client("InvalidKeyPair.NotFound", format!("The key pair '{name}' does not exist"))),
     }
-}
-
-/// The groups named by id or by name; without any, the account's default one.
-async fn groups(context: &Context, tx: &mut Tx, launch: &Launch) -> Result<Vec<crate::ids::SecurityGroupId>, Refusal> {
-    let default = security_groups::ensure_default(tx, context.account()).await?;
-    let all = security_groups::of_account(tx, context.account()).await?;
-    let mut chosen = Vec::new();
-    for id in &launch.security_group_ids {
-        let group = all.iter().find(|group| group.id.as_str() == id).ok_or_else(|| {
-            Refusal::client("InvalidGroup.NotFound", format!("The security group '{id}' does not exist"))
-        })?;
-        chosen.push(group.id.clone());
-    }
-    for name in &launch.security_group_names {
-        let group = all.iter().find(|group| group.name == *name).ok_or_else(|| {
-            Refusal::client(
-                "InvalidGroup.NotFound",
-                format!("The security group '{name}' does not exist in the default VPC"),
-            )
-        })?;
-        chosen.push(group.id.clone());
-    }
-    if chosen.is_empty() {
-        chosen.push(default.id);
-    }
-    chosen.sort();
-    chosen.dedup();
-    Ok(chosen)
 }
 
 /// The subnet that was asked for, by its id or by its zone.

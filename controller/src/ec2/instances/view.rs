@@ -112,7 +112,7 @@ impl Surroundings {
             block_device_mappings: Some(if gone { Vec::new() } else { root_disk(instance) }),
             root_device_name: Some(ROOT_DEVICE.to_owned()),
             root_device_type: Some(DeviceType::EBS),
-            source_dest_check: Some(true),
+            source_dest_check: Some(instance.source_dest_check),
             architecture: Some(ArchitectureValues::X86_64),
             virtualization_type: Some(VirtualizationType::HVM),
             hypervisor: Some(HypervisorType::XEN),
@@ -164,7 +164,7 @@ impl Surroundings {
             mac_address: Some(instance.mac.clone()),
             private_ip_address: Some(private_ip.clone()),
             private_dns_name: Some(private_name.clone()),
-            source_dest_check: Some(true),
+            source_dest_check: Some(instance.source_dest_check),
             groups: Some(self.groups(instance)),
             ipv6_addresses: Some(Vec::new()),
             attachment: Some(InstanceNetworkInterfaceAttachment {

@@ -6,7 +6,7 @@ use crate::desired::testing;
 use crate::links::Traffic;
 use proptest::prelude::*;
 
-const GROUND: Ground = Ground { uplink: 2, trunk: Some(3) };
+const GROUND: Ground = Ground { uplink: 2, trunk: Some(3), bridging: Bridging::IpRules };
 
 /// The kernel, as far as plans concern it.
 fn perform(world: &mut Observed, step: &Step) {
@@ -15,9 +15,10 @@ fn perform(world: &mut Observed, step: &Step) {
     };
     match step.clone() {
         Step::DeleteLink { name } => delete(world, &name),
-        Step::CreateBridge { name, mac, mtu } => {
-            create(world, &name, LinkKind::Bridge, mac.octets(), mtu);
+        Step::CreateBridge { name, mac, mtu, ip_rules } => {
+            create(world, &name, LinkKind::Bridge { ip_rules }, mac.octets(), mtu);
         }
+        Step::SetIpRules { name, on } => link(world, &name, &|link| link.kind = LinkKind::Bridge { ip_rules: on }),
         Step::CreateTap { name, owner, multi_queue } => {
             let kind = LinkKind::Tap { owner: Some(owner), multi_queue };
             create(world, &name, kind, [2; 6], 1500);
@@ -47,10 +48,10 @@ fn perform(world: &mut Observed, step: &Step) {
             assert!(!world.links.values().any(taken), "{wire:?} is there already");
             create(world, &name, LinkKind::Trunk { wire, lower }, [2; 6], mtu);
         }
-        Step::Attach { port, bridge } => {
+        Step::Attach { port, bridge, hairpin } => {
             assert!(world.links.contains_key(&bridge));
             world.forwarding.retain(|(name, _)| *name != port);
-            link(world, &port, &|link| link.port = Some(PortOf { bridge: bridge.clone(), pinned: true }));
+            link(world, &port, &|link| link.port = Some(PortOf { bridge: bridge.clone(), pinned: true, hairpin }));
         }
         Step::AddForwarding { port, mac } => {
             assert!(world.forwarding.insert((port, mac)), "added twice");
@@ -240,4 +241,18 @@ fn a_name_that_somebody_else_has_is_refused() {
     let world = Observed { foreign: ["tpeni1".to_owned()].into(), ..Observed::default() };
     let error = plan(&testing::network(), &world, GROUND).unwrap_err();
     assert!(error.to_string().contains("tpeni1"));
+}
+
+#[test]
+fn a_kernel_that_has_come_to_know_more_changes_bridges_and_ports_in_place() {
+    let network = testing::network();
+    let mut world = Observed::default();
+    let first = plan(&network, &world, GROUND).unwrap();
+    perform_all(&mut world, &first);
+    let knowing = Ground { bridging: Bridging::Conntrack, ..GROUND };
+    let change = plan(&network, &world, knowing).unwrap();
+    let breaks = |step: &Step| matches!(step, Step::DeleteLink { .. } | Step::CreateTap { .. });
+    assert!(!change.is_empty() && !change.before_rules.iter().chain(&change.after_rules).any(breaks), "{change:?}");
+    perform_all(&mut world, &change);
+    assert_eq!(plan(&network, &world, knowing).unwrap(), Plan::default());
 }

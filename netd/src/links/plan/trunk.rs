@@ -8,7 +8,7 @@ use std::net::Ipv4Addr;
 
 use super::{Ground, Step, Steps, plan_alias_and_up, plan_attachment};
 use crate::desired::{LinkName, MacAddress, Network, RemoteInterface, Segment, Trunk, Wire};
-use crate::links::{Link, Observed};
+use crate::links::{Link, Observed, PortOf};
 
 /// What the port lies on.
 pub(super) fn lower(wire: Wire, ground: Ground) -> Option<u32> {
@@ -37,7 +37,8 @@ pub(super) fn plan_port<'a>(
     }
     let remotes: Vec<&RemoteInterface> = desired.remotes_of(&segment.id).collect();
     let macs = remotes.iter().map(|remote| remote.mac).collect();
-    plan_attachment(name, &segment.bridge, found, &macs, observed, kept, steps);
+    let place = PortOf { bridge: segment.bridge.clone(), pinned: true, hairpin: false };
+    plan_attachment(name, &place, found, &macs, observed, kept, steps);
     if matches!(trunk.wire, Wire::Vxlan { .. }) {
         plan_tunnels(trunk, &remotes, observed, found.is_some(), steps);
         plan_floods(trunk, observed, found.is_some(), steps);

@@ -5,22 +5,26 @@
 //!
 //! Each node has the segment's gateway, with the same MAC and the same address. So nothing that comes from a trunk may
 //! reach this node itself, or an instance's DHCP, ARP and metadata requests would be answered once by each node; and a
-//! flow between two subnets passes one node's gateway on its way there and another's on its way back. Each of the two sees
-//! half of it, which connection tracking would take for no connection at all: such flows are not tracked.
+//! flow between two subnets passes one node's gateway on its way there and another's on its way back. Both nodes see the whole of it all
+//! the same, one half routed and the other on a bridge, since what passes between ports is tracked too ([`Bridging`](crate::bridging::Bridging)).
+//!
+//! What an instance sends is judged by its groups on its own node, and what it gets likewise: packets for instances of other
+//! nodes are marked with nobody, as those that come from them are.
 
 use nftnl::{ChainType, Hook, ProtoFamily};
 
-use super::contents::{Contents, address, with_mac};
-use super::expr::Header;
-use super::layout::{Chain, Set, Type};
-use super::rule::Field::{ArpSenderIp, ArpSenderMac, EtherSource, InputName, Ipv4Destination, Ipv4Source, OutputName};
-use super::rule::Rule;
-use super::rules::{
-    BINDINGS, BRIDGE_FIRST, BRIDGES, DHCP_CLIENT, DHCP_SERVER, ETHER_ARP, ETHER_IPV4, FILTER, MACS, ROUTED, ROUTERS,
-    SPOOFED, base, map, set,
-};
+use super::bridge::{DHCP_CLIENT, ETHER_ARP, FIRST};
+use super::ipv4::FILTER;
+use super::{BINDINGS, BRIDGES, DHCP_SERVER, ETHER_IPV4, MACS, ROUTED, ROUTERS, SPOOFED, base, chain, map, set};
 use crate::desired::{Network, Segment, Trunk, Wire};
 use crate::links::VXLAN_PORT;
+use crate::nft::contents::{Contents, address, with_mac};
+use crate::nft::expr::Header;
+use crate::nft::layout::{Chain, Set, Type};
+use crate::nft::rule::Field::{
+    ArpSenderIp, ArpSenderMac, EtherSource, InputName, Ipv4Destination, Ipv4Source, Number, OutputName,
+};
+use crate::nft::rule::Rule;
 
 // --- sets of the table `ip` ---
 
@@ -45,17 +49,19 @@ pub const ROUTER_MACS: Set = map("router_macs", 43, &[Type::LinkName], Type::Eth
 /// Trunk port with the MACs that other nodes' gateways have on the wire.
 pub const PEER_ROUTERS: Set = set("peer_routers", 44, &[Type::LinkName, Type::Ether]);
 
-/// Before connection tracking (`NF_IP_PRI_RAW`).
-const RAW: i32 = -300;
-
 /// Chains of the table `ip`.
-pub fn ipv4_chains() -> [Chain; 3] {
-    [half_seen(), tunnel_in(), tunnel_out()]
+pub fn ipv4_chains() -> [Chain; 2] {
+    [tunnel_in(), tunnel_out()]
 }
 
 /// Chains of the table `bridge`.
 pub fn bridge_chains() -> [Chain; 4] {
     [from_trunk(), trunk_in(), trunk_to_node(), trunk_out()]
+}
+
+/// What is for an instance elsewhere is for nobody here.
+pub fn for_nobody_here() -> Rule {
+    Rule::new("another node judges it").found(&[Ipv4Destination], &REMOTES).mark_with(Number(0))
 }
 
 /// The first rule on packets to instances.
@@ -66,64 +72,51 @@ pub fn to_remote() -> Rule {
         .accept()
 }
 
-fn half_seen() -> Chain {
-    Chain {
-        name: "half_seen",
-        base: base(ChainType::Filter, Hook::PreRouting, RAW),
-        rules: vec![
-            Rule::new("answers come by the other node")
-                .found(&[InputName], &BRIDGES)
-                .found(&[Ipv4Destination], &REMOTES)
-                .not_tracked(),
-        ],
-    }
-}
-
 /// The kernel takes a VXLAN's packets from anybody.
 fn tunnel_in() -> Chain {
-    Chain {
-        name: "tunnel_in",
-        base: base(ChainType::Filter, Hook::In, FILTER),
-        rules: vec![
+    chain(
+        "tunnel_in",
+        base(ChainType::Filter, Hook::In, FILTER),
+        vec![
             Rule::new("tunnels are for peers")
                 .found(&[Ipv4Destination], &TUNNEL_ENDS)
                 .udp_to(VXLAN_PORT)
                 .not_found(&[Ipv4Source], &TUNNEL_PEERS)
                 .drop(),
         ],
-    }
+    )
 }
 
 /// An instance without an elastic IP goes out as this node, which a peer would believe.
 fn tunnel_out() -> Chain {
-    Chain {
-        name: "tunnel_out",
-        base: base(ChainType::Filter, Hook::Forward, FILTER),
-        rules: vec![
+    chain(
+        "tunnel_out",
+        base(ChainType::Filter, Hook::Forward, FILTER),
+        vec![
             Rule::new("instances have no tunnels")
                 .found(&[InputName], &BRIDGES)
                 .found(&[Ipv4Destination], &TUNNEL_PEERS)
                 .udp_to(VXLAN_PORT)
                 .drop(),
         ],
-    }
+    )
 }
 
 fn trunk_in() -> Chain {
-    Chain {
-        name: "trunk_in",
-        base: base(ChainType::Filter, Hook::PreRouting, BRIDGE_FIRST),
-        rules: vec![Rule::new("from other nodes").found(&[InputName], &TRUNKS).jump("from_trunk")],
-    }
+    chain(
+        "trunk_in",
+        base(ChainType::Filter, Hook::PreRouting, FIRST),
+        vec![Rule::new("from other nodes").found(&[InputName], &TRUNKS).jump("from_trunk")],
+    )
 }
 
 fn from_trunk() -> Chain {
     let arp = |purpose| Rule::new(purpose).ether_type(ETHER_ARP).bytes_are(Header::Network, 0, &[0, 1, 8, 0, 6, 4]);
     let ipv4 = |purpose| Rule::new(purpose).ether_type(ETHER_IPV4);
-    Chain {
-        name: "from_trunk",
-        base: None,
-        rules: vec![
+    chain(
+        "from_trunk",
+        None,
+        vec![
             arp("ARP from the address of an instance there")
                 .found(&[InputName, EtherSource, ArpSenderIp], &BINDINGS)
                 .found(&[InputName, ArpSenderMac, ArpSenderIp], &BINDINGS)
@@ -145,23 +138,23 @@ fn from_trunk() -> Chain {
             Rule::new("count what is dropped").found(&[InputName], &SPOOFED).drop(),
             Rule::new("drop what could not be counted").drop(),
         ],
-    }
+    )
 }
 
 fn trunk_to_node() -> Chain {
-    Chain {
-        name: "trunk_to_node",
-        base: base(ChainType::Filter, Hook::In, BRIDGE_FIRST),
-        rules: vec![Rule::new("instances of other nodes have their gateway there").found(&[InputName], &TRUNKS).drop()],
-    }
+    chain(
+        "trunk_to_node",
+        base(ChainType::Filter, Hook::In, FIRST),
+        vec![Rule::new("instances of other nodes have their gateway there").found(&[InputName], &TRUNKS).drop()],
+    )
 }
 
 fn trunk_out() -> Chain {
     let to_trunk = |purpose, kind| Rule::new(purpose).found(&[OutputName], &TRUNKS).ether_type(kind);
-    Chain {
-        name: "trunk_out",
-        base: base(ChainType::Filter, Hook::PostRouting, BRIDGE_FIRST),
-        rules: vec![
+    chain(
+        "trunk_out",
+        base(ChainType::Filter, Hook::PostRouting, FIRST),
+        vec![
             to_trunk("the gateway asks no other node", ETHER_ARP)
                 .found(&[OutputName, EtherSource], &GATEWAY_FRAMES)
                 .drop(),
@@ -171,11 +164,11 @@ fn trunk_out() -> Chain {
                 .found(&[OutputName, EtherSource], &GATEWAY_FRAMES)
                 .ether_source_by(OutputName, &ROUTER_MACS),
         ],
-    }
+    )
 }
 
 impl Contents {
-    pub(super) fn add_trunks(&mut self, network: &Network) {
+    pub(in crate::nft) fn add_trunks(&mut self, network: &Network) {
         for (segment, trunk) in network.trunks() {
             self.add_trunk(network, segment, trunk);
         }

@@ -1,0 +1,72 @@
+//! What the tables have counted: elements of sets, and the rules of security groups.
+
+use std::collections::BTreeMap;
+use std::net::Ipv4Addr;
+
+use super::kernel::{self, Counter};
+use super::layout::{Set, Table, is_grown};
+use super::{any_tables, open, rules};
+use crate::desired::LinkName;
+use crate::error::{Error, Result};
+use crate::netfilter::{NetfilterSocket, text};
+
+/// Counters that the tables keep.
+#[derive(Debug, Default)]
+pub struct Counters {
+    /// Packets from outside to an elastic IP, by public address.
+    pub elastic_in: BTreeMap<Ipv4Addr, Counter>,
+    /// Packets that leave as an elastic IP, by public address.
+    pub elastic_out: BTreeMap<Ipv4Addr, Counter>,
+    /// Frames that anti-spoofing dropped, by tap or trunk port.
+    pub spoofed: BTreeMap<LinkName, Counter>,
+    /// Packets that no security group let in or out, by the interface's primary address.
+    pub denied_in: BTreeMap<Ipv4Addr, Counter>,
+    pub denied_out: BTreeMap<Ipv4Addr, Counter>,
+    /// First packets of connections that a rule of a security group let pass, by chain and the rule's id.
+    pub group_rules: BTreeMap<(String, String), Counter>,
+}
+
+/// Reads the counters back from the kernel.
+pub fn read() -> Result<Counters> {
+    let mut socket = open()?;
+    let [ip, bridge] = any_tables();
+    let mut counters = Counters {
+        elastic_in: by_address(&mut socket, &[&ip], &rules::EIP_IN_COUNT)?,
+        elastic_out: by_address(&mut socket, &[&ip], &rules::EIP_OUT_COUNT)?,
+        spoofed: of_set(&mut socket, &bridge, &rules::SPOOFED)?
+            .into_iter()
+            .filter_map(|(key, counter)| Some((text(&key).parse().ok()?, counter)))
+            .collect(),
+        denied_in: by_address(&mut socket, &[&ip, &bridge], &rules::DENIED_IN)?,
+        denied_out: by_address(&mut socket, &[&ip, &bridge], &rules::DENIED_OUT)?,
+        group_rules: BTreeMap::new(),
+    };
+    for table in [&ip, &bridge] {
+        let found = kernel::read_rules(&mut socket, table).map_err(Error::netfilter("reading the groups' rules"))?;
+        for (chain, rules) in found.into_iter().filter(|(chain, _)| is_grown(chain)) {
+            for rule in rules {
+                // As `rules/groups.rs` writes it. One rule of a group may be several here.
+                let Some((id, _)) = rule.comment.split_once(':') else { continue };
+                *counters.group_rules.entry((chain.clone(), id.to_owned())).or_default() += rule.counter;
+            }
+        }
+    }
+    Ok(counters)
+}
+
+/// The sum over the tables; one that does not have the set adds nothing.
+fn by_address(socket: &mut NetfilterSocket, tables: &[&Table], set: &Set) -> Result<BTreeMap<Ipv4Addr, Counter>> {
+    let mut sums: BTreeMap<Ipv4Addr, Counter> = BTreeMap::new();
+    for table in tables {
+        for (key, counter) in of_set(socket, table, set)? {
+            if let Ok(octets) = <[u8; 4]>::try_from(key) {
+                *sums.entry(octets.into()).or_default() += counter;
+            }
+        }
+    }
+    Ok(sums)
+}
+
+fn of_set(socket: &mut NetfilterSocket, table: &Table, set: &Set) -> Result<Vec<(Vec<u8>, Counter)>> {
+    kernel::counters(socket, table, &set.name).map_err(Error::netfilter(format!("reading the set {}", set.name)))
+}

@@ -1,0 +1,175 @@
+//! The table for frames: anti-spoofing, and what passes between neighbours on a segment.
+
+use nftnl::{ChainType, Hook, ProtoFamily};
+
+use super::{
+    ADDRESS_OF, BINDINGS, DHCP_SERVER, ETHER_IPV4, GATEWAYS, MACS, ROUTERS, SELVES, SPOOFED, TAPS, base, chain, groups,
+    trunk,
+};
+use crate::bridging::Bridging;
+use crate::nft::TABLE;
+use crate::nft::expr::Header;
+use crate::nft::layout::{Chain, Table};
+use crate::nft::rule::Field::{
+    self, ArpSenderIp, ArpSenderMac, DhcpClientMac, EtherSource, InputName, Ipv4Source, OutputName,
+};
+use crate::nft::rule::{Rule, State};
+
+// Priorities of hooks (`include/uapi/linux/netfilter_bridge.h`).
+/// Before anything else that a bridge does (`NF_BR_PRI_FIRST` is the lowest there is).
+pub const FIRST: i32 = -300;
+/// After `br_netfilter` took a frame through the rules for IPv4 (`NF_BR_PRI_BRNF` is 0).
+const AFTER_IP_RULES: i32 = 10;
+
+pub const ETHER_ARP: u16 = 0x0806;
+pub const DHCP_CLIENT: u16 = 68;
+
+pub fn table(bridging: Bridging) -> Table {
+    let mut table = Table {
+        family: ProtoFamily::Bridge,
+        name: TABLE,
+        sets: vec![TAPS, MACS, BINDINGS, ROUTERS, SPOOFED, ADDRESS_OF, GATEWAYS, SELVES],
+        chains: vec![from_instance_frames(), frames_in(), frames_to_node(), frames_between()],
+    };
+    table.sets.extend(trunk::sets(table.family));
+    table.chains.extend(trunk::bridge_chains());
+    match bridging {
+        Bridging::Conntrack => {
+            table.sets.extend(groups::sets());
+            table.chains.extend([
+                groups::judge_outbound(),
+                groups_out(),
+                groups::judge_inbound(),
+                frames_for_whom(AFTER_IP_RULES + 2),
+                groups_in(),
+            ]);
+        }
+        Bridging::IpRules => table.chains.push(frames_for_whom(AFTER_IP_RULES)),
+        Bridging::Apart => table.chains.push(apart()),
+    }
+    table
+}
+
+fn frames_in() -> Chain {
+    chain(
+        "frames_in",
+        base(ChainType::Filter, Hook::PreRouting, FIRST),
+        vec![
+            Rule::new("who sent it").mark_by(&[InputName], &ADDRESS_OF),
+            Rule::new("from an instance").found(&[InputName], &TAPS).jump("from_instance"),
+        ],
+    )
+}
+
+/// What passes from tap to tap whatever the groups say, and what never does.
+fn frames_between() -> Chain {
+    chain(
+        "frames_between",
+        base(ChainType::Filter, Hook::Forward, FIRST),
+        vec![
+            Rule::new("not to an instance").not_found(&[OutputName], &TAPS).accept(),
+            // A port may send a frame back where it came from (see `Bridging::IpRules`).
+            Rule::new("nobody hears its own broadcasts").for_a_group().found(&[InputName, OutputName], &SELVES).drop(),
+            Rule::new("IPv4 has no broadcast between instances, as in EC2").ether_type(ETHER_IPV4).for_a_group().drop(),
+        ],
+    )
+}
+
+/// Rules on IPv4 frames to or from taps.
+fn on_frames(name: &'static str, priority: i32, side: Field, rest: Vec<Rule>) -> Chain {
+    let mut rules = vec![
+        Rule::new("on that side is no instance").not_found(&[side], &TAPS).accept(),
+        Rule::new("ARP").ether_type(ETHER_ARP).accept(),
+    ];
+    rules.extend(rest);
+    chain(name, base(ChainType::Filter, Hook::Forward, priority), rules)
+}
+
+fn by_groups(judge: &'static str) -> Vec<Rule> {
+    vec![
+        Rule::new("answers").state(State::EstablishedOrRelated).accept(),
+        Rule::new("no part of any connection").state(State::Invalid).drop(),
+        Rule::new("its groups decide").jump(judge),
+    ]
+}
+
+/// The frame is marked with who sent it.
+fn groups_out() -> Chain {
+    on_frames("groups_out", AFTER_IP_RULES, InputName, by_groups("judge_outbound"))
+}
+
+/// Marks a frame with whom it is for, by the port that it leaves by: an instance that is a router for others gets what is for
+/// other addresses.
+fn frames_for_whom(priority: i32) -> Chain {
+    let rule = Rule::new("it is for who is behind the tap").mark_by(&[OutputName], &ADDRESS_OF);
+    chain("frames_for_whom", base(ChainType::Filter, Hook::Forward, priority), vec![rule])
+}
+
+fn groups_in() -> Chain {
+    on_frames("groups_in", AFTER_IP_RULES + 4, OutputName, by_groups("judge_inbound"))
+}
+
+/// Where nobody can judge by connection, nothing passes.
+fn apart() -> Chain {
+    let rule = Rule::new("this kernel cannot judge between neighbours").drop();
+    on_frames("apart", AFTER_IP_RULES, OutputName, vec![rule])
+}
+
+/// Frames to the addresses that bridges keep to themselves (spanning tree, 802.1X) do not pass the
+/// hook above; they reach the node's protocol handlers through this one. LLDP passes neither, and
+/// ends with handlers that netd does not have; no port learns from it.
+fn frames_to_node() -> Chain {
+    chain(
+        "frames_to_node",
+        base(ChainType::Filter, Hook::In, FIRST),
+        vec![
+            Rule::new("instances do not speak to the bridge")
+                .found(&[InputName], &TAPS)
+                .for_link_local_group()
+                .found(&[InputName], &SPOOFED)
+                .drop(),
+        ],
+    )
+}
+
+/// Anti-spoofing. Everything that is not provably the instance's own falls to the last rules.
+/// Frames are told by the type field as it is on the wire, so a tagged frame matches nothing; nor
+/// does IPv6, which segments do not have.
+fn from_instance_frames() -> Chain {
+    // Ethernet, IPv4, lengths 6 and 4 (RFC 826): what the offsets below count on.
+    let arp = |purpose| Rule::new(purpose).ether_type(ETHER_ARP).bytes_are(Header::Network, 0, &[0, 1, 8, 0, 6, 4]);
+    let ipv4 = |purpose| Rule::new(purpose).ether_type(ETHER_IPV4);
+    chain(
+        "from_instance",
+        None,
+        vec![
+            arp("ARP from its own address")
+                .found(&[InputName, EtherSource, ArpSenderIp], &BINDINGS)
+                .found(&[InputName, ArpSenderMac, ArpSenderIp], &BINDINGS)
+                .accept(),
+            arp("ARP probe for a free address (RFC 5227)")
+                .bytes_are(Header::Network, 14, &[0; 4])
+                .found(&[InputName, EtherSource], &MACS)
+                .found(&[InputName, ArpSenderMac], &MACS)
+                .accept(),
+            ipv4("DHCP request in its own name")
+                .udp_ports(DHCP_CLIENT, DHCP_SERVER)
+                .source_is(std::net::Ipv4Addr::UNSPECIFIED)
+                .destination_is(std::net::Ipv4Addr::BROADCAST)
+                .found(&[InputName, EtherSource], &MACS)
+                .found(&[InputName, DhcpClientMac], &MACS)
+                .accept(),
+            ipv4("instances do not serve DHCP").udp_from(DHCP_SERVER).found(&[InputName], &SPOOFED).drop(),
+            ipv4("DHCP request in another's name")
+                .udp_to(DHCP_SERVER)
+                .not_found(&[InputName, DhcpClientMac], &MACS)
+                .found(&[InputName], &SPOOFED)
+                .drop(),
+            ipv4("IPv4 from its own address").found(&[InputName, EtherSource, Ipv4Source], &BINDINGS).accept(),
+            ipv4("nobody speaks as the gateway").found(&[Ipv4Source], &GATEWAYS).found(&[InputName], &SPOOFED).drop(),
+            ipv4("IPv4 from an instance without source check").found(&[InputName, EtherSource], &ROUTERS).accept(),
+            Rule::new("count what is dropped").found(&[InputName], &SPOOFED).drop(),
+            Rule::new("drop what could not be counted").drop(),
+        ],
+    )
+}

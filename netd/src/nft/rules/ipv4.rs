@@ -1,0 +1,234 @@
+//! The table for IPv4: what is routed, what is for the node, and what is translated on the way.
+
+use nftnl::{ChainType, Hook, ProtoFamily};
+
+use super::{
+    BRIDGES, DHCP_SERVER, EIP_IN, EIP_IN_COUNT, EIP_OUT, EIP_OUT_COUNT, GATEWAYS, INSTANCES, ROUTED, base, chain,
+    groups, trunk,
+};
+use crate::api::METADATA_ADDRESS;
+use crate::nft::TABLE;
+use crate::nft::expr::Header;
+use crate::nft::layout::{Chain, Table};
+use crate::nft::rule::Field::{InputName, Ipv4Destination, Ipv4Source, Number, OutputName};
+use crate::nft::rule::{Rule, State};
+
+// Priorities of hooks (`include/uapi/linux/netfilter_ipv4.h`).
+const MANGLE: i32 = -150;
+/// A packet's connection is known, and it is still as the instance sent it.
+const AS_SENT: i32 = -120;
+const NAT_DESTINATION: i32 = -100;
+pub const FILTER: i32 = 0;
+const NAT_SOURCE: i32 = 100;
+/// The packet is as the instance will get it.
+const AS_RECEIVED: i32 = 140;
+/// After the source was translated.
+const AFTER_NAT_SOURCE: i32 = 150;
+
+const DNS: u16 = 53;
+const HTTP: u16 = 80;
+
+pub fn table(uplink: &str) -> Table {
+    let mut table = Table {
+        family: ProtoFamily::Ipv4,
+        name: TABLE,
+        sets: vec![EIP_IN, EIP_OUT, EIP_IN_COUNT, EIP_OUT_COUNT, BRIDGES, INSTANCES, GATEWAYS, ROUTED],
+        chains: vec![
+            count_in(),
+            groups::judge_outbound(),
+            groups_out(),
+            forget_who(),
+            elastic_in("elastic_in", Hook::PreRouting),
+            // So that a program on the node itself reaches an elastic IP too.
+            elastic_in("elastic_local", Hook::Out),
+            node_from_instance(),
+            node_input(uplink),
+            node_output(),
+            to_instance(),
+            from_instance_routed(uplink),
+            forward(),
+            elastic_out(uplink),
+            groups::judge_inbound(),
+            groups_in(),
+            count_out(),
+        ],
+    };
+    table.sets.extend(groups::sets());
+    table.sets.extend(trunk::sets(table.family));
+    table.chains.extend(trunk::ipv4_chains());
+    table
+}
+
+/// Counts before translation, where the destination is still the public address.
+fn count_in() -> Chain {
+    chain(
+        "count_in",
+        base(ChainType::Filter, Hook::PreRouting, MANGLE),
+        vec![Rule::new("count packets to an elastic IP").found(&[Ipv4Destination], &EIP_IN_COUNT)],
+    )
+}
+
+fn count_out() -> Chain {
+    chain(
+        "count_out",
+        base(ChainType::Filter, Hook::PostRouting, AFTER_NAT_SOURCE),
+        vec![Rule::new("count packets from an elastic IP").found(&[Ipv4Source], &EIP_OUT_COUNT)],
+    )
+}
+
+fn elastic_in(name: &'static str, hook: Hook) -> Chain {
+    chain(
+        name,
+        base(ChainType::Nat, hook, NAT_DESTINATION),
+        vec![Rule::new("elastic IP to its instance").dnat_by(&EIP_IN)],
+    )
+}
+
+/// What instances may ask of the node: nothing but what a subnet's gateway answers.
+fn node_from_instance() -> Chain {
+    chain(
+        "node_from_instance",
+        None,
+        vec![
+            Rule::new("answers").state(State::EstablishedOrRelated).accept(),
+            Rule::new("metadata service").destination_is(METADATA_ADDRESS).tcp_to(HTTP).accept(),
+            Rule::new("DHCP").udp_to(DHCP_SERVER).accept(),
+            Rule::new("DNS").found(&[Ipv4Destination], &GATEWAYS).udp_to(DNS).accept(),
+            Rule::new("DNS over TCP").found(&[Ipv4Destination], &GATEWAYS).tcp_to(DNS).accept(),
+            Rule::new("ping the gateway")
+                .found(&[Ipv4Destination], &GATEWAYS)
+                .protocol(libc::IPPROTO_ICMP)
+                .bytes_are(Header::Transport, 0, &[8])
+                .accept(),
+            Rule::new("the node is not the instances' to reach").drop(),
+        ],
+    )
+}
+
+fn node_input(uplink: &str) -> Chain {
+    chain(
+        "node_input",
+        base(ChainType::Filter, Hook::In, FILTER),
+        vec![
+            Rule::new("from an instance").found(&[InputName], &BRIDGES).jump("node_from_instance"),
+            Rule::new("gateways are not for the public side")
+                .input_is(uplink)
+                .found(&[Ipv4Destination], &GATEWAYS)
+                .drop(),
+        ],
+    )
+}
+
+/// Judges what an instance sends, before anything of it is translated: a group's rules speak of what the instance sees. Its frames were
+/// marked with who it is (`bridge.rs`). What a subnet's gateway answers is no group's to forbid, as in EC2.
+fn groups_out() -> Chain {
+    chain(
+        "groups_out",
+        base(ChainType::Filter, Hook::PreRouting, AS_SENT),
+        vec![
+            Rule::new("not from an instance").not_found(&[InputName], &BRIDGES).accept(),
+            Rule::new("answers").state(State::EstablishedOrRelated).accept(),
+            Rule::new("from another node, which has judged it").unmarked().accept(),
+            Rule::new("the gateway's services").found(&[Ipv4Destination], &GATEWAYS).accept(),
+            Rule::new("DHCP").destination_is(std::net::Ipv4Addr::BROADCAST).udp_to(DHCP_SERVER).accept(),
+            Rule::new("no part of any connection").state(State::Invalid).drop(),
+            Rule::new("its groups decide").jump("judge_outbound"),
+        ],
+    )
+}
+
+/// A mark means something to others, too (`ip rule`, other programs' tables): it goes no further than it is needed.
+fn forget_who() -> Chain {
+    chain(
+        "forget_who",
+        base(ChainType::Filter, Hook::PreRouting, AS_SENT + 1),
+        vec![Rule::new("who sent it is no longer asked").found(&[InputName], &BRIDGES).mark_with(Number(0))],
+    )
+}
+
+/// Judges what an instance is to get, after everything was translated.
+fn groups_in() -> Chain {
+    chain(
+        "groups_in",
+        base(ChainType::Filter, Hook::PostRouting, AS_RECEIVED),
+        vec![
+            Rule::new("not to an instance").not_found(&[OutputName], &BRIDGES).accept(),
+            Rule::new("answers").state(State::EstablishedOrRelated).accept(),
+            // The kernel takes no packet from elsewhere that claims one of its own addresses, nor do taps; a translated one may
+            // have it, from an instance without an elastic IP.
+            Rule::new("from the gateway itself").not_through_elastic_ip().found(&[Ipv4Source], &GATEWAYS).accept(),
+            Rule::new("no part of any connection").state(State::Invalid).drop(),
+            Rule::new("to another node, which judges it").unmarked().accept(),
+            Rule::new("its groups decide").jump("judge_inbound"),
+        ],
+    )
+}
+
+/// What the node itself sends to an instance is judged by that instance's groups too, unless it is the gateway's.
+fn node_output() -> Chain {
+    chain(
+        "node_output",
+        base(ChainType::Filter, Hook::Out, FILTER),
+        vec![Rule::new("it is for who has the address").found(&[OutputName], &BRIDGES).mark_with(Ipv4Destination)],
+    )
+}
+
+/// Ways that there are; whether a connection may take one is for `groups_in`.
+fn to_instance() -> Chain {
+    chain(
+        "to_instance",
+        None,
+        vec![
+            trunk::to_remote(),
+            Rule::new("answers").state(State::EstablishedOrRelated).accept(),
+            Rule::new("no part of any connection").state(State::Invalid).drop(),
+            Rule::new("through an elastic IP").through_elastic_ip().accept(),
+            Rule::new("from a segment of the same VPC").found(&[InputName, OutputName], &ROUTED).accept(),
+            Rule::new("private addresses are not for the public side").drop(),
+        ],
+    )
+}
+
+fn from_instance_routed(uplink: &str) -> Chain {
+    chain(
+        "from_instance",
+        None,
+        vec![
+            Rule::new("answers").state(State::EstablishedOrRelated).accept(),
+            Rule::new("no part of any connection").state(State::Invalid).drop(),
+            Rule::new("a source that would not be translated stays here").not_found(&[Ipv4Source], &INSTANCES).drop(),
+            Rule::new("out to the public side").output_is(uplink).accept(),
+            Rule::new("the node's other networks are not the instances'").drop(),
+        ],
+    )
+}
+
+fn forward() -> Chain {
+    chain(
+        "forward",
+        base(ChainType::Filter, Hook::Forward, FILTER),
+        vec![
+            Rule::new("it is for who has the address").found(&[OutputName], &BRIDGES).mark_with(Ipv4Destination),
+            trunk::for_nobody_here(),
+            Rule::new("to an instance").found(&[OutputName], &BRIDGES).jump("to_instance"),
+            Rule::new("from an instance").found(&[InputName], &BRIDGES).jump("from_instance"),
+        ],
+    )
+}
+
+/// An instance appears outside as its elastic IP, or as the node when it has none. The same holds
+/// for a packet that turns round on this node ("hairpin": an instance calls another, or itself, by
+/// an elastic IP): untranslated, the answer would go straight to the caller, from an address that it
+/// never called. Masquerading there gives the caller its segment's gateway as address.
+fn elastic_out(uplink: &str) -> Chain {
+    chain(
+        "elastic_out",
+        base(ChainType::Nat, Hook::PostRouting, NAT_SOURCE),
+        vec![
+            Rule::new("instance out as its elastic IP").output_is(uplink).snat_by(&EIP_OUT),
+            Rule::new("instance out as the node").output_is(uplink).found(&[Ipv4Source], &INSTANCES).masquerade(),
+            Rule::new("hairpin as its elastic IP").through_elastic_ip().snat_by(&EIP_OUT),
+            Rule::new("hairpin as the gateway").through_elastic_ip().found(&[Ipv4Source], &INSTANCES).masquerade(),
+        ],
+    )
+}

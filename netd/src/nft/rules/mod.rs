@@ -1,0 +1,134 @@
+//! The rules: what happens to a packet.
+//!
+//! ```text
+//!  instance ──tap──▶ [bridge: from_instance]  is it who it says it is?
+//!                        │
+//!                        ├─ to a neighbour on the segment ──▶ [groups of both] ──▶ its tap
+//!                        └─ to the gateway's MAC
+//!                              │ [groups_out]      may it send this, as it was sent?
+//!                              │ [elastic_in]      public destination → private
+//!                              │ [node_input]      to the node: metadata, DHCP, ping; nothing else
+//!                              │ [forward]         to_instance, from_instance
+//!                              │ [elastic_out]     private source → public, or masquerade
+//!                              └ [groups_in]       may the instance have this, as it gets it?
+//!  other nodes ─trunk▶ [bridge: from_trunk]     is it of an instance that is there? (`trunk.rs`)
+//! ```
+//!
+//! * `ipv4.rs`: the table for IPv4, which routed packets pass.
+//! * `bridge.rs`: the table for frames: anti-spoofing, and what passes between neighbours.
+//! * `groups.rs`: security groups, in both.
+//! * `trunk.rs`: what comes from other nodes and goes there, in both.
+//!
+//! Rules name sets and maps and never an instance, so they are the same on every node but for the uplink's name, how the kernel can judge
+//! between neighbours, and a chain for each security group. What is in the sets is in `contents.rs`.
+//!
+//! Traffic that is not of netd's bridges or taps falls through every chain untouched: a host's other
+//! networks are none of netd's business.
+
+mod bridge;
+mod groups;
+mod ipv4;
+mod trunk;
+
+use std::borrow::Cow;
+
+use nftnl::{ChainType, Hook};
+
+use super::layout::{Base, Chain, Set, Table, Type};
+use super::rule::Rule;
+use crate::bridging::Bridging;
+use crate::desired::{MAX_GROUPS, Network};
+pub use groups::{chain_of, members_of};
+
+// --- sets and maps of the table `ip` ---
+
+const fn set(name: &'static str, id: u32, key: &'static [Type]) -> Set {
+    Set { name: Cow::Borrowed(name), id, key, value: None, counting: false }
+}
+
+const fn map(name: &'static str, id: u32, key: &'static [Type], value: Type) -> Set {
+    Set { name: Cow::Borrowed(name), id, key, value: Some(value), counting: false }
+}
+
+const fn counting(name: &'static str, id: u32, key: &'static [Type]) -> Set {
+    Set { name: Cow::Borrowed(name), id, key, value: None, counting: true }
+}
+
+const fn by_group(name: &'static str, id: u32) -> Set {
+    map(name, id, &[Type::Ipv4], Type::Verdict)
+}
+
+/// Public address to the private one that it stands for.
+pub const EIP_IN: Set = map("eip_in", 1, &[Type::Ipv4], Type::Ipv4);
+/// Private address to the public one that it appears as.
+pub const EIP_OUT: Set = map("eip_out", 2, &[Type::Ipv4], Type::Ipv4);
+/// Counts packets to each public address.
+pub const EIP_IN_COUNT: Set = counting("eip_in_count", 3, &[Type::Ipv4]);
+/// Counts packets from each public address.
+pub const EIP_OUT_COUNT: Set = counting("eip_out_count", 4, &[Type::Ipv4]);
+/// The bridges, each of which is a segment.
+pub const BRIDGES: Set = set("bridges", 5, &[Type::LinkName]);
+/// The private addresses that instances hold.
+pub const INSTANCES: Set = set("instances", 6, &[Type::Ipv4]);
+/// The addresses of the gateways, the resolvers and the metadata service: the node itself, as instances see it. In both tables.
+pub const GATEWAYS: Set = set("gateways", 7, &[Type::Ipv4]);
+/// Pairs of bridges that are routed to one another: segments of one VPC.
+pub const ROUTED: Set = set("routed", 8, &[Type::LinkName, Type::LinkName]);
+
+// --- sets of both tables ---
+
+/// Interface to the rules of its first group, of its second, and so on. An interface is named by its primary address here: that is
+/// what packets are marked with.
+pub const INBOUND: [Set; MAX_GROUPS] = [
+    by_group("inbound1", 9),
+    by_group("inbound2", 10),
+    by_group("inbound3", 11),
+    by_group("inbound4", 12),
+    by_group("inbound5", 13),
+];
+pub const OUTBOUND: [Set; MAX_GROUPS] = [
+    by_group("outbound1", 14),
+    by_group("outbound2", 15),
+    by_group("outbound3", 16),
+    by_group("outbound4", 17),
+    by_group("outbound5", 18),
+];
+/// Counts what no group let in or out, by interface.
+pub const DENIED_IN: Set = counting("denied_in", 19, &[Type::Ipv4]);
+pub const DENIED_OUT: Set = counting("denied_out", 20, &[Type::Ipv4]);
+
+// --- sets of the table `bridge` ---
+
+/// The taps.
+pub const TAPS: Set = set("taps", 1, &[Type::LinkName]);
+/// Tap with the MAC behind it.
+pub const MACS: Set = set("macs", 2, &[Type::LinkName, Type::Ether]);
+/// Tap with the MAC and the address behind it.
+pub const BINDINGS: Set = set("bindings", 3, &[Type::LinkName, Type::Ether, Type::Ipv4]);
+/// Tap with the MAC of an instance that may send for others (no source check).
+pub const ROUTERS: Set = set("routers", 4, &[Type::LinkName, Type::Ether]);
+/// Counts what was dropped, by tap.
+pub const SPOOFED: Set = counting("spoofed", 5, &[Type::LinkName]);
+/// Tap to the primary address behind it.
+pub const ADDRESS_OF: Set = map("address_of", 6, &[Type::LinkName], Type::Ipv4);
+/// Each tap with itself.
+pub const SELVES: Set = set("selves", 8, &[Type::LinkName, Type::LinkName]);
+
+const ETHER_IPV4: u16 = 0x0800;
+const DHCP_SERVER: u16 = 67;
+
+/// netd's two tables: that of IPv4, then that of bridges.
+pub fn tables(uplink: &str, bridging: Bridging, network: &Network) -> [Table; 2] {
+    let mut tables = [ipv4::table(uplink), bridge::table(bridging)];
+    let judging = |table: &&mut Table| table.sets.contains(&DENIED_IN);
+    tables.iter_mut().filter(judging).for_each(|table| groups::grow(table, network));
+    tables
+}
+
+fn base(kind: ChainType, hook: Hook, priority: i32) -> Option<Base> {
+    Some(Base { kind, hook, priority })
+}
+
+fn chain(name: &'static str, base: Option<Base>, rules: Vec<Rule>) -> Chain {
+    Chain { name: Cow::Borrowed(name), base, rules }
+}
