@@ -42,7 +42,7 @@ impl Type {
             Self::Ipv4 => 7,
             Self::Ether => 9,
             Self::LinkName => 41,
-            Self::Verdict => libc::NFT_DATA_VERDICT as u32,
+            Self::Verdict => libc::NFT_DATA_VERDICT,
         }
     }
 

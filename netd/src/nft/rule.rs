@@ -151,7 +151,7 @@ impl Rule {
     }
 
     /// The field is an address of `network`.
-    pub fn is_in(self, field: Field, network: Ipv4Net) -> Self {
+    pub fn within(self, field: Field, network: Ipv4Net) -> Self {
         let value = network.network().octets().to_vec();
         let exprs = match network.prefix_len() {
             0 => return self,

@@ -88,7 +88,7 @@ fn rules_of(rule: &GroupRule) -> Vec<Rule> {
         let purpose = format!("{}: {} {way} {peer}", rule.id, name_of(rule.traffic));
         of_traffic(Rule::new(Name::Owned(purpose)), rule.traffic)
     };
-    let with_network = |network: &Ipv4Net| start(network.to_string()).is_in(field, *network);
+    let with_network = |network: &Ipv4Net| start(network.to_string()).within(field, *network);
     let matching = match &rule.peer {
         Peer::Networks(networks) => networks.iter().map(with_network).collect(),
         Peer::Group(group) => vec![start(group.to_string()).found(&[field], &members_of(group))],
