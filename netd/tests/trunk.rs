@@ -251,7 +251,8 @@ fn subnets_of_a_vpc_are_routed_over_nodes_and_another_vpc_is_not_reached() {
             (1, _) => 101,
             _ => 900,
         };
-        let mut tcp = builder.tcp(4000, 5000, sequence, 1000);
+        let (source, destination) = if n == 1 { (4000, 5000) } else { (5000, 4000) };
+        let mut tcp = builder.tcp(source, destination, sequence, 1000);
         for flag in flags.chars() {
             tcp = if flag == 'S' { tcp.syn() } else { tcp.ack(if n == 1 { 901 } else { 101 }) };
         }
