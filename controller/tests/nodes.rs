@@ -546,7 +546,7 @@ async fn a_node_is_told_the_rules_of_its_instances_and_who_they_are_about_on_oth
     ground.run("1", &[zone("mallee-1a"), ("SecurityGroupId.1", &servers)]).await;
     let desired = first.desired_with(|desired| !desired.instances.is_empty()).await;
     assert_eq!(told(&desired, &servers), [(true, -1, -1, "0.0.0.0/0".to_owned())], "nothing comes in, all goes out");
-    assert_eq!(desired.network.unwrap().interfaces[0].security_groups, [servers.clone()]);
+    assert_eq!(desired.network.unwrap().interfaces[0].security_groups, std::slice::from_ref(&servers));
 
     let rule = [
         ("GroupId", servers.as_str()),

@@ -267,19 +267,18 @@ pub const OPEN: &str = "sg-open";
 
 /// A group of rules that each let in, or out (`egress`).
 pub fn group(id: &str, rules: &[(bool, (i32, i32, i32), Peer)]) -> api::SecurityGroup {
-    let rule = |(n, (egress, (protocol, from_port, to_port), peer)): (usize, &(bool, (i32, i32, i32), Peer))| {
-        let peer = Some(peer.clone());
-        let id = format!("sgr-{}{n}", id.trim_start_matches("sg-"));
-        api::SecurityGroupRule {
-            id,
+    let mut group = api::SecurityGroup { id: id.into(), ..Default::default() };
+    for (n, (egress, (protocol, from_port, to_port), peer)) in rules.iter().enumerate() {
+        group.rules.push(api::SecurityGroupRule {
+            id: format!("sgr-{}{n}", id.trim_start_matches("sg-")),
             egress: *egress,
             protocol: *protocol,
             from_port: *from_port,
             to_port: *to_port,
-            peer,
-        }
-    };
-    api::SecurityGroup { id: id.into(), rules: rules.iter().enumerate().map(rule).collect(), members: vec![] }
+            peer: Some(peer.clone()),
+        });
+    }
+    group
 }
 
 pub const EGRESS: bool = true;
