@@ -84,7 +84,9 @@ fn debug(socket: &Path, is_over: &AtomicBool) {
 /// Configures and starts a VM by requests, asks for this and that, and ends the process while its guest is idle.
 fn through_the_socket(place: &Place, run: &mut dyn FnMut(std::process::Command)) {
     let socket = place.path("api.sock");
-    let config: VmConfig = serde_json::from_value(place.config("probe.metadata=off probe.ip=10.0.0.2/24")).unwrap();
+    let mut config: VmConfig = serde_json::from_value(place.config("probe.metadata=off probe.ip=10.0.0.2/24")).unwrap();
+    // So many that their saved state is a large block.
+    config.machine_config.vcpu_count = 32;
     let mut command = place.bare_command();
     command.arg("--api-sock").arg(&socket).arg("--id").arg("traced");
     let is_over = AtomicBool::new(false);

@@ -69,8 +69,8 @@ mod libc_number {
         SYS_flock as flock, SYS_fstatfs as fstatfs, SYS_fsync as fsync, SYS_ftruncate as ftruncate, SYS_futex as futex,
         SYS_getpid as getpid, SYS_getrandom as getrandom, SYS_io_uring_enter as io_uring_enter,
         SYS_io_uring_register as io_uring_register, SYS_ioctl as ioctl, SYS_lseek as lseek, SYS_madvise as madvise,
-        SYS_mmap as mmap, SYS_mprotect as mprotect, SYS_munmap as munmap, SYS_openat as openat, SYS_poll as poll,
-        SYS_prctl as prctl, SYS_pread64 as pread64, SYS_preadv as preadv, SYS_pwrite64 as pwrite64,
+        SYS_mmap as mmap, SYS_mprotect as mprotect, SYS_mremap as mremap, SYS_munmap as munmap, SYS_openat as openat,
+        SYS_poll as poll, SYS_prctl as prctl, SYS_pread64 as pread64, SYS_preadv as preadv, SYS_pwrite64 as pwrite64,
         SYS_pwritev as pwritev, SYS_read as read, SYS_readv as readv, SYS_recvfrom as recvfrom, SYS_rename as rename,
         SYS_rseq as rseq, SYS_rt_sigprocmask as rt_sigprocmask, SYS_rt_sigreturn as rt_sigreturn,
         SYS_seccomp as seccomp, SYS_sendto as sendto, SYS_set_robust_list as set_robust_list,
@@ -254,6 +254,8 @@ const MONITOR: &[Rule] = &[
 
 /// Saving a paused VM: reading what only KVM has, and writing files. Restoring comes before the filters.
 const SNAPSHOT: &[Rule] = &[
+    // How a block of 128 KiB and more grows (glibc's realloc): the state of many vCPUs.
+    call!(mremap),
     call!(ioctl, 1: KVM_GET_MSR_INDEX_LIST),
     call!(ioctl, 1: KVM_CHECK_EXTENSION),
     call!(ioctl, 1: KVM_GET_DIRTY_LOG),
