@@ -9,7 +9,7 @@ use vm_memory::GuestAddress;
 
 use crate::api::{BootProtocol, VmConfig};
 use crate::boot;
-use crate::memory::GuestMemory;
+use crate::memory;
 use crate::rest::{self, Call};
 
 /// Bytes of guest memory that a kernel may be loaded into.
@@ -22,7 +22,7 @@ pub fn kernel(bytes: &[u8]) {
     let mut file = memory_file();
     file.write_all(image).unwrap();
     let path = PathBuf::from(format!("/proc/self/fd/{}", file.as_raw_fd()));
-    let memory = GuestMemory::from_ranges(&[(GuestAddress(0), MEMORY)]).unwrap();
+    let memory = memory::map(&[(GuestAddress(0), MEMORY)], None, false).unwrap();
     let _ = boot::kernel::load(&memory, &path, protocol);
 }
 

@@ -35,7 +35,7 @@ use crate::devices::virtio::net::{Link, Net};
 use crate::devices::virtio::rng::Rng;
 use crate::devices::virtio::vsock::Vsock;
 use crate::error::Result;
-use crate::memory::GuestMemory;
+use crate::memory::{self, GuestMemory};
 
 const MEMORY: u64 = 1 << 20;
 /// Where the rings of queue N are: a page each for descriptors, available and used, from here on.
@@ -138,7 +138,7 @@ struct Driver {
 
 fn run(bytes: &[u8], device: Box<dyn VirtioDevice>, host: &mut dyn Host) {
     let mut input = Unstructured::new(bytes);
-    let memory = GuestMemory::from_ranges(&[(GuestAddress(0), MEMORY as usize)]).unwrap();
+    let memory = memory::map(&[(GuestAddress(0), MEMORY as usize)], None, false).unwrap();
     let queues = device.queue_sizes().len();
     let device = MmioTransport::new(device, memory.clone(), Box::new(NoWiring)).unwrap();
     let mut driver = Driver { memory, device, next: vec![(0, 0); queues] };
