@@ -289,6 +289,9 @@ const UNTRIED: &[(&str, &[i64])] = &[
     ("CONSOLE", &[libc::SYS_accept4, libc::SYS_ioctl, libc::SYS_sendto]),
 ];
 
+/// Calls that come of two threads meeting, or of a stop from outside: no run can be made to need them, and none to do without.
+const BY_CHANCE: [i64; 2] = [libc::SYS_sched_yield, libc::SYS_restart_syscall];
+
 #[test]
 fn no_rule_is_unused_and_every_kind_of_thread_is_seen() {
     let mut used: BTreeMap<usize, BTreeSet<(usize, usize)>> = BTreeMap::new();
@@ -312,6 +315,9 @@ fn no_rule_is_unused_and_every_kind_of_thread_is_seen() {
                 let is_used =
                     |kind: usize, group: usize| used.get(&kind).is_some_and(|it| it.contains(&(group, index)));
                 let sharers = groups().filter(|(_, _, other)| format!("{other:?}") == format!("{rules:?}"));
+                if BY_CHANCE.contains(&rule.call) {
+                    continue;
+                }
                 if !is_used(kind, group) && !sharers.into_iter().any(|(kind, group, _)| is_used(kind, group)) {
                     if UNTRIED.iter().any(|(kind, calls)| *kind == table.name && calls.contains(&rule.call)) {
                         tried_after_all.remove(&(table.name, rule.call));

@@ -72,11 +72,12 @@ mod libc_number {
         SYS_mmap as mmap, SYS_mprotect as mprotect, SYS_mremap as mremap, SYS_munmap as munmap, SYS_openat as openat,
         SYS_poll as poll, SYS_prctl as prctl, SYS_pread64 as pread64, SYS_preadv as preadv, SYS_pwrite64 as pwrite64,
         SYS_pwritev as pwritev, SYS_read as read, SYS_readv as readv, SYS_recvfrom as recvfrom, SYS_rename as rename,
-        SYS_rseq as rseq, SYS_rt_sigprocmask as rt_sigprocmask, SYS_rt_sigreturn as rt_sigreturn,
-        SYS_seccomp as seccomp, SYS_sendto as sendto, SYS_set_robust_list as set_robust_list,
-        SYS_setsockopt as setsockopt, SYS_shutdown as shutdown, SYS_socket as socket, SYS_statx as statx,
-        SYS_tgkill as tgkill, SYS_timerfd_create as timerfd_create, SYS_timerfd_gettime as timerfd_gettime,
-        SYS_timerfd_settime as timerfd_settime, SYS_unlink as unlink, SYS_write as write, SYS_writev as writev,
+        SYS_restart_syscall as restart_syscall, SYS_rseq as rseq, SYS_rt_sigprocmask as rt_sigprocmask,
+        SYS_rt_sigreturn as rt_sigreturn, SYS_sched_yield as sched_yield, SYS_seccomp as seccomp, SYS_sendto as sendto,
+        SYS_set_robust_list as set_robust_list, SYS_setsockopt as setsockopt, SYS_shutdown as shutdown,
+        SYS_socket as socket, SYS_statx as statx, SYS_tgkill as tgkill, SYS_timerfd_create as timerfd_create,
+        SYS_timerfd_gettime as timerfd_gettime, SYS_timerfd_settime as timerfd_settime, SYS_unlink as unlink,
+        SYS_write as write, SYS_writev as writev,
     };
 }
 
@@ -122,6 +123,10 @@ const RUNTIME: &[Rule] = &[
     call!(mprotect, 2 & libc::PROT_EXEC => 0),
     call!(brk),
     call!(rt_sigprocmask),
+    // The standard library's channels, when two meet at the same place of one.
+    call!(sched_yield),
+    // The kernel's own, to go on waiting after a stop (SIGSTOP, a frozen cgroup).
+    call!(restart_syscall),
     call!(exit),
     call!(write),
     call!(close),
