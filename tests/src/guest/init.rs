@@ -8,6 +8,7 @@ use nix::errno::Errno;
 use nix::kmod::{ModuleInitFlags, finit_module};
 use nix::mount::{MsFlags, mount};
 use nix::sys::reboot::{RebootMode, reboot};
+use nix::sys::termios::tcdrain;
 
 use super::link::Link;
 use super::{Machine, Outcome, checks, disk_bench};
@@ -40,6 +41,8 @@ pub fn run() -> ! {
 }
 
 fn power_off() -> ! {
+    // What the serial port's driver has not sent yet would be lost.
+    let _ = tcdrain(std::io::stdout());
     let _ = reboot(RebootMode::RB_POWER_OFF);
     loop {
         std::thread::park();
@@ -56,6 +59,8 @@ fn prepare() -> Result<String, String> {
         }
     }
     load_modules()?;
+    // From here on the kernel does not speak into the middle of our lines.
+    let _ = fs::write("/proc/sys/kernel/printk", "1");
     fs::read_to_string("/proc/cmdline").map_err(|error| format!("/proc/cmdline: {error}"))
 }
 
