@@ -26,6 +26,21 @@ const RULES: Table<SecurityGroupRule> = &[
     ("is-egress", |rule| flag(rule.is_egress)),
 ];
 
+/// The rules that a request is about. The four requests have these members and no trait in common.
+macro_rules! asked {
+    ($request:ident) => {
+        Asked {
+            permissions: $request.ip_permissions,
+            protocol: $request.ip_protocol,
+            from_port: $request.from_port,
+            to_port: $request.to_port,
+            cidr: $request.cidr_ip,
+            peer_name: $request.source_security_group_name,
+            peer_owner: $request.source_security_group_owner_id,
+        }
+    };
+}
+
 /// The group of a request.
 struct Of {
     id: Option<String>,
@@ -38,15 +53,7 @@ pub(crate) async fn authorize_security_group_ingress(
     context: &Context,
     request: AuthorizeSecurityGroupIngressRequest,
 ) -> Result<AuthorizeSecurityGroupIngressResult, Refusal> {
-    let asked = Asked {
-        permissions: request.ip_permissions,
-        protocol: request.ip_protocol,
-        from_port: request.from_port,
-        to_port: request.to_port,
-        cidr: request.cidr_ip,
-        peer_name: request.source_security_group_name,
-        peer_owner: request.source_security_group_owner_id,
-    };
+    let asked = asked!(request);
     let of = Of { id: request.group_id, name: request.group_name, egress: false };
     let rules = authorize(context, of, asked, &request.tag_specifications).await?;
     Ok(AuthorizeSecurityGroupIngressResult { r#return: Some(true), security_group_rules: Some(rules) })
@@ -57,15 +64,7 @@ pub(crate) async fn authorize_security_group_egress(
     context: &Context,
     request: AuthorizeSecurityGroupEgressRequest,
 ) -> Result<AuthorizeSecurityGroupEgressResult, Refusal> {
-    let asked = Asked {
-        permissions: request.ip_permissions,
-        protocol: request.ip_protocol,
-        from_port: request.from_port,
-        to_port: request.to_port,
-        cidr: request.cidr_ip,
-        peer_name: request.source_security_group_name,
-        peer_owner: request.source_security_group_owner_id,
-    };
+    let asked = asked!(request);
     let of = Of { id: Some(request.group_id), name: None, egress: true };
     let rules = authorize(context, of, asked, &request.tag_specifications).await?;
     Ok(AuthorizeSecurityGroupEgressResult { r#return: Some(true), security_group_rules: Some(rules) })
@@ -109,15 +108,7 @@ pub(crate) async fn revoke_security_group_ingress(
     context: &Context,
     request: RevokeSecurityGroupIngressRequest,
 ) -> Result<RevokeSecurityGroupIngressResult, Refusal> {
-    let asked = Asked {
-        permissions: request.ip_permissions,
-        protocol: request.ip_protocol,
-        from_port: request.from_port,
-        to_port: request.to_port,
-        cidr: request.cidr_ip,
-        peer_name: request.source_security_group_name,
-        peer_owner: request.source_security_group_owner_id,
-    };
+    let asked = asked!(request);
     let of = Of { id: request.group_id, name: request.group_name, egress: false };
     let revoked = revoke(context, of, asked, &request.security_group_rule_ids).await?;
     Ok(RevokeSecurityGroupIngressResult {
@@ -132,15 +123,7 @@ pub(crate) async fn revoke_security_group_egress(
     context: &Context,
     request: RevokeSecurityGroupEgressRequest,
 ) -> Result<RevokeSecurityGroupEgressResult, Refusal> {
-    let asked = Asked {
-        permissions: request.ip_permissions,
-        protocol: request.ip_protocol,
-        from_port: request.from_port,
-        to_port: request.to_port,
-        cidr: request.cidr_ip,
-        peer_name: request.source_security_group_name,
-        peer_owner: request.source_security_group_owner_id,
-    };
+    let asked = asked!(request);
     let of = Of { id: Some(request.group_id), name: None, egress: true };
     let revoked = revoke(context, of, asked, &request.security_group_rule_ids).await?;
     Ok(RevokeSecurityGroupEgressResult {
