@@ -28,5 +28,5 @@ pub fn dns(bytes: &[u8]) {
 /// What a caller hands over as the node's network.
 pub fn desired(bytes: &[u8]) {
     let Ok(message) = api::NodeNetwork::decode(bytes) else { return };
-    let _ = Network::parse(&message, &testing::uplink());
+    let _ = Network::parse(&message, &testing::surroundings());
 }

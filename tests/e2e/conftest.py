@@ -12,10 +12,10 @@ import pytest
 
 import guests
 import postmortem
-from cloud import Cloud, run
+from cloud import LAB_NODE, Cloud, run
 from keeper import LOCK, Keeper
 from labs import UP, Lab
-from leaks import Footprint
+from leaks import without_a_trace
 
 
 PR_SET_PDEATHSIG = 1
@@ -39,10 +39,13 @@ def pytest_configure():
 def pytest_runtest_makereport(item, call):
     """The first failures tell how the cloud's node was; nothing can be tested on a machine that is gone."""
     report = yield
-    cloud = item.funcargs.get("cloud") if hasattr(item, "funcargs") else None
+    used = getattr(item, "funcargs", {})
+    cloud = used.get("trunk") or used.get("cloud")
     if report.failed and cloud and item.session.testsfailed < POSTMORTEMS and cloud.kvm != "hardware":
-        report.sections.extend(postmortem.describe(cloud))
-        if postmortem.machine_is_lost(cloud):
+        labs = [cloud.lab] + ([used["lab"].folder] if "lab" in used else [])
+        lost = postmortem.lost_machine(cloud.programs / "mallee-lab", labs)
+        report.sections.extend(postmortem.describe(cloud, lost or cloud.lab / LAB_NODE))
+        if lost:
             item.session.shouldstop = MACHINE_LOST
     return report
 
@@ -65,17 +68,8 @@ def keeper():
 
 @pytest.fixture(scope="session")
 def cloud(keeper):
-    made = Cloud()
-    before = Footprint.of_this_machine(made.state)
-    for command in made.ends():
-        keeper.at_the_end(*command)
-    try:
-        yield made.start()
-    finally:
-        made.stop()
-        left = Footprint.of_this_machine(made.state).beyond(before)
-        made.forget()
-        assert not left, f"the cloud left behind: {left}"
+    with without_a_trace(keeper, Cloud()) as made:
+        yield made
 
 
 @pytest.fixture(scope="session")

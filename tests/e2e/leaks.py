@@ -1,5 +1,6 @@
 """What a cloud may leave on a machine, counted: processes, namespaces, links, rules, mounts, files."""
 
+import contextlib
 import dataclasses
 import json
 import pathlib
@@ -55,3 +56,18 @@ class Footprint:
             if names:
                 more[field.name] = sorted(names)
         return more
+
+
+@contextlib.contextmanager
+def without_a_trace(keeper, made):
+    """A cloud, started, for the time of a `with` block; afterwards the machine is as it was before."""
+    before = Footprint.of_this_machine(made.state)
+    for command in made.ends():
+        keeper.at_the_end(*command)
+    try:
+        yield made.start()
+    finally:
+        made.stop()
+        left = Footprint.of_this_machine(made.state).beyond(before)
+        made.forget()
+        assert not left, f"the cloud left behind: {left}"

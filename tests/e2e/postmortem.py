@@ -1,4 +1,4 @@
-"""What is told beside a failure: how the cloud's node of the lab was at that moment.
+"""What is told beside a failure: how the node of the lab was at that moment.
 
 An instance that is not reached may be the fault of anything under it. Whether the node's machine ran
 at all is the first question, and after the run nobody can ask it any more: its folder is gone. So it
@@ -10,7 +10,7 @@ import pathlib
 import socket
 import subprocess
 
-from cloud import LAB_NODE, Failed, run
+from cloud import Failed, run
 
 LAST_LINES = 12
 
@@ -56,9 +56,8 @@ def threads(folder):
     return run("ps", "-L", "-o", "lwp=,stat=,time=,comm=", "-p", pid).stdout.rstrip()
 
 
-def describe(cloud):
-    """Sections of a report: (heading, text)."""
-    folder = cloud.lab / LAB_NODE
+def describe(cloud, folder):
+    """Sections of a report on the node with this folder: (heading, text)."""
     sections = [
         ("machine", lambda: machine(folder)),
         ("threads", lambda: threads(folder)),
@@ -70,15 +69,16 @@ def describe(cloud):
     ]
     for heading, ask in sections:
         try:
-            yield f"{LAB_NODE}: {heading}", ask()
+            yield f"{folder.name}: {heading}", ask()
         except Exception as problem:  # Whatever it is, it may not hide the failure that it was to explain.
-            yield f"{LAB_NODE}: {heading}", f"({problem})"
+            yield f"{folder.name}: {heading}", f"({problem})"
 
 
-def machine_is_lost(cloud):
-    """Whether the node's machine does not do anything any more: not our programs in it, but the machine."""
-    try:
-        cloud.lab_command("run", LAB_NODE, "--", "true", bound_s=60)
-    except (Failed, subprocess.TimeoutExpired):
-        return True
-    return False
+def lost_machine(program, labs):
+    """The first machine of the labs in these folders that does nothing any more: not our programs in it, but the machine."""
+    for node in [process.parent for lab in labs for process in sorted(lab.glob("*/process.json"))]:
+        try:
+            run(program, "run", "--lab", node.parent, node.name, "--", "true", bound_s=30)
+        except (Failed, subprocess.TimeoutExpired):
+            return node
+    return None

@@ -14,7 +14,7 @@ import pytest
 import guests
 from cloud import Cloud, run, wait_for
 from conftest import upload_image
-from leaks import Footprint
+from leaks import without_a_trace
 from wire import IPV4, VLAN, Capture
 
 TRUNK = "malleett0"
@@ -69,17 +69,8 @@ class Instance:
 
 @pytest.fixture(scope="module")
 def trunk(keeper):
-    made = TrunkCloud()
-    before = Footprint.of_this_machine(made.state)
-    for command in made.ends():
-        keeper.at_the_end(*command)
-    try:
-        yield made.start()
-    finally:
-        made.stop()
-        left = Footprint.of_this_machine(made.state).beyond(before)
-        made.forget()
-        assert not left, f"the cloud left behind: {left}"
+    with without_a_trace(keeper, TrunkCloud()) as made:
+        yield made
 
 
 @pytest.fixture(scope="module")

@@ -66,6 +66,7 @@ fn group() -> api::SecurityGroup {
 }
 
 /// The same segment as VLAN 7, a second one as VXLAN 5001, and an instance of another node on each.
+#[cfg(test)]
 pub fn trunk_message() -> api::NodeNetwork {
     let mut message = message();
     message.segments[0].kind = Some(Kind::Vlan(api::VlanSegment { vid: 7 }));
