@@ -5,10 +5,9 @@ mod common;
 use std::collections::BTreeSet;
 use std::path::Path;
 use std::process::{Child, Command};
-use std::time::{Duration, Instant};
 
 use common::counter::COUNTING;
-use common::machine::Machine;
+use common::machine::{Machine, wait_until};
 use common::{Place, check};
 
 const UID: u32 = 64_123;
@@ -20,14 +19,6 @@ impl Drop for Guarded {
     fn drop(&mut self) {
         let _ = self.0.kill();
         let _ = self.0.wait();
-    }
-}
-
-fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
-    let deadline = Instant::now() + Duration::from_secs(60);
-    while !condition() {
-        assert!(Instant::now() < deadline, "{what} did not happen");
-        std::thread::sleep(Duration::from_millis(10));
     }
 }
 

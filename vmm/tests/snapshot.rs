@@ -347,12 +347,11 @@ fn devices_of_a_restored_guest_go_on_with_other_things_behind_them() {
         let output = command.output().unwrap();
         assert!(output.status.success(), "{line}: {output:?}");
     };
-    let mut config = place.config("probe.ip=10.0.0.2/24 probe.metadata=off");
+    let mut config = place.idle_config();
     config["network-interfaces"][0]["guest_mac"] = json!("06:00:00:00:00:02");
-    config["serial"]["size_limit"] = json!(1 << 20);
     std::fs::write(place.path("config"), config.to_string()).unwrap();
     let first = start(&place.path("api1"), Some(&place.path("config")));
-    wait_until("the probe has its address", || place.console().contains("10.0.0.2/24"));
+    wait_until("the probe has its address", || place.is_idle());
     inside(&first, "ip address add 10.0.0.1/24 dev tap0");
     inside(&first, "ip link set tap0 up");
     inside(&first, "ping -c 1 -W 10 10.0.0.2");

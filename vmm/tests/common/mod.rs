@@ -92,9 +92,27 @@ impl Place {
         })
     }
 
+    /// The configuration of a guest with nothing to do, whose lines all stay in the console's file, so that whoever looks late sees
+    /// them too.
+    pub fn idle_config(&self) -> serde_json::Value {
+        let mut config = self.config("probe.ip=10.0.0.2/24 probe.metadata=off");
+        config["serial"]["size_limit"] = serde_json::json!(1 << 20);
+        config
+    }
+
+    /// Whether the guest of [`Self::idle_config`] has come up.
+    pub fn is_idle(&self) -> bool {
+        self.console().contains("probe: address 10.0.0.2/24")
+    }
+
     /// The program with a configuration file.
     pub fn command(&self, boot_args: &str) -> Command {
-        std::fs::write(self.path("config"), self.config(boot_args).to_string()).unwrap();
+        self.command_of(&self.config(boot_args))
+    }
+
+    /// The same, with a configuration of the caller's.
+    pub fn command_of(&self, config: &serde_json::Value) -> Command {
+        std::fs::write(self.path("config"), config.to_string()).unwrap();
         let mut command = self.bare_command();
         command.arg("--config-file").arg(self.path("config"));
         command
