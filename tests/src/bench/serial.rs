@@ -1,4 +1,4 @@
-//! From starting a monitor's process to its guest's first byte on the serial port.
+//! From starting a monitor's process to its guest's byte on the serial port.
 
 use std::{
     io::Read,
@@ -7,7 +7,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::error::BenchError;
+use super::{error::BenchError, guest};
 
 /// A monitor whose guest wrote nothing for this long will not: its KVM cannot run the guest.
 const BOUND: Duration = Duration::from_secs(20);
@@ -25,7 +25,7 @@ impl Drop for Started {
     }
 }
 
-/// Starts the monitor and waits for its guest's first byte.
+/// Starts the monitor and waits for its guest's byte ([`guest::BYTE`]).
 pub fn start(name: &str, command: &mut Command) -> Result<Started, BenchError> {
     let begun = Instant::now();
     let mut child = command.spawn().map_err(|source| BenchError::Start { monitor: name.to_owned(), source })?;
@@ -33,9 +33,7 @@ pub fn start(name: &str, command: &mut Command) -> Result<Started, BenchError> {
     let (tell, told) = mpsc::channel();
     if let Some(mut output) = child.stdout.take() {
         std::thread::spawn(move || {
-            let mut byte = [0];
-            let read = output.read_exact(&mut byte).map(|()| Instant::now());
-            let _ = tell.send(read);
+            let _ = tell.send(until_the_guests(&mut output).map(|()| Instant::now()));
             // What else it writes is thrown away; a monitor must not stop on a full pipe.
             let _ = std::io::copy(&mut output, &mut std::io::sink());
         });
@@ -49,6 +47,18 @@ pub fn start(name: &str, command: &mut Command) -> Result<Started, BenchError> {
                 let _ = errors.read_to_string(&mut said);
             }
             Err(BenchError::Silent { monitor: name.to_owned(), said: said.trim().to_owned() })
+        }
+    }
+}
+
+/// Reads over what the monitor says of itself (Firecracker does) to what its guest writes.
+fn until_the_guests(output: &mut impl Read) -> std::io::Result<()> {
+    let mut some = [0; 512];
+    loop {
+        match output.read(&mut some)? {
+            0 => return Err(std::io::ErrorKind::UnexpectedEof.into()),
+            length if some[..length].contains(&guest::BYTE) => return Ok(()),
+            _ => {}
         }
     }
 }
