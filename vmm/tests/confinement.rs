@@ -54,14 +54,13 @@ fn under_a_debugger(place: &Place, run: &mut dyn FnMut(std::process::Command)) {
     command.arg("--gdb").arg(&socket);
     let is_over = AtomicBool::new(false);
     std::thread::scope(|scope| {
-        // Its connection breaks where a forbidden call was put in; else the status tells.
-        let debugs = scope.spawn(|| {
-            debug(place, &socket, &is_over);
+        scope.spawn(|| {
+            // Its connection breaks where a forbidden call was put in; else the status tells.
+            let _ = scope.spawn(|| debug(place, &socket, &is_over)).join();
             signal(&socket, libc::SIGTERM);
         });
         run(command);
         is_over.store(true, Ordering::Relaxed);
-        let _ = debugs.join();
     });
 }
 
