@@ -23,7 +23,7 @@ packages:
 	@setup/packages
 
 build: packages
-	cargo build --release --workspace --locked
+	@setup/build
 
 images: build
 	@$(MALLEE_BIN)/mallee-images build tiny --source $(CURDIR) --out $(MALLEE_IMAGES)/tiny
