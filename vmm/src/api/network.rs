@@ -15,6 +15,10 @@ pub struct NetworkInterface {
     pub host_dev_name: String,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub guest_mac: Option<String>,
+    /// Our own: pairs of queues, 1 to 16, each with a thread; a guest uses as many as it has processors. Unset: 1. For more, a tap that is
+    /// there must have been made with `multi_queue`. (Cloud Hypervisor's `num_queues` counts both queues of a pair.)
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub queue_pairs: Option<u16>,
     /// What the guest may receive.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rx_rate_limiter: Option<RateLimiter>,

@@ -1,8 +1,12 @@
-//! The tap behind a virtio-net device.
+//! The tap behind a virtio-net device, or one queue of it.
 //!
 //! Every frame is preceded by a virtio-net header (`IFF_VNET_HDR`), which is what lets segmentation and
 //! checksums pass through unfinished: the guest hands over 64 KiB at once, and the host's stack or the
 //! next guest finishes the work, or never has to.
+//!
+//! A tap with several queues (`IFF_MULTI_QUEUE`) is opened once for each. The kernel keeps a flow on the queue on which it last left; a queue
+//! that is detached gets no frames until it is attached again. Whoever makes a tap for others to open must make it for
+//! several queues, if they will open several: netd does so for an interface with `queue_pairs`, `ip tuntap` with `multi_queue`.
 
 use std::fs::{File, OpenOptions};
 use std::io;
@@ -19,7 +23,10 @@ use crate::error::{Error, Result};
 ioctl_iow_nr!(TUNSETIFF, b'T' as u32, 202, libc::c_int);
 ioctl_iow_nr!(TUNSETOFFLOAD, b'T' as u32, 208, libc::c_uint);
 ioctl_iow_nr!(TUNSETVNETHDRSZ, b'T' as u32, 216, libc::c_int);
+ioctl_iow_nr!(TUNSETQUEUE, b'T' as u32, 217, libc::c_int);
 
+const IFF_ATTACH_QUEUE: libc::c_short = 0x0200;
+const IFF_DETACH_QUEUE: libc::c_short = 0x0400;
 const TUN_F_CSUM: u32 = 0x01;
 const TUN_F_TSO4: u32 = 0x02;
 const TUN_F_TSO6: u32 = 0x04;
@@ -62,16 +69,22 @@ impl Offloads {
     }
 }
 
+/// A tap that is open, or one of its queues.
 pub struct Tap {
     file: File,
     /// Whether the host's kernel knows UDP segmentation on taps (since Linux 6.2).
     has_uso: bool,
+    is_attached: bool,
 }
 
 impl Tap {
-    /// Attaches to the tap `name`. One that does not exist is made, for the life of this process, if the caller
+    /// Attaches to `queues` queues of the tap `name`. One that does not exist is made, for the life of this process, if the caller
     /// has the right to.
-    pub fn open(name: &str) -> Result<Self> {
+    pub fn open(name: &str, queues: u16) -> Result<Vec<Self>> {
+        (0..queues).map(|_| Self::open_one(name, queues > 1)).collect()
+    }
+
+    fn open_one(name: &str, is_one_of_several: bool) -> Result<Self> {
         let device = Path::new("/dev/net/tun");
         let file = OpenOptions::new()
             .read(true)
@@ -79,11 +92,11 @@ impl Tap {
             .custom_flags(libc::O_NONBLOCK | libc::O_CLOEXEC)
             .open(device)
             .map_err(|source| Error::Host { what: "open /dev/net/tun", source })?;
-        attach(&file, name)?;
+        connect(&file, name, is_one_of_several)?;
         // SAFETY: the kernel reads one int at the given address.
         let sized = unsafe { ioctl_with_ref(&file, TUNSETVNETHDRSZ(), &(HEADER as libc::c_int)) };
         check(sized).map_err(|source| Error::Host { what: "TUNSETVNETHDRSZ", source })?;
-        let mut tap = Tap { file, has_uso: true };
+        let mut tap = Tap { file, has_uso: true, is_attached: true };
         tap.has_uso = tap.set_offloads(Offloads::ALL).is_ok();
         tap.set_offloads(Offloads::default()).map_err(|source| Error::Host { what: "TUNSETOFFLOAD", source })?;
         Ok(tap)
@@ -97,31 +110,49 @@ impl Tap {
         self.file.as_raw_fd()
     }
 
-    /// Tells the host's stack what it may leave unfinished in frames for the guest.
+    /// Tells the host's stack what it may leave unfinished in frames for the guest. It holds for all queues of the tap.
     pub fn set_offloads(&self, offloads: Offloads) -> io::Result<()> {
         // SAFETY: the argument is a number, no memory is passed.
-        let set = check(unsafe { ioctl_with_val(&self.file, TUNSETOFFLOAD(), offloads.flags().into()) });
-        // What stands for a tap in tests knows no such call.
-        #[cfg(any(test, feature = "fuzzing"))]
-        let set = set.or_else(|error| (error.raw_os_error() == Some(libc::ENOTTY)).then_some(()).ok_or(error));
-        set
+        but_for_stand_ins(check(unsafe { ioctl_with_val(&self.file, TUNSETOFFLOAD(), offloads.flags().into()) }))
+    }
+
+    /// Whether the queue, one of several, gets frames. Those that wait in one that is detached are lost.
+    pub fn attach(&mut self, attached: bool) -> io::Result<()> {
+        if self.is_attached == attached {
+            return Ok(());
+        }
+        // SAFETY: all zeroes is a valid `ifreq`, a structure of integers.
+        let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+        request.ifr_ifru.ifru_flags = if attached { IFF_ATTACH_QUEUE } else { IFF_DETACH_QUEUE };
+        // SAFETY: the kernel reads one `ifreq` at the given address.
+        but_for_stand_ins(check(unsafe { ioctl_with_ref(&self.file, TUNSETQUEUE(), &request) }))?;
+        self.is_attached = attached;
+        Ok(())
     }
 
     /// For tests: any descriptor that reads and writes frames with their header.
     #[cfg(any(test, feature = "fuzzing"))]
     pub fn from_file(file: File) -> Self {
-        Tap { file, has_uso: false }
+        Tap { file, has_uso: false, is_attached: true }
     }
 }
 
-fn attach(file: &File, name: &str) -> Result<()> {
+/// What stands for a tap in tests knows none of its calls.
+fn but_for_stand_ins(called: io::Result<()>) -> io::Result<()> {
+    #[cfg(any(test, feature = "fuzzing"))]
+    let called = called.or_else(|error| (error.raw_os_error() == Some(libc::ENOTTY)).then_some(()).ok_or(error));
+    called
+}
+
+fn connect(file: &File, name: &str, is_one_of_several: bool) -> Result<()> {
     let mut request = interface_request(name)?;
     let single = (libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR) as libc::c_short;
     let multi = single | libc::IFF_MULTI_QUEUE as libc::c_short;
     // A tap that was made for several queues is refused without that flag, and the other way round.
     let mut result = Ok(());
-    for flags in [single, multi] {
-        request.ifr_ifru.ifru_flags = flags;
+    let tried = [single, multi];
+    for flags in &tried[usize::from(is_one_of_several)..] {
+        request.ifr_ifru.ifru_flags = *flags;
         // SAFETY: the kernel reads and writes one `ifreq` at the given address.
         result = check(unsafe { ioctl_with_ref(file, TUNSETIFF(), &request) });
         match &result {
@@ -135,6 +166,10 @@ fn attach(file: &File, name: &str) -> Result<()> {
             Some(libc::EPERM) => {
                 "it does not exist or belongs to another user, and this process may not make one".to_owned()
             }
+            Some(libc::EINVAL) if is_one_of_several => {
+                "it was made for one queue, and the interface has several: make it with `multi_queue`".to_owned()
+            }
+            Some(libc::E2BIG) => "it has no more queues to give".to_owned(),
             _ => error.to_string(),
         };
         Error::Tap { name: name.to_owned(), why }

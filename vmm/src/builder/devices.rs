@@ -6,7 +6,7 @@ use kvm_ioctls::{IoEventAddress, VmFd};
 use virtio_bindings::virtio_mmio::VIRTIO_MMIO_QUEUE_NOTIFY;
 use vmm_sys_util::eventfd::EventFd;
 
-use crate::api::{self, Drive, IoEngine, VmConfig, guest};
+use crate::api::{self, Drive, IoEngine, NetworkInterface, VmConfig, guest};
 use crate::backends::disk::Disk;
 use crate::backends::disk::ring::Ring;
 use crate::backends::tap::Tap;
@@ -18,7 +18,7 @@ use crate::devices::virtio::balloon::Balloon;
 use crate::devices::virtio::block::{self, Block};
 use crate::devices::virtio::console::Console;
 use crate::devices::virtio::mmio::{MmioTransport, Wiring};
-use crate::devices::virtio::net::{Link, MacAddress, Net};
+use crate::devices::virtio::net::{Link, MAX_PAIRS, MacAddress, Net};
 use crate::devices::virtio::rng::Rng;
 use crate::devices::virtio::vsock::Vsock;
 use crate::error::{Error, Result};
@@ -38,11 +38,11 @@ pub fn open(config: &VmConfig) -> Result<Vec<Box<dyn VirtioDevice>>> {
     for interface in &config.network_interfaces {
         let mac = interface.guest_mac.as_deref().map(MacAddress::parse).transpose()?;
         let link = Link {
-            tap: Tap::open(&interface.host_dev_name)?,
+            taps: Tap::open(&interface.host_dev_name, queue_pairs(interface)?)?,
             receive_limiter: rate_limiter(interface.rx_rate_limiter.as_ref())?,
             transmit_limiter: rate_limiter(interface.tx_rate_limiter.as_ref())?,
         };
-        devices.push(Box::new(Net::new(link, &interface.iface_id, mac)));
+        devices.push(Box::new(Net::new(link, &interface.iface_id, mac)?));
     }
     if let Some(entropy) = &config.entropy {
         devices.push(Box::new(Rng::new(rate_limiter(entropy.rate_limiter.as_ref())?)));
@@ -76,6 +76,17 @@ fn block_device(drive: &Drive) -> Result<Block> {
         }
     };
     Ok(Block::new(disk, ring, &drive.drive_id, rate_limiter(drive.rate_limiter.as_ref())?))
+}
+
+/// How many pairs of queues an interface is to have.
+pub fn queue_pairs(interface: &NetworkInterface) -> Result<u16> {
+    match interface.queue_pairs.unwrap_or(1) {
+        pairs @ 1..=MAX_PAIRS => Ok(pairs),
+        pairs => Err(Error::BadConfiguration(format!(
+            "queue_pairs of interface {:?} is {pairs}; it must be between 1 and {MAX_PAIRS}",
+            interface.iface_id
+        ))),
+    }
 }
 
 /// A balloon with all of a guest's memory is a mistake, and never gets there.

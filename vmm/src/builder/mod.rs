@@ -6,7 +6,7 @@
 mod devices;
 mod restore;
 
-pub use devices::refuse_large_balloon;
+pub use devices::{queue_pairs, refuse_large_balloon};
 pub use restore::restore;
 
 use std::sync::{Arc, Mutex};

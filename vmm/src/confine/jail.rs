@@ -25,8 +25,8 @@ use crate::api::jail;
 use crate::bus::lock;
 use crate::error::{Error, Result};
 
-/// Descriptors that the process may have: 32 vCPUs and 18 devices with all their queues need fewer.
-const OPEN_FILES: u64 = 2048;
+/// Descriptors that the process may have: 32 vCPUs and 18 devices with all their queues need fewer (an interface with 16 pairs about 200).
+const OPEN_FILES: u64 = 4096;
 /// Group and user without rights where none is given ("nobody", kernel's overflow id).
 const NOBODY: u32 = 65534;
 

@@ -108,6 +108,7 @@ const KVM_SET_GUEST_DEBUG: u32 = 0x4048_ae9b;
 const KVM_IRQFD: u32 = 0x4020_ae76;
 const KVM_IOEVENTFD: u32 = 0x4040_ae79;
 const TUNSETOFFLOAD: u32 = 0x4004_54d0;
+const TUNSETQUEUE: u32 = 0x4004_54d9;
 // include/uapi/linux/userfaultfd.h
 const UFFDIO_COPY: u32 = 0xc028_aa03;
 const UFFDIO_ZEROPAGE: u32 = 0xc020_aa04;
@@ -176,7 +177,12 @@ const REOPEN: &[Rule] = &[
     call!(io_uring_register, 1: REGISTER_FILES_UPDATE),
 ];
 
-const NET: &[Rule] = &[call!(readv), call!(writev)];
+const NET: &[Rule] = &[
+    call!(readv),
+    call!(writev),
+    // The driver uses more or fewer of the tap's queues.
+    call!(ioctl, 1: TUNSETQUEUE),
+];
 
 const RNG: &[Rule] = &[call!(getrandom)];
 

@@ -112,12 +112,16 @@ impl Host for () {
     fn event(&mut self, _: &[u8]) {}
 }
 
-/// The other end of a tap: each event is a frame.
-impl Host for UnixDatagram {
+/// The other ends of a tap's queues.
+struct Wire(Vec<UnixDatagram>);
+
+impl Host for Wire {
+    /// A frame, to the queue that its first byte chooses.
     fn event(&mut self, bytes: &[u8]) {
-        let _ = self.send(bytes);
+        let queue = usize::from(bytes.first().copied().unwrap_or(0)) % self.0.len();
+        let _ = self.0[queue].send(bytes);
         let mut sent = [0; 2048];
-        while self.recv(&mut sent).is_ok() {}
+        self.0.iter().for_each(|end| while end.recv(&mut sent).is_ok() {});
     }
 }
 
@@ -317,16 +321,20 @@ pub fn block(bytes: &[u8]) {
     run(bytes, Box::new(Block::new(Disk::open(&drive).unwrap(), None, "fuzz", None)), &mut ());
 }
 
+/// With one pair of queues, or, as a bit of the first byte says, with three and a control queue.
 pub fn net(bytes: &[u8]) {
-    let (end, mut other) = UnixDatagram::pair().unwrap();
-    end.set_nonblocking(true).unwrap();
-    other.set_nonblocking(true).unwrap();
-    let tap = Tap::from_file(OwnedFd::from(end).into());
-    run(
-        bytes,
-        Box::new(Net::new(Link { tap, receive_limiter: None, transmit_limiter: None }, "fuzz", None)),
-        &mut other,
-    );
+    let pairs = if bytes.first().is_some_and(|first| first & 0x40 != 0) { 3 } else { 1 };
+    let mut wire = Wire(Vec::new());
+    let tap = |_| {
+        let (end, other) = UnixDatagram::pair().unwrap();
+        end.set_nonblocking(true).unwrap();
+        other.set_nonblocking(true).unwrap();
+        wire.0.push(other);
+        Tap::from_file(OwnedFd::from(end).into())
+    };
+    let taps = (0..pairs).map(tap).collect();
+    let link = Link { taps, receive_limiter: None, transmit_limiter: None };
+    run(bytes, Box::new(Net::new(link, "fuzz", None).unwrap()), &mut wire);
 }
 
 /// A part of a VM's configuration, as a client would write it.

@@ -95,9 +95,10 @@ fn device(metrics: &DeviceMetrics) -> Value {
         members.insert(name.into(), json!(count));
     }
     if metrics.kind == "net" {
-        // Queues in pairs, receiving first (virtio 1.2, 5.1.2).
+        // Queues in pairs, receiving first; where there are several, the control queue is the last, without a partner (virtio 1.2, 5.1.2).
+        let paired = metrics.queues.len() & !1;
         for (name, first) in [("rx", 0), ("tx", 1)] {
-            let half = || metrics.queues.iter().skip(first).step_by(2);
+            let half = || metrics.queues.iter().take(paired).skip(first).step_by(2);
             let sum = |of: fn(&QueueMetrics) -> u64| half().map(|queue| of(queue)).sum::<u64>();
             let bytes = if name == "rx" { sum(|q| q.bytes_written.get()) } else { sum(|q| q.bytes_read.get()) };
             members.insert(format!("{name}_bytes_count"), json!(bytes));

@@ -1,7 +1,8 @@
 //! How much a device may move and how often, as Firecracker's API shapes it: a token bucket for bytes and one
 //! for operations, each of them optional.
 //!
-//! A limiter belongs to one queue and lives in its worker's thread, without a lock. The worker asks before it
+//! A limiter belongs to one queue and lives in its worker's thread. Queues of one device may share their buckets ([`RateLimiter::share`]), each
+//! with a limiter, and so a timer, of its own: what the device may move is the same however many queues it has. The worker asks before it
 //! serves a request. If the answer is "later", it puts the request back into its ring (nothing of it is kept
 //! on our side, so a guest that is held back costs no memory) and goes on when [`RateLimiter::timer`] becomes
 //! readable. Guest memory is full of requests that are worth nothing here: time is the host's monotonic clock, and a
@@ -13,22 +14,29 @@ mod bucket;
 
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use vmm_sys_util::timerfd::TimerFd;
 
 use crate::api;
+use crate::bus::lock;
 use bucket::TokenBucket;
 
 /// Longest time until a waiting worker asks again. It only bounds what the timer is given: asking early is harmless.
 const LONGEST_SLEEP: Duration = Duration::from_secs(3600);
 
 pub struct RateLimiter {
-    bytes: Option<TokenBucket>,
-    operations: Option<TokenBucket>,
+    /// Held for an addition and a comparison; waited for only where several queues share it.
+    buckets: Arc<Mutex<Buckets>>,
     timer: TimerFd,
     /// The timer is armed, or has fired and was not looked at.
     waiting: bool,
+}
+
+struct Buckets {
+    bytes: Option<TokenBucket>,
+    operations: Option<TokenBucket>,
 }
 
 impl RateLimiter {
@@ -40,21 +48,28 @@ impl RateLimiter {
         if bytes.is_none() && operations.is_none() {
             return Ok(None);
         }
-        Ok(Some(RateLimiter { bytes, operations, timer: TimerFd::new()?, waiting: false }))
+        let buckets = Arc::new(Mutex::new(Buckets { bytes, operations }));
+        Ok(Some(RateLimiter { buckets, timer: TimerFd::new()?, waiting: false }))
     }
 
-    /// Changes what of a device's limits is given; a bucket of no size takes its limit away.
+    /// Another limiter over the same buckets, for another queue of the device.
+    pub fn share(&self) -> io::Result<Self> {
+        Ok(RateLimiter { buckets: self.buckets.clone(), timer: TimerFd::new()?, waiting: false })
+    }
+
+    /// Changes what of a device's limits is given; a bucket of no size takes its limit away. Who shares the buckets sees it too.
     pub fn change(limiter: &mut Option<Self>, config: &api::RateLimiter) -> io::Result<()> {
         let Some(present) = limiter else {
             *limiter = RateLimiter::new(config)?;
             return Ok(());
         };
         let now = Instant::now();
+        let mut buckets = lock(&present.buckets);
         if let Some(bandwidth) = &config.bandwidth {
-            present.bytes = TokenBucket::new(bandwidth, now);
+            buckets.bytes = TokenBucket::new(bandwidth, now);
         }
         if let Some(ops) = &config.ops {
-            present.operations = TokenBucket::new(ops, now);
+            buckets.operations = TokenBucket::new(ops, now);
         }
         Ok(())
     }
@@ -67,29 +82,28 @@ impl RateLimiter {
     /// Takes what one operation of `bytes` bytes costs. If it is not there nothing is taken, the timer is
     /// set to when it will be, and the answer is false.
     pub fn admit(&mut self, bytes: u64) -> bool {
-        let wait = self.wait(bytes, Instant::now());
-        if wait.is_zero() {
-            self.take(bytes);
-        } else {
-            self.sleep(wait);
-        }
-        wait.is_zero()
+        let wait = {
+            let mut buckets = lock(&self.buckets);
+            let wait = buckets.wait(bytes, Instant::now());
+            if wait.is_zero() {
+                buckets.take(bytes);
+            }
+            wait
+        };
+        self.sleep(wait)
     }
 
     /// For an operation whose size is not known before it is done (the next frame of a tap): whether one of any size may
     /// be begun. If not, the timer is set. Afterwards [`Self::charge`] takes what it has cost; the next one
     /// waits until that is paid.
     pub fn is_open(&mut self) -> bool {
-        let wait = self.wait(1, Instant::now());
-        if !wait.is_zero() {
-            self.sleep(wait);
-        }
-        wait.is_zero()
+        let wait = lock(&self.buckets).wait(1, Instant::now());
+        self.sleep(wait)
     }
 
     /// Takes what one operation of `bytes` bytes has cost, leaving a debt where it is more than there was.
     pub fn charge(&mut self, bytes: u64) {
-        self.take(bytes);
+        lock(&self.buckets).take(bytes);
     }
 
     /// To be called when the timer is readable. The answer to the next request says how things stand.
@@ -104,6 +118,21 @@ impl RateLimiter {
         }
     }
 
+    /// Sets the timer to `wait` from now; true if there is nothing to wait for.
+    fn sleep(&mut self, wait: Duration) -> bool {
+        // A zero would disarm the timer.
+        if wait.is_zero() {
+            return true;
+        }
+        match self.timer.reset(wait.min(LONGEST_SLEEP), None) {
+            Ok(()) => self.waiting = true,
+            Err(error) => tracing::error!(%error, "rate limiter's timer"),
+        }
+        false
+    }
+}
+
+impl Buckets {
     fn wait(&mut self, bytes: u64, now: Instant) -> Duration {
         let bytes = self.bytes.as_mut().map_or(Duration::ZERO, |bucket| bucket.wait(bytes, now));
         let operations = self.operations.as_mut().map_or(Duration::ZERO, |bucket| bucket.wait(1, now));
@@ -116,14 +145,6 @@ impl RateLimiter {
         }
         if let Some(bucket) = &mut self.operations {
             bucket.take(1);
-        }
-    }
-
-    fn sleep(&mut self, wait: Duration) {
-        // A zero would disarm the timer; the callers have none.
-        match self.timer.reset(wait.min(LONGEST_SLEEP), None) {
-            Ok(()) => self.waiting = true,
-            Err(error) => tracing::error!(%error, "rate limiter's timer"),
         }
     }
 }
@@ -167,8 +188,8 @@ mod tests {
         let mut limiter = RateLimiter::new(&config(Some((1000, 50)), Some((1_000_000, 1)))).unwrap().unwrap();
         assert!(limiter.admit(1000));
         assert!(!limiter.admit(1000));
-        let operations = limiter.operations.as_mut().unwrap();
-        assert_eq!(operations.wait(1_000_000, Instant::now()), Duration::ZERO);
+        let untouched = lock(&limiter.buckets).operations.as_mut().unwrap().wait(1_000_000, Instant::now());
+        assert_eq!(untouched, Duration::ZERO);
         // Twenty seconds stand for "for ever"; the timer is set to 50 ms.
         assert!(fires_within(&limiter, 20_000));
         limiter.wake();
@@ -203,5 +224,17 @@ mod tests {
         limiter.charge(5000);
         assert!(!limiter.is_open());
         assert!(limiter.waiting);
+    }
+
+    #[test]
+    fn queues_that_share_their_buckets_have_together_what_one_would_have() {
+        let mut limiters = vec![RateLimiter::new(&config(None, Some((5, 3_600_000)))).unwrap().unwrap()];
+        limiters.push(limiters[0].share().unwrap());
+        let admitted = (0..10).filter(|turn| limiters[turn % 2].admit(1)).count();
+        assert_eq!(admitted, 5);
+        assert!(limiters.iter().all(|limiter| limiter.waiting));
+        let mut first = Some(limiters.remove(0));
+        RateLimiter::change(&mut first, &config(None, Some((1, 3_600_000)))).unwrap();
+        assert!(limiters[0].admit(1) && !first.unwrap().admit(1));
     }
 }

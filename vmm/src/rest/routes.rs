@@ -9,7 +9,7 @@ use crate::api::{
     DriveUpdate, Entropy, Identity, Logger, MachineConfig, MachineConfigPatch, Metrics, NetworkInterface,
     NetworkInterfaceUpdate, Serial, SnapshotCreate, SnapshotLoad, Version, VmConfig, VmStateUpdate, Vsock,
 };
-use crate::builder::MAX_VCPUS;
+use crate::builder::{MAX_VCPUS, queue_pairs};
 use crate::memory::{MAX_MIB, MIN_MIB};
 use crate::metrics;
 
@@ -148,6 +148,7 @@ fn put_drive(names: &[&str], drive: Drive) -> Parsed {
 
 fn put_interface(names: &[&str], interface: NetworkInterface) -> Parsed {
     refuse_other_id(names, &interface.iface_id)?;
+    queue_pairs(&interface).map_err(|error| Reply::refused(error.to_string()))?;
     configure(move |config| {
         config.network_interfaces.retain(|other| other.iface_id != interface.iface_id);
         config.network_interfaces.push(interface);

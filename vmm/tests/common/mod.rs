@@ -78,7 +78,7 @@ impl Place {
                 },
             ],
             "network-interfaces": [{
-                "iface_id": "eth0", "host_dev_name": "tap0",
+                "iface_id": "eth0", "host_dev_name": "tap0", "queue_pairs": 2,
                 "tx_rate_limiter": { "ops": { "size": 2, "refill_time": 4 } },
                 "rx_rate_limiter": { "bandwidth": { "size": 100000, "refill_time": 30 } },
             }],

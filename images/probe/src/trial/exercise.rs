@@ -6,15 +6,13 @@
 use mallee_probe::net::eth;
 
 use super::device::{Descriptor, Device, flag};
-use super::{Failure, Outcome, scratch};
+use super::{Failure, Outcome, net_control, scratch};
 use crate::machine::serial;
 use crate::virtio::device_type::{BALLOON, BLOCK, CONSOLE, ENTROPY, NET, VSOCK};
 
 /// Times that each device is set up, used and reset.
 const ROUNDS: u32 = 2;
-/// Features that change what the queues are for: several pairs of queues and the control queue of a network device (virtio
-/// 1.2, 5.1.3), several ports of a console (5.3.3).
-const NET_CONTROL: u64 = 1 << 17 | 1 << 22;
+/// A feature that changes what the queues are for: several ports of a console (virtio 1.2, 5.3.3).
 const CONSOLE_MULTIPORT: u64 = 1 << 1;
 
 /// What is done with a queue.
@@ -53,12 +51,15 @@ pub fn all() -> Outcome {
 pub fn one(device: &Device) -> Outcome {
     let failed = |what| Failure { device: device.index, what };
     let without = match device.kind {
-        NET => NET_CONTROL,
         CONSOLE => CONSOLE_MULTIPORT,
         _ => 0,
     };
     device.start(without).map_err(failed)?;
+    net_control::by_the_rules(device)?;
     for queue in 0..device.queues {
+        if net_control::queue(device) == Some(queue) {
+            continue;
+        }
         let (chains, answered) = match requests(device.kind, queue) {
             Use::Answered(chains) => (chains, true),
             Use::Waits(chains) => (chains, false),

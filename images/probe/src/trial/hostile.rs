@@ -9,7 +9,7 @@ use core::arch::asm;
 use mallee_probe::random::Random;
 
 use super::device::{Descriptor, Device, flag};
-use super::{Failure, Outcome, exercise, scratch};
+use super::{Failure, Outcome, exercise, net_control, scratch};
 use crate::machine::serial;
 use crate::virtio::mmio::{STRIDE, WINDOWS, register, status};
 
@@ -19,7 +19,7 @@ const ROUNDS: usize = 24;
 const HOLES: [u64; 6] = [0xd000_0000, 0xfee0_0000, 0xffff_f000, 1 << 40, 1 << 52, u64::MAX - 4095];
 
 /// What is done to one device.
-const ATTACKS: [fn(&Device, &mut Random) -> Outcome; 8] = [
+const ATTACKS: [fn(&Device, &mut Random) -> Outcome; 9] = [
     broken_chain,
     broken_chain,
     broken_index,
@@ -28,6 +28,7 @@ const ATTACKS: [fn(&Device, &mut Random) -> Outcome; 8] = [
     misplaced_queues,
     random_registers,
     random_status,
+    senseless_commands,
 ];
 
 pub fn all(seed: u64) -> Outcome {
@@ -214,6 +215,18 @@ fn random_status(device: &Device, random: &mut Random) -> Outcome {
         device.kick(random.next_u32() as u16);
     }
     Ok(())
+}
+
+/// Commands to a network device that mean nothing; and one that cannot be answered.
+fn senseless_commands(device: &Device, random: &mut Random) -> Outcome {
+    start(device)?;
+    let Some(queue) = net_control::queue(device) else { return Ok(()) };
+    net_control::attack(device, random)?;
+    start(device)?;
+    device.describe(queue, 0, Descriptor { address: scratch::buffer(0), length: 4, flags: 0, next: 0 });
+    device.offer(queue, 0, 0);
+    device.advance(queue, 1);
+    must_stop(device, queue)
 }
 
 /// Reads and writes of ports, but for those that end the machine and those of the console.

@@ -11,6 +11,7 @@
 mod device;
 mod exercise;
 mod hostile;
+mod net_control;
 mod scratch;
 
 use mallee_probe::options::Trial;

@@ -29,6 +29,7 @@ use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
 use virtio_bindings::virtio_mmio::{VIRTIO_MMIO_INT_CONFIG, VIRTIO_MMIO_INT_VRING};
 use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
@@ -75,6 +76,19 @@ pub trait VirtioDevice: Any + Send {
     /// The driver runs already: it was restored, and knows the configuration space as `config`. The device keeps what of it the driver
     /// has written, and only that.
     fn adopt(&mut self, _config: &[u8]) {}
+
+    /// What the driver has set by requests to the device, and relies on while it runs: a snapshot keeps it.
+    fn settings(&self) -> Value {
+        Value::Null
+    }
+
+    /// Takes what [`Self::settings`] said of a device whose driver runs on. An error says why it cannot be so.
+    fn adopt_settings(&mut self, settings: &Value) -> Result<(), String> {
+        match settings {
+            Value::Null => Ok(()),
+            _ => Err(format!("it has no settings such as {settings}")),
+        }
+    }
 
     /// Starts the worker. An error leaves the device as it was.
     fn activate(&mut self, activation: Activation) -> io::Result<()>;

@@ -5,6 +5,7 @@
 //! behind the device (a file, a tap, a socket) is not in it: it is opened anew, by the configuration.
 
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 use virtio_bindings::virtio_config::{
     VIRTIO_CONFIG_S_ACKNOWLEDGE, VIRTIO_CONFIG_S_DRIVER, VIRTIO_CONFIG_S_DRIVER_OK, VIRTIO_CONFIG_S_FAILED,
     VIRTIO_CONFIG_S_FEATURES_OK,
@@ -38,6 +39,9 @@ pub struct DeviceState {
     generation: u32,
     queues: Vec<QueueRegisters>,
     config: Vec<u8>,
+    /// What the driver has set by requests (`VirtioDevice::settings`).
+    #[serde(default, skip_serializing_if = "Value::is_null")]
+    settings: Value,
     /// Where the queues in use stand; `None` if the device does not work.
     positions: Option<Vec<QueuePosition>>,
 }
@@ -58,6 +62,7 @@ impl MmioTransport {
             generation: self.generation,
             queues: self.queues.clone(),
             config: self.device.config().to_vec(),
+            settings: self.device.settings(),
             positions: match &self.activity {
                 Activity::Paused(positions) => Some(positions.clone()),
                 Activity::Idle | Activity::Pending | Activity::Active => None,
@@ -77,6 +82,7 @@ impl MmioTransport {
         self.queues.clone_from(&state.queues);
         self.interrupt.restore(state.interrupt_status, state.needs_reset);
         if self.has(VIRTIO_CONFIG_S_DRIVER_OK) {
+            self.device.adopt_settings(&state.settings).map_err(|why| format!("virtio device {}: {why}", state.id))?;
             self.device.adopt(&state.config);
             if self.device.config() != state.config {
                 // Another MAC, another capacity.
@@ -250,6 +256,7 @@ mod tests {
         refused(&|state| state.status = 11, 1);
         refused(&|state| state.needs_reset = true, 1);
         refused(&|state| state.positions = Some(Vec::new()), 1);
+        refused(&|state| state.settings = serde_json::json!({ "pairs": 2 }), 1);
     }
 
     proptest! {

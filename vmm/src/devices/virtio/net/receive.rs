@@ -12,7 +12,7 @@ use vmm_sys_util::eventfd::EventFd;
 use super::super::iovec::{IoVec, MAX_SEGMENTS};
 use super::super::queue::{Broken, Chain, Used, VirtQueue};
 use super::super::{ActiveQueue, Interrupt, QueuePosition};
-use super::BATCH;
+use super::pair::BATCH;
 use crate::backends::tap::{HEADER, Tap};
 use crate::rate_limiter::RateLimiter;
 

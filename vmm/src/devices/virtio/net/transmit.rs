@@ -6,7 +6,7 @@ use vmm_sys_util::eventfd::EventFd;
 
 use super::super::queue::{Broken, Chain, Used};
 use super::super::{ActiveQueue, Interrupt, QueuePosition};
-use super::BATCH;
+use super::pair::BATCH;
 use crate::backends::tap::{HEADER, Tap};
 use crate::rate_limiter::RateLimiter;
 
@@ -17,16 +17,23 @@ pub struct Transmitter {
     queue: ActiveQueue,
     chain: Chain,
     limiter: Option<RateLimiter>,
-    /// The next frame has paid its tokens, and was put back since the tap was full.
-    is_paid: bool,
-    waits_for_tap: bool,
-    waits_for_tokens: bool,
+    waits_for: WaitsFor,
+}
+
+/// What transmitting goes on with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum WaitsFor {
+    /// A kick: the driver has a frame.
+    Frame,
+    /// Room in the tap. The next frame in the ring was put back for want of it, and has paid its tokens.
+    Tap,
+    /// The limiter's timer.
+    Tokens,
 }
 
 impl Transmitter {
     pub fn new(queue: ActiveQueue, limiter: Option<RateLimiter>) -> Self {
-        let (is_paid, waits_for_tap, waits_for_tokens) = (false, false, false);
-        Transmitter { queue, chain: Chain::default(), limiter, is_paid, waits_for_tap, waits_for_tokens }
+        Transmitter { queue, chain: Chain::default(), limiter, waits_for: WaitsFor::Frame }
     }
 
     pub fn limiter(&self) -> Option<&RateLimiter> {
@@ -48,7 +55,7 @@ impl Transmitter {
 
     /// Whether the tap is full, and there is a frame for it.
     pub fn waits_for_tap(&self) -> bool {
-        self.waits_for_tap
+        self.waits_for == WaitsFor::Tap
     }
 
     /// Says where the queue stands; a frame that waits for the tap is still in it.
@@ -58,11 +65,10 @@ impl Transmitter {
 
     /// Transmits until the ring is empty, the tap is full or the limiter has no more tokens, or a batch is done.
     pub fn run(&mut self, tap: &Tap, interrupt: &Interrupt) -> Result<(), Broken> {
-        (self.waits_for_tap, self.waits_for_tokens) = (false, false);
         self.queue.queue.disable_kicks()?;
-        self.send_batch(tap)?;
+        self.waits_for = self.send_batch(tap)?;
         // A driver may well add to the ring before it is told; this is after the last look at it.
-        if !self.waits_for_tap && !self.waits_for_tokens && self.queue.queue.enable_kicks()? {
+        if self.waits_for == WaitsFor::Frame && self.queue.queue.enable_kicks()? {
             let _ = self.queue.kick.write(1);
         }
         if self.queue.queue.needs_interrupt()? {
@@ -71,43 +77,38 @@ impl Transmitter {
         Ok(())
     }
 
-    fn send_batch(&mut self, tap: &Tap) -> Result<(), Broken> {
+    fn send_batch(&mut self, tap: &Tap) -> Result<WaitsFor, Broken> {
+        let mut is_paid = self.waits_for == WaitsFor::Tap;
         for _ in 0..BATCH {
             if !self.queue.queue.pop(&mut self.chain)? {
-                return Ok(());
+                break;
             }
-            if !self.pay() {
-                self.put_back();
-                self.waits_for_tokens = true;
-                return Ok(());
+            if !is_paid && !self.pay() {
+                return Ok(self.put_back(WaitsFor::Tokens));
             }
             if let Err(error) = self.send(tap) {
                 match error.kind() {
-                    io::ErrorKind::WouldBlock => {
-                        self.put_back();
-                        self.waits_for_tap = true;
-                        return Ok(());
-                    }
+                    io::ErrorKind::WouldBlock => return Ok(self.put_back(WaitsFor::Tap)),
                     // A header that makes no sense, a tap that is down: the frame is lost, as on a wire.
                     _ => tracing::debug!(%error, "frame dropped"),
                 }
             }
-            self.is_paid = false;
+            is_paid = false;
             self.queue.queue.publish(&[Used { head: self.chain.head, length: 0 }])?;
         }
-        Ok(())
+        Ok(WaitsFor::Frame)
     }
 
-    /// Takes the tokens of the frame, if that was not done before; false if it must wait for them.
+    /// Takes the tokens of the frame; false if it must wait for them.
     fn pay(&mut self) -> bool {
         let bytes = self.chain.readable.len().saturating_sub(HEADER) as u64;
-        self.is_paid = self.is_paid || self.limiter.as_mut().is_none_or(|limiter| limiter.admit(bytes));
-        self.is_paid
+        self.limiter.as_mut().is_none_or(|limiter| limiter.admit(bytes))
     }
 
-    fn put_back(&mut self) {
+    fn put_back(&mut self, waits_for: WaitsFor) -> WaitsFor {
         self.queue.queue.undo_pop();
         self.queue.queue.metrics().stalls.increment();
+        waits_for
     }
 
     fn send(&self, tap: &Tap) -> io::Result<()> {
@@ -194,12 +195,12 @@ mod tests {
         let filler = UnixDatagram::from(device.as_fd().try_clone_to_owned().unwrap());
         while filler.send(&[0; 1000]).is_ok() {}
         transmitter.run(&tap, &interrupt).unwrap();
-        assert!(transmitter.waits_for_tap() && !transmitter.waits_for_tokens);
+        assert_eq!(transmitter.waits_for, WaitsFor::Tap);
         let mut frame = [0; 2000];
         while host.recv(&mut frame).is_ok() {}
         // The first has paid already; an hour would pass before the second could.
         transmitter.run(&tap, &interrupt).unwrap();
-        assert!(!transmitter.waits_for_tap() && transmitter.waits_for_tokens);
+        assert_eq!(transmitter.waits_for, WaitsFor::Tokens);
         assert_eq!(used(&memory, &transmitter.queue.queue).len(), 1);
         assert_eq!(host.recv(&mut frame).unwrap(), 112);
         assert!(host.recv(&mut frame).is_err());
