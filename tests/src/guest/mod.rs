@@ -17,6 +17,7 @@ pub mod disk_bench;
 pub mod host;
 pub mod init;
 pub mod initrd;
+pub mod interface;
 pub mod link;
 
 use std::path::Path;

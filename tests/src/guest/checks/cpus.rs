@@ -29,7 +29,7 @@ fn guest(machine: &Machine) -> Outcome {
 }
 
 /// Moves this thread to a processor and sees that it runs there.
-fn work_on(cpu: usize) -> Result<(), String> {
+pub fn work_on(cpu: usize) -> Result<(), String> {
     // SAFETY: the set is a local of the size that is given, and the second call takes nothing.
     let seen = unsafe {
         let mut set: libc::cpu_set_t = std::mem::zeroed();

@@ -6,6 +6,7 @@ mod console;
 mod cpus;
 mod drive;
 mod entropy;
+mod network;
 mod snapshot;
 mod vsock;
 
@@ -19,6 +20,7 @@ pub const ALL: &[Check] = &[
     entropy::CHECK,
     console::CHECK,
     drive::CHECK,
+    network::CHECK,
     balloon::CHECK,
     snapshot::CHECK,
 ];

@@ -11,7 +11,8 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use mallee_vmm::api::client::Client;
 use mallee_vmm::api::{
-    Drive, DriveOverride, SnapshotCreate, SnapshotLoad, SnapshotType, VmConfig, VmState, VmStateUpdate, VsockOverride,
+    Drive, DriveOverride, NetworkInterface, NetworkOverride, SnapshotCreate, SnapshotLoad, SnapshotType, VmConfig,
+    VmState, VmStateUpdate, VsockOverride,
 };
 
 use crate::guest::host::Host;
@@ -102,6 +103,7 @@ fn host(host: &Host, link: &mut Link) -> Outcome {
     patient.put("/snapshot/create", &request).map_err(while_doing("saving"))?;
     let config: VmConfig = host.client.get("/vm/config").map_err(while_doing("the configuration"))?;
     let drive_overrides = copy_drives(&config, &folder)?;
+    let network_overrides = other_taps(&config);
     set(&host.client, VmState::Resumed).map_err(while_doing("resuming"))?;
     link.say("saved")?;
     std::thread::sleep(LIES);
@@ -118,6 +120,7 @@ fn host(host: &Host, link: &mut Link) -> Outcome {
         console_path: config.console.map(|_| folder.join("console")),
         serial_out_path: Some(folder.join("serial")),
         drive_overrides,
+        network_overrides,
         ..SnapshotLoad::default()
     };
     let begun_ms = now_ms();
@@ -146,6 +149,16 @@ fn copy_drives(config: &VmConfig, folder: &Path) -> Result<Vec<DriveOverride>, S
         Ok(DriveOverride { drive_id: drive.drive_id.clone(), path_on_host })
     };
     config.drives.iter().map(copy).collect()
+}
+
+/// A tap of its own for each interface, which the clone's monitor makes.
+fn other_taps(config: &VmConfig) -> Vec<NetworkOverride> {
+    let other = |(number, interface): (usize, &NetworkInterface)| NetworkOverride {
+        iface_id: interface.iface_id.clone(),
+        host_dev_name: format!("malleeclone{number}"),
+        guest_mac: None,
+    };
+    config.network_interfaces.iter().enumerate().map(other).collect()
 }
 
 /// What the clone says on its new line.

@@ -3,9 +3,7 @@
 //! There is one command that is done, the number of pairs in use. Any other, one of another length than its own, and one that asks for
 //! pairs that are not there, is answered "error" and changes nothing. Only what could not be answered (a command without a place for the answer) is a broken queue.
 
-use virtio_bindings::virtio_net::{
-    VIRTIO_NET_CTRL_MQ, VIRTIO_NET_CTRL_MQ_VQ_PAIRS_SET, VIRTIO_NET_ERR, VIRTIO_NET_OK,
-};
+use virtio_bindings::virtio_net::{VIRTIO_NET_CTRL_MQ, VIRTIO_NET_CTRL_MQ_VQ_PAIRS_SET, VIRTIO_NET_ERR, VIRTIO_NET_OK};
 use vmm_sys_util::eventfd::EventFd;
 
 use super::taps::Taps;
@@ -64,8 +62,7 @@ impl Control {
         let mut command = [0; PAIRS_SET];
         let is_whole = self.chain.readable.len() == PAIRS_SET && self.chain.readable.read_at(0, &mut command);
         let [class, kind, low, high] = command;
-        let is_known =
-            u32::from(class) == VIRTIO_NET_CTRL_MQ && u32::from(kind) == VIRTIO_NET_CTRL_MQ_VQ_PAIRS_SET;
+        let is_known = u32::from(class) == VIRTIO_NET_CTRL_MQ && u32::from(kind) == VIRTIO_NET_CTRL_MQ_VQ_PAIRS_SET;
         let pairs = u16::from_le_bytes([low, high]);
         if !is_whole || !is_known || !self.is_multi_queue || !taps.has(pairs) {
             return false;

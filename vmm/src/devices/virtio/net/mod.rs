@@ -192,9 +192,8 @@ impl VirtioDevice for Net {
         };
         for index in 0..pairs {
             let queues = activation.take_queues()?;
-            let started = self.pairs[index].start(|limits| {
-                PairWorker::new(queues, limits, control.take(), self.taps.clone(), index, &activation)
-            });
+            let started = self.pairs[index]
+                .start(|limits| PairWorker::new(queues, limits, control.take(), self.taps.clone(), index, &activation));
             if let Err(error) = started {
                 self.deactivate();
                 return Err(error);

@@ -74,9 +74,7 @@ fn one_pair_is_as_it_was_and_several_come_with_a_control_queue() {
     assert_eq!(three.features() & MULTI_QUEUE, MULTI_QUEUE);
     assert_eq!(three.config(), [0, 0, 0, 0, 0, 0, 0, 0, 3, 0]);
     // 5.1.2: without several pairs the control queue is the third.
-    for (features, queues) in
-        [(0, 2), (MULTI_QUEUE, 7), (1 << VIRTIO_NET_F_CTRL_VQ, 3), (1 << VIRTIO_NET_F_MQ, 2)]
-    {
+    for (features, queues) in [(0, 2), (MULTI_QUEUE, 7), (1 << VIRTIO_NET_F_CTRL_VQ, 3), (1 << VIRTIO_NET_F_MQ, 2)] {
         assert_eq!(three.queues_in_use(features), queues, "{features:#x}");
     }
 }
