@@ -1,7 +1,8 @@
 //! A network interface with a pair of queues for each processor: as many as Linux's driver sets up, and all of them at work.
 //!
-//! Each processor of the guest has streams of its own, so that the driver sends them by that processor's queue; what the host
-//! sends back comes by the same pair, which is what the tap steers flows by. The monitor's counters tell of which queue is meant.
+//! Each processor of the guest opens streams of its own: the driver sends by the queue of the processor that it runs on, and what the host sends back
+//! comes by the pair that the stream was last sent by. (That is the opener's at first, and may be any later, as acknowledgements leave where data comes
+//! in.) The monitor's counters tell what went by which queue.
 
 use std::fs;
 use std::io::{Read, Write};
@@ -97,13 +98,13 @@ fn host(host: &Host, link: &mut Link) -> Outcome {
     for pair in 0..pairs {
         let [receives, transmits] = [2 * pair, 2 * pair + 1].map(|queue| &counted[format!("queue_{queue}")]);
         for (what, count) in [("written to", &receives["bytes_written"]), ("read from", &transmits["bytes_read"])] {
-            if count.as_u64().is_none_or(|bytes| bytes < LENGTH as u64) {
+            if count.as_u64().is_none_or(|bytes| bytes == 0) {
                 return Err(format!("bytes {what} the guest by pair {pair}: {count}; all: {counted}"));
             }
         }
     }
     link.say("counted")?;
-    Ok(format!("{pairs} pairs of queues, and TCP both ways by each"))
+    Ok(format!("TCP both ways by each of {pairs} pairs of queues"))
 }
 
 /// Sends back what comes until it ends.
