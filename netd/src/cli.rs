@@ -9,6 +9,7 @@ use ipnet::Ipv4Net;
 
 use crate::api::DEFAULT_SOCKET;
 use crate::desired::LinkName;
+use crate::limits::Limits;
 
 /// The network of a Mallee node.
 ///
@@ -51,6 +52,8 @@ pub struct Daemon {
     /// How often the kernel is compared with the desired network and mended, in seconds.
     #[arg(long, default_value = "10", value_parser = seconds)]
     pub mend_every: Duration,
+    #[command(flatten)]
+    pub limits: Limits,
 }
 
 #[derive(Debug, Subcommand)]

@@ -3,10 +3,10 @@
 use std::collections::BTreeMap;
 use std::time::SystemTime;
 
-use crate::api::{ElasticIpState, InterfaceState, NodeNetwork, SecurityGroupRuleState, ShowReply, TrunkState};
+use crate::api::{ElasticIpState, InterfaceState, Limited, NodeNetwork, SecurityGroupRuleState, ShowReply, TrunkState};
 use crate::desired::{ElasticIp, GroupRule, Interface, InterfaceId, Network, SecurityGroup, Segment, Trunk};
 use crate::links::Observed;
-use crate::nft::{self, Counters};
+use crate::nft::{self, Counter, Counters, Set, limits};
 use crate::service::unix_ns;
 
 pub fn show(
@@ -50,6 +50,26 @@ fn interface_state(
         leased_unix_ns: leases.get(&interface.id).map_or(0, |at| unix_ns(*at)),
         denied_in_packets: counters.denied_in.get(&interface.ipv4).map_or(0, |counter| counter.packets),
         denied_out_packets: counters.denied_out.get(&interface.ipv4).map_or(0, |counter| counter.packets),
+        foreign_packets: counters.foreign.get(&interface.tap).map_or(0, |counter| counter.packets),
+        limited: Some(limited(interface, counters)),
+    }
+}
+
+fn limited(interface: &Interface, counters: &Counters) -> Limited {
+    let packets = |counter: Option<&Counter>| counter.map_or(0, |counter| counter.packets);
+    let frames = |set: &Set| packets(counters.limited_frames.get(&set.name).and_then(|by| by.get(&interface.tap)));
+    let connections =
+        |set: &Set| packets(counters.limited_connections.get(&set.name).and_then(|by| by.get(&interface.ipv4)));
+    Limited {
+        arp_packets: frames(&limits::ARP_FLOOD),
+        dhcp_packets: frames(&limits::DHCP_FLOOD),
+        gateway_packets: frames(&limits::GATEWAY_FLOOD),
+        broadcast_packets: frames(&limits::BROADCAST_FLOOD),
+        fragments: frames(&limits::FRAGMENT_FLOOD) + frames(&limits::FRAGMENT_BYTES),
+        opened_too_fast: connections(&limits::OPENED.rate),
+        opened_too_many: connections(&limits::OPENED.refused),
+        taken_too_fast: connections(&limits::TAKEN.rate),
+        taken_too_many: connections(&limits::TAKEN.refused),
     }
 }
 

@@ -30,7 +30,7 @@ pub async fn run(options: Daemon) -> Result<()> {
         problem => tracing::error!(problem, "this node's network is not whole"),
     }
     let node_links = NodeLinks { uplink: options.uplink, trunk: options.trunk, underlay: options.underlay, kernel };
-    let (reconciler, given) = Reconciler::new(node_links, store, upstreams);
+    let (reconciler, given) = Reconciler::new(node_links, options.limits.settled(), store, upstreams);
     let reconciler = Arc::new(reconciler);
     let recorder = reconciler.clone();
     tokio::spawn(async move { recorder.record_leases(given).await });

@@ -42,6 +42,8 @@ mod error;
 #[cfg(feature = "fuzzing")]
 pub mod fuzzing;
 #[cfg(feature = "daemon")]
+mod limits;
+#[cfg(feature = "daemon")]
 mod links;
 #[cfg(feature = "daemon")]
 mod netfilter;

@@ -22,6 +22,7 @@ use crate::bridging::Bridging;
 use crate::desired::{InterfaceId, LinkName, Network};
 use crate::dhcp::{Given, Servers};
 use crate::error::{Error, Result};
+use crate::limits::Limits;
 use crate::links::{Ground, Links, NodeLinks, Observed, Plan, Site, Step, Uplink, plan};
 use crate::store::Store;
 use crate::{conntrack, dns, nft, sysctl};
@@ -54,6 +55,7 @@ struct State {
 
 pub struct Reconciler {
     node_links: NodeLinks,
+    limits: Limits,
     store: Store,
     announcer: Announcer,
     state: Mutex<State>,
@@ -73,6 +75,7 @@ impl Reconciler {
     /// `given` of the second value brings the leases; [`Self::record_leases`] must be run on it.
     pub fn new(
         node_links: NodeLinks,
+        limits: Limits,
         store: Store,
         upstreams: dns::Upstreams,
     ) -> (Self, mpsc::UnboundedReceiver<Given>) {
@@ -85,6 +88,7 @@ impl Reconciler {
         };
         let reconciler = Self {
             node_links,
+            limits,
             store,
             announcer: Announcer::default(),
             state: Mutex::new(state),
@@ -193,7 +197,8 @@ impl Reconciler {
     async fn apply_rules(&self, network: &Network) -> Result<bool> {
         let (network, uplink) = (network.clone(), self.uplink_name().to_string());
         let bridging = self.node_links.kernel.bridging;
-        off_thread(move || nft::apply(&network, &uplink, bridging)).await
+        let limits = self.limits.clone();
+        off_thread(move || nft::apply(&network, &uplink, bridging, &limits)).await
     }
 
     async fn end_stale_flows(&self, network: &Network) -> Result<()> {

@@ -14,16 +14,49 @@ use crate::error::{Error, Result};
 /// bridge itself knows connections, it would only cost time.
 const BRIDGED_FRAMES: &str = "bridge/bridge-nf-call-iptables";
 
+/// Memory in which fragments wait for the rest of their packets, in bytes, and for how long, in seconds (`Documentation/networking/ip-sysctl.rst`).
+/// When it is full, the kernel takes no fragment of anybody's until some have waited in vain. By default it is 4 MiB, and the time 30 s: less than
+/// one instance may send in that time. With these, an instance that sends as many fragments as it may
+/// ([`Limits`](crate::limits::Limits)) has about 5 MB waiting, a twelfth.
+const FRAGMENTS_MEMORY: u64 = 64 << 20;
+const FRAGMENTS_WAIT: &str = "5";
+
+/// How many neighbours the kernel may know, from which number on it forgets those that do not answer, in all network namespaces together. By default,
+/// 1024 and 512: an instance that calls every address of a wide network on the public side has as many that never answer, for
+/// three seconds each.
+const NEIGHBOURS: [(&str, u64); 2] = [("gc_thresh3", 32_768), ("gc_thresh2", 16_384)];
+
 /// One setting and the value it is to have.
 struct Setting {
     path: PathBuf,
-    value: &'static str,
+    value: Value,
     /// A kernel that lacks the file does not do what the setting would turn off.
     optional: bool,
 }
 
+#[derive(Clone, Copy)]
+enum Value {
+    Exactly(&'static str),
+    AtLeast(u64),
+}
+
+impl Value {
+    /// What is to be written in place of what was found; none if that will do.
+    fn unless(self, found: &str) -> Option<String> {
+        match self {
+            Self::Exactly(value) => (found != value).then(|| value.to_owned()),
+            Self::AtLeast(least) => (found.parse::<u64>().ok()? < least).then(|| least.to_string()),
+        }
+    }
+}
+
 fn setting(path: String, value: &'static str) -> Setting {
-    Setting { path: PathBuf::from("/proc/sys/net").join(path), value, optional: false }
+    Setting { path: PathBuf::from("/proc/sys/net").join(path), value: Value::Exactly(value), optional: false }
+}
+
+/// A kernel that lacks the file, or has it for the first network namespace alone, is left as it is.
+fn at_least(path: String, least: u64) -> Setting {
+    Setting { path: PathBuf::from("/proc/sys/net").join(path), value: Value::AtLeast(least), optional: true }
 }
 
 fn optional(path: String, value: &'static str) -> Setting {
@@ -40,7 +73,10 @@ pub fn apply(network: &Network, uplink: &LinkName) -> Result<bool> {
         // Answer ARP for elastic IPs at once: a proxy waits 0.8 s by default.
         setting(format!("ipv4/neigh/{uplink}/proxy_delay"), "0"),
         optional(BRIDGED_FRAMES.into(), "0"),
+        at_least("ipv4/ipfrag_high_thresh".into(), FRAGMENTS_MEMORY),
+        setting("ipv4/ipfrag_time".into(), FRAGMENTS_WAIT),
     ];
+    settings.extend(NEIGHBOURS.map(|(name, least)| at_least(format!("ipv4/neigh/default/{name}"), least)));
     for segment in network.segments.values() {
         settings.extend(bridge_settings(&segment.bridge));
     }
@@ -88,10 +124,8 @@ fn write(setting: &Setting) -> Result<bool> {
         // The link goes, or is not there yet: the step that makes it writes the setting.
         Err(error) => return Err(Error::io(format!("reading {path}"))(error)),
     };
-    if found.trim_end() == setting.value {
-        return Ok(false);
-    }
-    tracing::info!(setting = %path, from = found.trim_end(), to = setting.value, "changing a kernel setting");
-    fs::write(&setting.path, setting.value).map_err(Error::io(format!("writing {path}")))?;
+    let Some(value) = setting.value.unless(found.trim_end()) else { return Ok(false) };
+    tracing::info!(setting = %path, from = found.trim_end(), to = value, "changing a kernel setting");
+    fs::write(&setting.path, value).map_err(Error::io(format!("writing {path}")))?;
     Ok(true)
 }

@@ -10,7 +10,7 @@ use std::sync::LazyLock;
 use nftnl::nftnl_sys as sys;
 use nftnl::{Batch, MsgType, NlMsg, Policy};
 
-use super::expr::{c_string, counter, out_of_memory};
+use super::expr::{c_string, counter, limit, out_of_memory};
 use super::kernel::{Found, FoundRule};
 use super::layout::{Chain, Elements, Set, Table, Type, is_grown};
 use super::rule::Rule;
@@ -20,6 +20,10 @@ use crate::netfilter::{NetfilterSocket, Refusal};
 /// Elements in one message. A list of elements is one attribute, whose length has 16 bits; an
 /// element of the longest key takes less than 64 bytes.
 const ELEMENTS_PER_MESSAGE: usize = 512;
+/// The most elements that the kernel adds to a set by itself: the `nft` program's own choice. Beyond it, nothing is measured.
+const ELEMENTS_OF_KERNEL: u32 = 65_535;
+/// `NFT_SET_EXPR`
+const SET_EXPRESSIONS: i32 = 0x100;
 
 /// A batch that is being put together.
 pub struct Transaction {
@@ -60,7 +64,7 @@ impl Transaction {
             }
         }
         // After the chains that elements jump to.
-        for set in &table.sets {
+        for set in table.sets.iter().filter(|set| !set.is_of_kernel()) {
             self.change_elements(table, set, &Elements::new(), &elements(set));
         }
     }
@@ -77,7 +81,7 @@ impl Transaction {
         for chain in table.chains.iter().filter(|chain| is_grown(&chain.name)) {
             self.change_rules(table, chain, found.rules_of(&chain.name));
         }
-        for set in &table.sets {
+        for set in table.sets.iter().filter(|set| !set.is_of_kernel()) {
             self.change_elements(table, set, &found.elements(set), &elements(set));
         }
         // What is gone is named by no rule and no element any more.
@@ -199,6 +203,15 @@ fn new_chain<'a>(chain: &Chain, table: &'a nftnl::Table) -> nftnl::Chain<'a> {
     nft_chain
 }
 
+/// Flags of `include/uapi/linux/netfilter/nf_tables.h`.
+fn flags(set: &Set) -> u32 {
+    let flag = |condition, flag: i32| if condition { flag as u32 } else { 0 };
+    flag(set.value.is_some(), libc::NFT_SET_MAP)
+        | flag(set.is_of_kernel(), libc::NFT_SET_EVAL)
+        // The kernel wants to be told that there is more than one expression.
+        | flag(set.limit.is_some() && set.counting, SET_EXPRESSIONS)
+}
+
 /// A set as libnftnl holds it, with or without elements.
 struct SetMessage {
     set: NonNull<sys::nftnl_set>,
@@ -227,8 +240,11 @@ impl SetMessage {
         message.put(sys::NFTNL_SET_ID, layout.id);
         message.put(sys::NFTNL_SET_KEY_TYPE, layout.key_type());
         message.put(sys::NFTNL_SET_KEY_LEN, layout.key_length());
+        message.put(sys::NFTNL_SET_FLAGS, flags(layout));
+        if layout.is_of_kernel() {
+            message.put(sys::NFTNL_SET_DESC_SIZE, ELEMENTS_OF_KERNEL);
+        }
         if let Some((number, length)) = layout.value_type() {
-            message.put(sys::NFTNL_SET_FLAGS, libc::NFT_SET_MAP as u32);
             message.put(sys::NFTNL_SET_DATA_TYPE, number);
             message.put(sys::NFTNL_SET_DATA_LEN, length);
         }
@@ -242,9 +258,9 @@ impl SetMessage {
                 userdata.len() as u32,
             );
         }
-        if layout.counting {
+        for expr in layout.limit.map(limit).into_iter().chain(layout.counting.then(counter)) {
             // SAFETY: the set takes the expression over and frees it.
-            unsafe { sys::nftnl_set_add_expr(message.set.as_ptr(), counter().as_ptr()) };
+            unsafe { sys::nftnl_set_add_expr(message.set.as_ptr(), expr.as_ptr()) };
         }
         message
     }

@@ -26,6 +26,7 @@ impl Contents {
         for interface in network.interfaces.values() {
             contents.add_interface(interface);
             contents.add_groups_of(interface);
+            contents.add_limits_of(interface);
         }
         contents.add_members(network);
         contents.add_trunks(network);
@@ -43,7 +44,7 @@ impl Contents {
     }
 
     /// For a set that both tables have.
-    fn put_both(&mut self, set: &Set, key: Vec<u8>, value: Vec<u8>) {
+    pub(super) fn put_both(&mut self, set: &Set, key: Vec<u8>, value: Vec<u8>) {
         self.put(ProtoFamily::Ipv4, set, key.clone(), value.clone());
         self.put(ProtoFamily::Bridge, set, key, value);
     }
@@ -89,6 +90,7 @@ impl Contents {
         self.put_ip(&rules::INSTANCES, address(interface.ipv4));
         self.put_bridge(&rules::TAPS, interface.tap.padded().to_vec());
         self.put_bridge(&rules::SPOOFED, interface.tap.padded().to_vec());
+        self.put_bridge(&rules::FOREIGN, interface.tap.padded().to_vec());
         self.put_bridge(&rules::MACS, tap_and_mac.clone());
         if !interface.source_check {
             self.put_bridge(&rules::ROUTERS, tap_and_mac.clone());

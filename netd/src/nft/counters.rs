@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 
 use super::kernel::{self, Counter};
-use super::layout::{Set, Table, is_grown};
+use super::layout::{Name, Set, Table, is_grown};
 use super::{any_tables, open, rules};
 use crate::desired::LinkName;
 use crate::error::{Error, Result};
@@ -22,6 +22,12 @@ pub struct Counters {
     /// Packets that no security group let in or out, by the interface's primary address.
     pub denied_in: BTreeMap<Ipv4Addr, Counter>,
     pub denied_out: BTreeMap<Ipv4Addr, Counter>,
+    /// Frames of protocols that segments do not have, by tap.
+    pub foreign: BTreeMap<LinkName, Counter>,
+    /// Frames beyond a limit, by the limit's set and the tap.
+    pub limited_frames: BTreeMap<Name, BTreeMap<LinkName, Counter>>,
+    /// First packets of connections beyond a limit, by the limit's set and the interface's primary address.
+    pub limited_connections: BTreeMap<Name, BTreeMap<Ipv4Addr, Counter>>,
     /// First packets of connections that a rule of a security group let pass, by chain and the rule's id.
     pub group_rules: BTreeMap<(String, String), Counter>,
 }
@@ -33,14 +39,18 @@ pub fn read() -> Result<Counters> {
     let mut counters = Counters {
         elastic_in: by_address(&mut socket, &[&ip], &rules::EIP_IN_COUNT)?,
         elastic_out: by_address(&mut socket, &[&ip], &rules::EIP_OUT_COUNT)?,
-        spoofed: of_set(&mut socket, &bridge, &rules::SPOOFED)?
-            .into_iter()
-            .filter_map(|(key, counter)| Some((text(&key).parse().ok()?, counter)))
-            .collect(),
+        spoofed: by_link(&mut socket, &bridge, &rules::SPOOFED)?,
+        foreign: by_link(&mut socket, &bridge, &rules::FOREIGN)?,
         denied_in: by_address(&mut socket, &[&ip, &bridge], &rules::DENIED_IN)?,
         denied_out: by_address(&mut socket, &[&ip, &bridge], &rules::DENIED_OUT)?,
-        group_rules: BTreeMap::new(),
+        ..Counters::default()
     };
+    for set in rules::limits::BY_TAP {
+        counters.limited_frames.insert(set.name.clone(), by_link(&mut socket, &bridge, set)?);
+    }
+    for set in rules::limits::BY_INTERFACE {
+        counters.limited_connections.insert(set.name.clone(), by_address(&mut socket, &[&ip, &bridge], set)?);
+    }
     for table in [&ip, &bridge] {
         let found = kernel::read_rules(&mut socket, table).map_err(Error::netfilter("reading the groups' rules"))?;
         for (chain, rules) in found.into_iter().filter(|(chain, _)| is_grown(chain)) {
@@ -65,6 +75,11 @@ fn by_address(socket: &mut NetfilterSocket, tables: &[&Table], set: &Set) -> Res
         }
     }
     Ok(sums)
+}
+
+fn by_link(socket: &mut NetfilterSocket, table: &Table, set: &Set) -> Result<BTreeMap<LinkName, Counter>> {
+    let counted = of_set(socket, table, set)?.into_iter();
+    Ok(counted.filter_map(|(key, counter)| Some((text(&key).parse().ok()?, counter))).collect())
 }
 
 fn of_set(socket: &mut NetfilterSocket, table: &Table, set: &Set) -> Result<Vec<(Vec<u8>, Counter)>> {

@@ -12,7 +12,12 @@ use std::ptr::NonNull;
 use nftnl::expr::Expression;
 use nftnl::nftnl_sys as sys;
 
-use super::layout::Name;
+use super::layout::{Limit, Name};
+
+// `include/uapi/linux/netfilter/nf_conntrack_tuple_common.h`, `…/nf_tables.h`
+const DIRECTION_ORIGINAL: u8 = 0;
+const CONNLIMIT_INVERTED: u32 = 1;
+const HASH_JENKINS: u32 = 0;
 
 /// One of the sixteen 4-byte registers. A value longer than 4 bytes lies in several, one after the
 /// other, each part padded to 4 bytes: that is how a concatenated key is put together.
@@ -59,6 +64,21 @@ impl Meta {
 pub enum Conntrack {
     State,
     Status,
+    /// Of the first packet, before anything was translated; of ICMP, what takes a port's place.
+    SourcePort,
+    DestinationPort,
+}
+
+impl Conntrack {
+    fn number(self) -> u32 {
+        let number = match self {
+            Self::State => libc::NFT_CT_STATE,
+            Self::Status => libc::NFT_CT_STATUS,
+            Self::SourcePort => libc::NFT_CT_PROTO_SRC,
+            Self::DestinationPort => libc::NFT_CT_PROTO_DST,
+        };
+        number as u32
+    }
 }
 
 /// What becomes of a packet.
@@ -141,6 +161,19 @@ pub enum Expr {
         found: Found,
         inverted: bool,
     },
+    /// Puts a digest of the bytes into a register, which is below `modulus`. The kernel draws the seed.
+    Digest {
+        from: Register,
+        length: u32,
+        modulus: u32,
+        to: Register,
+    },
+    /// Adds the key to the set, if it is not there, and lets its element measure: goes on when the packet is beyond the limit.
+    Update {
+        set: Name,
+        set_id: u32,
+        from: Register,
+    },
     Counter,
     Nat {
         kind: Nat,
@@ -189,12 +222,11 @@ impl Expression for Expr {
             }
             Self::Conntrack { key, to } => {
                 let mut expr = Raw::new("ct");
-                let key = match key {
-                    Conntrack::State => libc::NFT_CT_STATE,
-                    Conntrack::Status => libc::NFT_CT_STATUS,
-                };
-                expr.u32(sys::NFTNL_EXPR_CT_KEY, key as u32);
+                expr.u32(sys::NFTNL_EXPR_CT_KEY, key.number());
                 expr.u32(sys::NFTNL_EXPR_CT_DREG, to.raw());
+                if matches!(key, Conntrack::SourcePort | Conntrack::DestinationPort) {
+                    expr.u8(sys::NFTNL_EXPR_CT_DIR, DIRECTION_ORIGINAL);
+                }
                 expr.done()
             }
             Self::Compare { from, equal, value } => {
@@ -237,6 +269,23 @@ impl Expression for Expr {
                 }
                 expr.done()
             }
+            Self::Digest { from, length, modulus, to } => {
+                let mut expr = Raw::new("hash");
+                expr.u32(sys::NFTNL_EXPR_HASH_TYPE, HASH_JENKINS);
+                expr.u32(sys::NFTNL_EXPR_HASH_SREG, from.raw());
+                expr.u32(sys::NFTNL_EXPR_HASH_LEN, *length);
+                expr.u32(sys::NFTNL_EXPR_HASH_MODULUS, *modulus);
+                expr.u32(sys::NFTNL_EXPR_HASH_DREG, to.raw());
+                expr.done()
+            }
+            Self::Update { set, set_id, from } => {
+                let mut expr = Raw::new("dynset");
+                expr.u32(sys::NFTNL_EXPR_DYNSET_OP, libc::NFT_DYNSET_OP_UPDATE as u32);
+                expr.u32(sys::NFTNL_EXPR_DYNSET_SREG_KEY, from.raw());
+                expr.text(sys::NFTNL_EXPR_DYNSET_SET_NAME, set);
+                expr.u32(sys::NFTNL_EXPR_DYNSET_SET_ID, *set_id);
+                expr.done()
+            }
             Self::Nat { kind, address } => {
                 let mut expr = Raw::new("nat");
                 let kind = match kind {
@@ -273,6 +322,29 @@ pub fn counter() -> NonNull<sys::nftnl_expr> {
     Raw::new("counter").done()
 }
 
+/// The expression by which each element of a set measures. Goes on beyond the limit.
+pub fn limit(limit: Limit) -> NonNull<sys::nftnl_expr> {
+    let (per_second, kind) = match limit {
+        Limit::Packets { per_second } => (per_second, libc::NFT_LIMIT_PKTS),
+        Limit::Bytes { per_second } => (per_second, libc::NFT_LIMIT_PKT_BYTES),
+        Limit::Connections { most } => {
+            let mut expr = Raw::new("connlimit");
+            expr.u32(sys::NFTNL_EXPR_CONNLIMIT_COUNT, most);
+            expr.u32(sys::NFTNL_EXPR_CONNLIMIT_FLAGS, CONNLIMIT_INVERTED);
+            return expr.done();
+        }
+    };
+    // A bucket of bytes holds those of one second beside its burst, one of packets only its burst.
+    let burst = if kind == libc::NFT_LIMIT_PKTS { per_second.saturating_mul(2) } else { per_second };
+    let mut expr = Raw::new("limit");
+    expr.u64(sys::NFTNL_EXPR_LIMIT_RATE, per_second.into());
+    expr.u64(sys::NFTNL_EXPR_LIMIT_UNIT, 1);
+    expr.u32(sys::NFTNL_EXPR_LIMIT_BURST, burst);
+    expr.u32(sys::NFTNL_EXPR_LIMIT_TYPE, kind as u32);
+    expr.u32(sys::NFTNL_EXPR_LIMIT_FLAGS, libc::NFT_LIMIT_F_INV as u32);
+    expr.done()
+}
+
 /// A libnftnl expression that is being filled in.
 struct Raw(NonNull<sys::nftnl_expr>);
 
@@ -295,6 +367,16 @@ impl Raw {
         expr.u32(sys::NFTNL_EXPR_PAYLOAD_OFFSET, offset);
         expr.u32(sys::NFTNL_EXPR_PAYLOAD_LEN, length);
         expr
+    }
+
+    fn u8(&mut self, attribute: u32, value: u8) {
+        // SAFETY: the expression is live and owned here; attributes are those of its kind.
+        unsafe { sys::nftnl_expr_set_u8(self.0.as_ptr(), attribute as u16, value) };
+    }
+
+    fn u64(&mut self, attribute: u32, value: u64) {
+        // SAFETY: as above.
+        unsafe { sys::nftnl_expr_set_u64(self.0.as_ptr(), attribute as u16, value) };
     }
 
     fn u32(&mut self, attribute: u32, value: u32) {

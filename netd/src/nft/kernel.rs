@@ -27,6 +27,7 @@ const LIST_ELEMENT: u16 = 1;
 const ELEMENT_KEY: u16 = 1;
 const ELEMENT_DATA: u16 = 2;
 const ELEMENT_EXPR: u16 = 7;
+const ELEMENT_EXPRESSIONS: u16 = 11;
 const DATA_VALUE: u16 = 1;
 const DATA_VERDICT: u16 = 2;
 const VERDICT_CHAIN: u16 = 2;
@@ -110,7 +111,12 @@ pub fn read(socket: &mut NetfilterSocket, table: &Table) -> io::Result<Option<Fo
     }
     let mut found =
         Found { chains: read_chains(socket, table)?, rules: read_rules(socket, table)?, sets: BTreeMap::new() };
+    let is_of_kernel = |name: &str| table.sets.iter().any(|set| set.name == name && set.is_of_kernel());
     for name in read_set_names(socket, table)? {
+        if is_of_kernel(&name) {
+            found.sets.insert(name, Elements::new());
+            continue;
+        }
         let entries = read_elements(socket, table, &name)?;
         let elements = entries.into_iter().map(|entry| (entry.key, entry.value)).collect();
         found.sets.insert(name, elements);
@@ -236,7 +242,10 @@ fn read_element(element: &[u8]) -> io::Result<Element> {
     Ok(Element {
         key: value_of(ELEMENT_KEY)?,
         value: value_of(ELEMENT_DATA)?,
-        counter: attribute(element, ELEMENT_EXPR)?.map_or(Ok(Counter::default()), read_counter)?,
+        counter: match attribute(element, ELEMENT_EXPR)? {
+            Some(expression) => read_counter(expression)?,
+            None => counter_among(attribute(element, ELEMENT_EXPRESSIONS)?.unwrap_or_default())?,
+        },
     })
 }
 

@@ -32,6 +32,8 @@ pub enum Type {
     Ipv4,
     Ether,
     LinkName,
+    /// In the host's byte order.
+    Number,
     /// Only as a value: a jump to a chain.
     Verdict,
 }
@@ -41,6 +43,8 @@ impl Type {
         match self {
             Self::Ipv4 => 7,
             Self::Ether => 9,
+            // Printed as a mark is.
+            Self::Number => 19,
             Self::LinkName => 41,
             Self::Verdict => libc::NFT_DATA_VERDICT,
         }
@@ -49,7 +53,7 @@ impl Type {
     /// Bytes in registers: padded to four, as every part of a concatenation is.
     const fn length(self) -> u32 {
         match self {
-            Self::Ipv4 => 4,
+            Self::Ipv4 | Self::Number => 4,
             Self::Ether => 8,
             Self::LinkName | Self::Verdict => 16,
         }
@@ -66,9 +70,32 @@ pub struct Set {
     pub value: Option<Type>,
     /// Each element counts the packets that it matched.
     pub counting: bool,
+    /// Each element matches only what is beyond this, and counts that alone.
+    pub limit: Option<Limit>,
+}
+
+/// What each element of a set measures.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Limit {
+    /// After a pause, those of two seconds may come at once.
+    Packets {
+        per_second: u32,
+    },
+    Bytes {
+        per_second: u32,
+    },
+    /// As many as are tracked. The kernel makes the elements, when a rule asks for it, and removes them.
+    Connections {
+        most: u32,
+    },
 }
 
 impl Set {
+    /// What the set holds is the kernel's own affair.
+    pub fn is_of_kernel(&self) -> bool {
+        matches!(self.limit, Some(Limit::Connections { .. }))
+    }
+
     /// The type number of the key: six bits a part, the first highest (`TYPE_BITS`).
     pub fn key_type(&self) -> u32 {
         self.key.iter().fold(0, |number, part| number << 6 | part.number())
@@ -87,7 +114,7 @@ impl Set {
     /// a 32-bit number, of which 1 is the host's order and 2 the network's.
     pub fn userdata(&self) -> Vec<u8> {
         let order = |part: Option<&Type>| match part {
-            Some(Type::LinkName) => 1_u32,
+            Some(Type::LinkName | Type::Number) => 1_u32,
             _ => 2,
         };
         let key = if self.key.len() == 1 { order(self.key.first()) } else { 0 };

@@ -31,11 +31,14 @@ use nftnl::ProtoFamily;
 pub use contents::Contents;
 pub use counters::{Counters, read as counters};
 pub use foreign::drop_policies;
-pub use rules::chain_of;
+pub use kernel::Counter;
+pub use layout::Set;
+pub use rules::{chain_of, limits};
 
 use crate::bridging::Bridging;
 use crate::desired::Network;
 use crate::error::{Error, Result};
+use crate::limits::Limits;
 use crate::netfilter::NetfilterSocket;
 use batch::Transaction;
 use layout::Table;
@@ -44,11 +47,11 @@ use layout::Table;
 pub const TABLE: &str = "mallee";
 
 /// Makes the tables in the kernel hold what `network` needs. Returns whether anything was written.
-pub fn apply(network: &Network, uplink: &str, bridging: Bridging) -> Result<bool> {
+pub fn apply(network: &Network, uplink: &str, bridging: Bridging, limits: &Limits) -> Result<bool> {
     let contents = Contents::of(network);
     let mut socket = open()?;
     let mut transaction = Transaction::new();
-    for table in rules::tables(uplink, bridging, network) {
+    for table in rules::tables(uplink, bridging, limits, network) {
         let found = kernel::read(&mut socket, &table).map_err(Error::netfilter("reading nftables"))?;
         match found {
             Some(found) if found.has_layout_of(&table) => {
@@ -86,7 +89,7 @@ pub fn probe() -> Result<()> {
 
 /// The tables by name alone.
 fn any_tables() -> [Table; 2] {
-    rules::tables("unused", Bridging::Apart, &Network::default())
+    rules::tables("unused", Bridging::Apart, &Limits::default(), &Network::default())
 }
 
 /// Whether rules on a bridge may ask for a frame's connection. Found out by asking for such a rule, in a table that is gone again at the end of the

@@ -63,6 +63,8 @@ pub enum State {
     EstablishedOrRelated = 2 | 4,
 }
 
+/// `IPS_CONFIRMED` of `ct status`: the kernel has the connection in its table.
+const STATUS_CONFIRMED: u32 = 1 << 3;
 /// `IPS_DST_NAT` of `ct status`: the destination was translated.
 const STATUS_DESTINATION_NAT: u32 = 1 << 5;
 
@@ -178,6 +180,25 @@ impl Rule {
         self.conntrack_bits(Conntrack::Status, STATUS_DESTINATION_NAT, true)
     }
 
+    /// The packet is the first of its connection, which is not in the kernel's table yet.
+    pub fn first_of_connection(self) -> Self {
+        self.conntrack_bits(Conntrack::Status, STATUS_CONFIRMED, true)
+    }
+
+    /// Adds the packet's connection to one of the `lists` that `set` has for the field, chosen by a digest of its addresses and ports; goes on when
+    /// there are more in that list than there may be.
+    pub fn beyond_in_list(self, field: Field, lists: u32, set: &Set) -> Self {
+        let [list, addresses, source_port, destination_port] = [1, 2, 4, 5].map(Register);
+        self.with([
+            field.load(FIRST),
+            Expr::Payload { header: Header::Network, offset: 12, length: 8, to: addresses },
+            Expr::Conntrack { key: Conntrack::SourcePort, to: source_port },
+            Expr::Conntrack { key: Conntrack::DestinationPort, to: destination_port },
+            Expr::Digest { from: addresses, length: 16, modulus: lists, to: list },
+            Expr::Update { set: set.name.clone(), set_id: set.id, from: FIRST },
+        ])
+    }
+
     fn conntrack_bits(self, key: Conntrack, bits: u32, none: bool) -> Self {
         self.with([
             Expr::Conntrack { key, to: FIRST },
@@ -215,6 +236,15 @@ impl Rule {
             Expr::Payload { header: Header::Link, offset: 0, length: 1, to: FIRST },
             Expr::Mask { register: FIRST, mask: vec![1] },
             Expr::Compare { from: FIRST, equal: true, value: vec![1] },
+        ])
+    }
+
+    /// The packet is a part of one: it is not the first part, or more follow (RFC 791, section 3.1).
+    pub fn fragment(self) -> Self {
+        self.with([
+            Expr::Payload { header: Header::Network, offset: 6, length: 2, to: FIRST },
+            Expr::Mask { register: FIRST, mask: vec![0x3f, 0xff] },
+            Expr::Compare { from: FIRST, equal: false, value: vec![0, 0] },
         ])
     }
 

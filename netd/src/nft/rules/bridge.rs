@@ -3,10 +3,11 @@
 use nftnl::{ChainType, Hook, ProtoFamily};
 
 use super::{
-    ADDRESS_OF, BINDINGS, DHCP_SERVER, ETHER_IPV4, GATEWAYS, MACS, ROUTERS, SELVES, SPOOFED, TAPS, base, chain, groups,
-    trunk,
+    ADDRESS_OF, BINDINGS, DHCP_SERVER, ETHER_IPV4, FOREIGN, GATEWAYS, MACS, ROUTERS, SELVES, SPOOFED, TAPS, base,
+    chain, groups, limits, trunk,
 };
 use crate::bridging::Bridging;
+use crate::limits::Limits;
 use crate::nft::TABLE;
 use crate::nft::expr::Header;
 use crate::nft::layout::{Chain, Table};
@@ -19,23 +20,26 @@ use crate::nft::rule::{Rule, State};
 /// Before anything else that a bridge does (`NF_BR_PRI_FIRST` is the lowest there is).
 pub const FIRST: i32 = -300;
 /// After `br_netfilter` took a frame through the rules for IPv4 (`NF_BR_PRI_BRNF` is 0).
-const AFTER_IP_RULES: i32 = 10;
+pub const AFTER_IP_RULES: i32 = 10;
 
 pub const ETHER_ARP: u16 = 0x0806;
 pub const DHCP_CLIENT: u16 = 68;
 
-pub fn table(bridging: Bridging) -> Table {
+pub fn table(bridging: Bridging, limits: &Limits) -> Table {
     let mut table = Table {
         family: ProtoFamily::Bridge,
         name: TABLE,
-        sets: vec![TAPS, MACS, BINDINGS, ROUTERS, SPOOFED, ADDRESS_OF, GATEWAYS, SELVES],
-        chains: vec![from_instance_frames(), frames_in(), frames_to_node(), frames_between()],
+        sets: vec![TAPS, MACS, BINDINGS, ROUTERS, SPOOFED, FOREIGN, ADDRESS_OF, GATEWAYS, SELVES],
+        chains: vec![from_instance_frames(), frames_in(), limits::frames(), frames_to_node(), frames_between()],
     };
+    table.sets.extend(limits::bridge_sets(limits));
     table.sets.extend(trunk::sets(table.family));
     table.chains.extend(trunk::bridge_chains());
     match bridging {
         Bridging::Conntrack => {
             table.sets.extend(groups::sets());
+            table.sets.extend(limits::connection_sets(limits));
+            table.chains.extend(limits::bridge_chains(limits));
             table.chains.extend([
                 groups::judge_outbound(),
                 groups_out(),
@@ -132,26 +136,35 @@ fn frames_to_node() -> Chain {
     )
 }
 
+/// ARP may come from whom a port is bound to, in the frame's header and in the packet alike.
+pub fn arp_of_the_bound(purpose: &'static str) -> [Rule; 2] {
+    // Ethernet, IPv4, lengths 6 and 4 (RFC 826): what the offsets of the fields count on.
+    let arp = |purpose| Rule::new(purpose).ether_type(ETHER_ARP).bytes_are(Header::Network, 0, &[0, 1, 8, 0, 6, 4]);
+    [
+        arp(purpose)
+            .found(&[InputName, EtherSource, ArpSenderIp], &BINDINGS)
+            .found(&[InputName, ArpSenderMac, ArpSenderIp], &BINDINGS)
+            .accept(),
+        arp("ARP probe for a free address (RFC 5227)")
+            .bytes_are(Header::Network, 14, &[0; 4])
+            .found(&[InputName, EtherSource], &MACS)
+            .found(&[InputName, ArpSenderMac], &MACS)
+            .accept(),
+    ]
+}
+
 /// Anti-spoofing. Everything that is not provably the instance's own falls to the last rules.
 /// Frames are told by the type field as it is on the wire, so a tagged frame matches nothing; nor
 /// does IPv6, which segments do not have.
 fn from_instance_frames() -> Chain {
-    // Ethernet, IPv4, lengths 6 and 4 (RFC 826): what the offsets below count on.
-    let arp = |purpose| Rule::new(purpose).ether_type(ETHER_ARP).bytes_are(Header::Network, 0, &[0, 1, 8, 0, 6, 4]);
+    let [arp_own, arp_probe] = arp_of_the_bound("ARP from its own address");
     let ipv4 = |purpose| Rule::new(purpose).ether_type(ETHER_IPV4);
     chain(
         "from_instance",
         None,
         vec![
-            arp("ARP from its own address")
-                .found(&[InputName, EtherSource, ArpSenderIp], &BINDINGS)
-                .found(&[InputName, ArpSenderMac, ArpSenderIp], &BINDINGS)
-                .accept(),
-            arp("ARP probe for a free address (RFC 5227)")
-                .bytes_are(Header::Network, 14, &[0; 4])
-                .found(&[InputName, EtherSource], &MACS)
-                .found(&[InputName, ArpSenderMac], &MACS)
-                .accept(),
+            arp_own,
+            arp_probe,
             ipv4("DHCP request in its own name")
                 .udp_ports(DHCP_CLIENT, DHCP_SERVER)
                 .source_is(std::net::Ipv4Addr::UNSPECIFIED)
@@ -160,6 +173,8 @@ fn from_instance_frames() -> Chain {
                 .found(&[InputName, DhcpClientMac], &MACS)
                 .accept(),
             ipv4("instances do not serve DHCP").udp_from(DHCP_SERVER).found(&[InputName], &SPOOFED).drop(),
+            // The client's name is in a later part, which no rule here could look at. A request is short.
+            ipv4("DHCP requests come in one piece").udp_to(DHCP_SERVER).fragment().found(&[InputName], &SPOOFED).drop(),
             ipv4("DHCP request in another's name")
                 .udp_to(DHCP_SERVER)
                 .not_found(&[InputName, DhcpClientMac], &MACS)
@@ -168,7 +183,9 @@ fn from_instance_frames() -> Chain {
             ipv4("IPv4 from its own address").found(&[InputName, EtherSource, Ipv4Source], &BINDINGS).accept(),
             ipv4("nobody speaks as the gateway").found(&[Ipv4Source], &GATEWAYS).found(&[InputName], &SPOOFED).drop(),
             ipv4("IPv4 from an instance without source check").found(&[InputName, EtherSource], &ROUTERS).accept(),
-            Rule::new("count what is dropped").found(&[InputName], &SPOOFED).drop(),
+            ipv4("IPv4 in another's name").found(&[InputName], &SPOOFED).drop(),
+            Rule::new("ARP in another's name").ether_type(ETHER_ARP).found(&[InputName], &SPOOFED).drop(),
+            Rule::new("neither IPv4 nor ARP, or tagged").found(&[InputName], &FOREIGN).drop(),
             Rule::new("drop what could not be counted").drop(),
         ],
     )

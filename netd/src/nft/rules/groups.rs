@@ -60,6 +60,7 @@ pub fn members_of(group: &GroupId) -> Set {
         key: &[Type::Ipv4],
         value: None,
         counting: false,
+        limit: None,
     }
 }
 

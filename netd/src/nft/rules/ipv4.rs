@@ -4,9 +4,10 @@ use nftnl::{ChainType, Hook, ProtoFamily};
 
 use super::{
     BRIDGES, DHCP_SERVER, EIP_IN, EIP_IN_COUNT, EIP_OUT, EIP_OUT_COUNT, GATEWAYS, INSTANCES, ROUTED, base, chain,
-    groups, trunk,
+    groups, limits, trunk,
 };
 use crate::api::METADATA_ADDRESS;
+use crate::limits::Limits;
 use crate::nft::TABLE;
 use crate::nft::expr::Header;
 use crate::nft::layout::{Chain, Table};
@@ -16,19 +17,19 @@ use crate::nft::rule::{Rule, State};
 // Priorities of hooks (`include/uapi/linux/netfilter_ipv4.h`).
 const MANGLE: i32 = -150;
 /// A packet's connection is known, and it is still as the instance sent it.
-const AS_SENT: i32 = -120;
+pub const AS_SENT: i32 = -120;
 const NAT_DESTINATION: i32 = -100;
 pub const FILTER: i32 = 0;
 const NAT_SOURCE: i32 = 100;
 /// The packet is as the instance will get it.
-const AS_RECEIVED: i32 = 140;
+pub const AS_RECEIVED: i32 = 140;
 /// After the source was translated.
 const AFTER_NAT_SOURCE: i32 = 150;
 
 const DNS: u16 = 53;
 const HTTP: u16 = 80;
 
-pub fn table(uplink: &str) -> Table {
+pub fn table(uplink: &str, limits: &Limits) -> Table {
     let mut table = Table {
         family: ProtoFamily::Ipv4,
         name: TABLE,
@@ -54,6 +55,8 @@ pub fn table(uplink: &str) -> Table {
         ],
     };
     table.sets.extend(groups::sets());
+    table.sets.extend(limits::connection_sets(limits));
+    table.chains.extend(limits::ipv4_chains(limits));
     table.sets.extend(trunk::sets(table.family));
     table.chains.extend(trunk::ipv4_chains());
     table
@@ -141,7 +144,7 @@ fn groups_out() -> Chain {
 fn forget_who() -> Chain {
     chain(
         "forget_who",
-        base(ChainType::Filter, Hook::PreRouting, AS_SENT + 1),
+        base(ChainType::Filter, Hook::PreRouting, AS_SENT + 2),
         vec![Rule::new("who sent it is no longer asked").found(&[InputName], &BRIDGES).mark_with(Number(0))],
     )
 }

@@ -17,6 +17,7 @@
 //! * `ipv4.rs`: the table for IPv4, which routed packets pass.
 //! * `bridge.rs`: the table for frames: anti-spoofing, and what passes between neighbours.
 //! * `groups.rs`: security groups, in both.
+//! * `limits.rs`: how much one instance may use of what all share, in both.
 //! * `trunk.rs`: what comes from other nodes and goes there, in both.
 //!
 //! Rules name sets and maps and never an instance, so they are the same on every node but for the uplink's name, how the kernel can judge
@@ -28,6 +29,7 @@
 mod bridge;
 mod groups;
 mod ipv4;
+pub mod limits;
 mod trunk;
 
 use std::borrow::Cow;
@@ -38,20 +40,21 @@ use super::layout::{Base, Chain, Set, Table, Type};
 use super::rule::Rule;
 use crate::bridging::Bridging;
 use crate::desired::{MAX_GROUPS, Network};
+use crate::limits::Limits;
 pub use groups::{chain_of, members_of};
 
 // --- sets and maps of the table `ip` ---
 
 const fn set(name: &'static str, id: u32, key: &'static [Type]) -> Set {
-    Set { name: Cow::Borrowed(name), id, key, value: None, counting: false }
+    Set { name: Cow::Borrowed(name), id, key, value: None, counting: false, limit: None }
 }
 
 const fn map(name: &'static str, id: u32, key: &'static [Type], value: Type) -> Set {
-    Set { name: Cow::Borrowed(name), id, key, value: Some(value), counting: false }
+    Set { name: Cow::Borrowed(name), id, key, value: Some(value), counting: false, limit: None }
 }
 
 const fn counting(name: &'static str, id: u32, key: &'static [Type]) -> Set {
-    Set { name: Cow::Borrowed(name), id, key, value: None, counting: true }
+    Set { name: Cow::Borrowed(name), id, key, value: None, counting: true, limit: None }
 }
 
 const fn by_group(name: &'static str, id: u32) -> Set {
@@ -109,6 +112,8 @@ pub const BINDINGS: Set = set("bindings", 3, &[Type::LinkName, Type::Ether, Type
 pub const ROUTERS: Set = set("routers", 4, &[Type::LinkName, Type::Ether]);
 /// Counts what was dropped, by tap.
 pub const SPOOFED: Set = counting("spoofed", 5, &[Type::LinkName]);
+/// Counts frames of protocols that segments do not have, by tap.
+pub const FOREIGN: Set = counting("foreign", 9, &[Type::LinkName]);
 /// Tap to the primary address behind it.
 pub const ADDRESS_OF: Set = map("address_of", 6, &[Type::LinkName], Type::Ipv4);
 /// Each tap with itself.
@@ -118,8 +123,8 @@ const ETHER_IPV4: u16 = 0x0800;
 const DHCP_SERVER: u16 = 67;
 
 /// netd's two tables: that of IPv4, then that of bridges.
-pub fn tables(uplink: &str, bridging: Bridging, network: &Network) -> [Table; 2] {
-    let mut tables = [ipv4::table(uplink), bridge::table(bridging)];
+pub fn tables(uplink: &str, bridging: Bridging, limits: &Limits, network: &Network) -> [Table; 2] {
+    let mut tables = [ipv4::table(uplink, limits), bridge::table(bridging, limits)];
     let judging = |table: &&mut Table| table.sets.contains(&DENIED_IN);
     tables.iter_mut().filter(judging).for_each(|table| groups::grow(table, network));
     tables

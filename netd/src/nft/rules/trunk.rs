@@ -13,17 +13,14 @@
 
 use nftnl::{ChainType, Hook, ProtoFamily};
 
-use super::bridge::{DHCP_CLIENT, ETHER_ARP, FIRST};
+use super::bridge::{DHCP_CLIENT, ETHER_ARP, FIRST, arp_of_the_bound};
 use super::ipv4::FILTER;
 use super::{BINDINGS, BRIDGES, DHCP_SERVER, ETHER_IPV4, MACS, ROUTED, ROUTERS, SPOOFED, base, chain, map, set};
 use crate::desired::{Network, Segment, Trunk, Wire};
 use crate::links::VXLAN_PORT;
 use crate::nft::contents::{Contents, address, with_mac};
-use crate::nft::expr::Header;
 use crate::nft::layout::{Chain, Set, Type};
-use crate::nft::rule::Field::{
-    ArpSenderIp, ArpSenderMac, EtherSource, InputName, Ipv4Destination, Ipv4Source, Number, OutputName,
-};
+use crate::nft::rule::Field::{EtherSource, InputName, Ipv4Destination, Ipv4Source, Number, OutputName};
 use crate::nft::rule::Rule;
 
 // --- sets of the table `ip` ---
@@ -111,21 +108,14 @@ fn trunk_in() -> Chain {
 }
 
 fn from_trunk() -> Chain {
-    let arp = |purpose| Rule::new(purpose).ether_type(ETHER_ARP).bytes_are(Header::Network, 0, &[0, 1, 8, 0, 6, 4]);
+    let [arp_own, arp_probe] = arp_of_the_bound("ARP from the address of an instance there");
     let ipv4 = |purpose| Rule::new(purpose).ether_type(ETHER_IPV4);
     chain(
         "from_trunk",
         None,
         vec![
-            arp("ARP from the address of an instance there")
-                .found(&[InputName, EtherSource, ArpSenderIp], &BINDINGS)
-                .found(&[InputName, ArpSenderMac, ArpSenderIp], &BINDINGS)
-                .accept(),
-            arp("ARP probe for a free address (RFC 5227)")
-                .bytes_are(Header::Network, 14, &[0; 4])
-                .found(&[InputName, EtherSource], &MACS)
-                .found(&[InputName, ArpSenderMac], &MACS)
-                .accept(),
+            arp_own,
+            arp_probe,
             ipv4("DHCP is served by the own node").udp_from(DHCP_SERVER).found(&[InputName], &SPOOFED).drop(),
             ipv4("IPv4 from the address of an instance there")
                 .found(&[InputName, EtherSource, Ipv4Source], &BINDINGS)

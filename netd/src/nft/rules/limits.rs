@@ -1,0 +1,183 @@
+//! Limits: what one instance may use of the node's that others need too. What the bounds are is in [`Limits`].
+//!
+//! What an instance sends passes these chains after anti-spoofing, so that a limit is used up only by what is its own. A set has an element for
+//! each interface, and each element measures: a lookup finds an interface only when it is beyond its bound, and counts what it finds. So a
+//! packet costs the same with one instance as with thousands.
+//!
+//! * **By frame**, on the bridge, before anything is made of it: ARP, DHCP, the gateway's services, broadcasts, fragments. Fragments are limited here
+//!   because they are put together before any rule for IPv4 sees them, in memory that all of the node's share.
+//! * **By connection**, when the groups have allowed it and before the kernel takes it into its table: how many come at once, and how many there are.
+//!   Those that the interface opens and those that are opened to it are counted apart, or strangers could use up what an instance may open.
+//!
+//! What may not happen here: a packet of an established connection being refused.
+
+use nftnl::{ChainType, Hook};
+
+use super::bridge::{AFTER_IP_RULES, ETHER_ARP, FIRST};
+use super::ipv4::{AS_RECEIVED, AS_SENT};
+use super::{BRIDGES, DHCP_SERVER, ETHER_IPV4, GATEWAYS, TAPS, base, chain, counting, set};
+use crate::desired::Interface;
+use crate::limits::Limits;
+use crate::nft::contents::{Contents, address};
+use crate::nft::layout::{Chain, Limit, Set, Type};
+use crate::nft::rule::Field::{InputName, Ipv4Destination, Mark, OutputName};
+use crate::nft::rule::Rule;
+
+// --- sets of the table `bridge`: taps that send more than they may, and what of theirs was dropped ---
+
+pub const ARP_FLOOD: Set = counting("arp_flood", 60, &[Type::LinkName]);
+pub const DHCP_FLOOD: Set = counting("dhcp_flood", 61, &[Type::LinkName]);
+pub const GATEWAY_FLOOD: Set = counting("gateway_flood", 62, &[Type::LinkName]);
+pub const BROADCAST_FLOOD: Set = counting("broadcast_flood", 63, &[Type::LinkName]);
+pub const FRAGMENT_FLOOD: Set = counting("fragment_flood", 64, &[Type::LinkName]);
+/// The same by bytes.
+pub const FRAGMENT_BYTES: Set = counting("fragment_bytes", 65, &[Type::LinkName]);
+
+/// The sets above.
+pub const BY_TAP: [&Set; 6] =
+    [&ARP_FLOOD, &DHCP_FLOOD, &GATEWAY_FLOOD, &BROADCAST_FLOOD, &FRAGMENT_FLOOD, &FRAGMENT_BYTES];
+
+// --- sets of both tables: interfaces, by what their packets are marked with ---
+
+/// One direction of connections, as the interface sees it.
+pub struct Way {
+    /// Interfaces that have more new ones than they may, and how many of those were dropped.
+    pub rate: Set,
+    /// Interface and list to the connections that there are. The kernel adds elements, and removes those that hold none any more.
+    pub lists: Set,
+    /// How many were dropped because there were too many.
+    pub refused: Set,
+}
+
+pub const OPENED: Way = Way {
+    rate: counting("opening_flood", 66, &[Type::Ipv4]),
+    lists: set("opened", 67, &[Type::Ipv4, Type::Number]),
+    refused: counting("opening_refused", 68, &[Type::Ipv4]),
+};
+pub const TAKEN: Way = Way {
+    rate: counting("taking_flood", 69, &[Type::Ipv4]),
+    lists: set("taken", 70, &[Type::Ipv4, Type::Number]),
+    refused: counting("taking_refused", 71, &[Type::Ipv4]),
+};
+
+/// Sets of both that interfaces are in from the start.
+pub const BY_INTERFACE: [&Set; 4] = [&OPENED.rate, &OPENED.refused, &TAKEN.rate, &TAKEN.refused];
+
+pub fn bridge_sets(limits: &Limits) -> Vec<Set> {
+    let packets = |set, per_second| Set { limit: Some(Limit::Packets { per_second }), ..set };
+    vec![
+        packets(ARP_FLOOD, limits.arp_rate),
+        packets(DHCP_FLOOD, limits.dhcp_rate),
+        packets(GATEWAY_FLOOD, limits.gateway_rate),
+        packets(BROADCAST_FLOOD, limits.broadcast_rate),
+        packets(FRAGMENT_FLOOD, limits.fragment_rate),
+        Set { limit: Some(Limit::Bytes { per_second: limits.fragment_bytes() }), ..FRAGMENT_BYTES },
+    ]
+}
+
+/// What a table has beside the chains where it knows connections.
+pub fn connection_sets(limits: &Limits) -> Vec<Set> {
+    let rate = Limit::Packets { per_second: limits.connection_rate };
+    let list = Limit::Connections { most: limits.list_length() };
+    let sets_of =
+        |way: Way| [Set { limit: Some(rate), ..way.rate }, Set { limit: Some(list), ..way.lists }, way.refused];
+    [OPENED, TAKEN].into_iter().flat_map(sets_of).collect()
+}
+
+/// Limits on frames, after anti-spoofing let them pass.
+pub fn frames() -> Chain {
+    let too_much = |rule: Rule, flood| rule.found(&[InputName], flood).drop();
+    let fragment = |purpose| Rule::new(purpose).ether_type(ETHER_IPV4).fragment();
+    chain(
+        "limit_frames",
+        base(ChainType::Filter, Hook::PreRouting, FIRST + 1),
+        vec![
+            Rule::new("not from an instance").not_found(&[InputName], &TAPS).accept(),
+            too_much(Rule::new("ARP beyond its rate").ether_type(ETHER_ARP), &ARP_FLOOD),
+            Rule::new("other ARP").ether_type(ETHER_ARP).accept(),
+            too_much(fragment("fragments beyond their rate"), &FRAGMENT_FLOOD),
+            too_much(fragment("fragments beyond their rate in bytes"), &FRAGMENT_BYTES),
+            too_much(Rule::new("DHCP beyond its rate").ether_type(ETHER_IPV4).udp_to(DHCP_SERVER), &DHCP_FLOOD),
+            Rule::new("other DHCP").ether_type(ETHER_IPV4).udp_to(DHCP_SERVER).accept(),
+            too_much(Rule::new("broadcasts beyond their rate").for_a_group(), &BROADCAST_FLOOD),
+            too_much(
+                Rule::new("packets to the gateway's services beyond their rate")
+                    .ether_type(ETHER_IPV4)
+                    .found(&[Ipv4Destination], &GATEWAYS),
+                &GATEWAY_FLOOD,
+            ),
+        ],
+    )
+}
+
+/// Limits on routed connections.
+pub fn ipv4_chains(limits: &Limits) -> [Chain; 4] {
+    let [opened, taken] = ways(limits);
+    [
+        opened,
+        taken,
+        hooked(
+            "limit_out",
+            (Hook::PreRouting, AS_SENT + 1),
+            Rule::new("opened by an instance").found(&[InputName], &BRIDGES),
+            "limit_opened",
+        ),
+        hooked(
+            "limit_in",
+            (Hook::PostRouting, AS_RECEIVED + 1),
+            Rule::new("to an instance").found(&[OutputName], &BRIDGES),
+            "limit_taken",
+        ),
+    ]
+}
+
+/// The same between neighbours, where the bridge knows connections.
+pub fn bridge_chains(limits: &Limits) -> [Chain; 4] {
+    let [opened, taken] = ways(limits);
+    [
+        opened,
+        taken,
+        hooked(
+            "limit_out",
+            (Hook::Forward, AFTER_IP_RULES + 1),
+            Rule::new("opened by an instance").found(&[InputName], &TAPS),
+            "limit_opened",
+        ),
+        hooked(
+            "limit_in",
+            (Hook::Forward, AFTER_IP_RULES + 5),
+            Rule::new("to an instance").found(&[OutputName], &TAPS),
+            "limit_taken",
+        ),
+    ]
+}
+
+/// Only a packet that the kernel has no entry for yet is looked at: one that goes one way without an answer is "new" for ever.
+fn hooked(name: &'static str, (hook, priority): (Hook, i32), rule: Rule, limits: &'static str) -> Chain {
+    let rules = vec![Rule::new("its node judges it").unmarked().accept(), rule.first_of_connection().jump(limits)];
+    chain(name, base(ChainType::Filter, hook, priority), rules)
+}
+
+fn ways(limits: &Limits) -> [Chain; 2] {
+    [("limit_opened", OPENED), ("limit_taken", TAKEN)].map(|(name, way)| {
+        let rules = vec![
+            Rule::new("more new connections at once than it may have").found(&[Mark], &way.rate).drop(),
+            Rule::new("more connections than it may have")
+                .beyond_in_list(Mark, limits.lists(), &way.lists)
+                .found(&[Mark], &way.refused)
+                .drop(),
+        ];
+        chain(name, None, rules)
+    })
+}
+
+impl Contents {
+    pub(in crate::nft) fn add_limits_of(&mut self, interface: &Interface) {
+        for set in BY_TAP {
+            self.put_bridge(set, interface.tap.padded().to_vec());
+        }
+        for set in BY_INTERFACE {
+            self.put_both(set, address(interface.ipv4), Vec::new());
+        }
+    }
+}
