@@ -23,6 +23,8 @@ pub struct Cli {
     pub command: Option<Command>,
     #[command(flatten)]
     pub daemon: Option<Daemon>,
+    #[command(flatten)]
+    pub limits: Limits,
 }
 
 #[derive(Debug, Args)]
@@ -52,8 +54,6 @@ pub struct Daemon {
     /// How often the kernel is compared with the desired network and mended, in seconds.
     #[arg(long, default_value = "10", value_parser = seconds)]
     pub mend_every: Duration,
-    #[command(flatten)]
-    pub limits: Limits,
 }
 
 #[derive(Debug, Subcommand)]

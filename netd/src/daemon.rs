@@ -9,13 +9,14 @@ use tokio::time::MissedTickBehavior;
 use crate::cli::Daemon;
 use crate::dns::Upstreams;
 use crate::error::{Error, Result};
+use crate::limits::Limits;
 use crate::links::{Kernel, Links, NodeLinks};
 use crate::reconcile::Reconciler;
 use crate::service::Service;
 use crate::store::Store;
 
 /// Runs until SIGTERM or SIGINT. The network stays as it is when netd ends: instances go on.
-pub async fn run(options: Daemon) -> Result<()> {
+pub async fn run(options: Daemon, limits: Limits) -> Result<()> {
     let store = Store::open(&options.state)?;
     let upstreams = match options.dns_upstreams.is_empty() {
         true => Upstreams::File(options.resolv_conf),
@@ -30,7 +31,7 @@ pub async fn run(options: Daemon) -> Result<()> {
         problem => tracing::error!(problem, "this node's network is not whole"),
     }
     let node_links = NodeLinks { uplink: options.uplink, trunk: options.trunk, underlay: options.underlay, kernel };
-    let (reconciler, given) = Reconciler::new(node_links, options.limits.settled(), store, upstreams);
+    let (reconciler, given) = Reconciler::new(node_links, limits.settled(), store, upstreams);
     let reconciler = Arc::new(reconciler);
     let recorder = reconciler.clone();
     tokio::spawn(async move { recorder.record_leases(given).await });

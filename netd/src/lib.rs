@@ -82,7 +82,7 @@ pub fn run(cli: cli::Cli) -> Result<(), Error> {
                 Ok(())
             }
             (Some(cli::Command::Check), _) => check(),
-            (None, Some(options)) => daemon::run(options).await,
+            (None, Some(options)) => daemon::run(options, cli.limits).await,
             (None, None) => Err(Error::Internal("give --state and --uplink, or a subcommand; see --help".into())),
         }
     })

@@ -11,12 +11,12 @@ use clap::Args;
 
 /// The largest table of connections that the kernel keeps, for all network namespaces together.
 const CONNECTIONS_MAX: &str = "/proc/sys/net/netfilter/nf_conntrack_max";
-/// The share of that table that one interface's connections may take, in each direction.
+/// One part in so many of that table is what an interface may fill with connections that it opens.
 const SHARE: u32 = 8;
 /// What a kernel is taken to have that does not say (`Documentation/networking/nf_conntrack-sysctl.rst`: at least this with 1 GiB of memory).
 const CONNECTIONS_MAX_ASSUMED: u32 = 65_536;
 
-/// An interface's connections are counted in lists of about this length ([`Limits::lists`]).
+/// An interface's connections are counted in lists of about this length ([`Lists`]).
 const LIST: u32 = 128;
 const MOST_LISTS: u32 = 256;
 
@@ -36,14 +36,14 @@ pub struct Limits {
     /// Other broadcast and multicast frames a second of one interface. They reach no neighbour, but the node's bridge.
     #[arg(long, default_value_t = 100, value_name = "FRAMES", value_parser = at_least_one())]
     pub broadcast_rate: u32,
-    /// IPv4 fragments a second of one interface, and as many times 1500 bytes. See [`Limits::fragment_memory`].
+    /// IPv4 fragments a second of one interface, and as many times 1500 bytes.
     #[arg(long, default_value_t = 256, value_name = "PACKETS", value_parser = at_least_one())]
     pub fragment_rate: u32,
-    /// First packets of connections a second that one interface may send, and as many that it may get.
+    /// Connections a second that one interface may open, and half of those that may be opened to it: no neighbour alone uses these up.
     #[arg(long, default_value_t = 5000, value_name = "CONNECTIONS", value_parser = at_least_one())]
     pub connection_rate: u32,
-    /// Connections of one interface that are tracked at one time: as many that it has opened, and as many that were opened to it. Without
-    /// the flag, an eighth of the kernel's table each (net.netfilter.nf_conntrack_max).
+    /// Connections that one interface has opened and that are tracked at one time, and half of those that were opened to it. Without the
+    /// flag, an eighth of the kernel's table (net.netfilter.nf_conntrack_max).
     #[arg(long, value_name = "CONNECTIONS", value_parser = at_least_one())]
     connections: Option<u32>,
 }
@@ -76,33 +76,40 @@ impl Limits {
         self
     }
 
-    /// Connections of one interface, in one direction.
-    pub fn connections(&self) -> u32 {
-        self.connections.unwrap_or(CONNECTIONS_MAX_ASSUMED / SHARE).max(1)
+    /// Connections that one interface has opened.
+    pub fn opened(&self) -> Lists {
+        Lists::of(self.connections.unwrap_or(CONNECTIONS_MAX_ASSUMED / SHARE))
     }
 
-    /// In how many lists an interface's connections are counted.
-    ///
-    /// The kernel keeps a list of what it counts and walks the whole of it for a new connection (`net/netfilter/nf_conncount.c`), at 0.2 µs an entry:
-    /// with 32,768 in one list, that is 7 ms with the processor held. So an interface has many short lists, and a connection's addresses and ports
-    /// choose one by chance.
-    pub fn lists(&self) -> u32 {
-        (self.connections() / LIST).clamp(1, MOST_LISTS)
-    }
-
-    /// The length of one list. Chance fills them unevenly, so each may be longer than its share by three standard deviations: an interface is refused
-    /// nothing before it has about as many connections as it may have, and never has a third more (a quarter, by the default).
-    pub fn list_length(&self) -> u32 {
-        let share = self.connections().div_ceil(self.lists());
-        match self.lists() {
-            1 => share,
-            _ => share + 3 * share.isqrt(),
-        }
+    /// Connections that were opened to one interface.
+    pub fn taken(&self) -> Lists {
+        Lists::of(self.connections.unwrap_or(CONNECTIONS_MAX_ASSUMED / SHARE).saturating_mul(2))
     }
 
     /// Bytes of fragments a second of one interface.
     pub fn fragment_bytes(&self) -> u32 {
         self.fragment_rate.saturating_mul(1500)
+    }
+}
+
+/// In how many lists an interface's connections are counted, and how long each may be.
+///
+/// The kernel keeps a list of what it counts and walks the whole of it for a new connection (`net/netfilter/nf_conncount.c`), at 0.2 µs an entry:
+/// with 32,768 in one list, that is 7 ms with the processor held. So an interface has many short lists, and a connection's addresses and ports
+/// choose one by chance.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Lists {
+    pub count: u32,
+    /// Chance fills lists unevenly, so each may be longer than its share by three standard deviations: an interface is refused nothing before
+    /// it has about as many connections as it may have, and never has a third more (a quarter, by the default).
+    pub length: u32,
+}
+
+impl Lists {
+    fn of(connections: u32) -> Self {
+        let count = (connections / LIST).clamp(1, MOST_LISTS);
+        let share = connections.div_ceil(count);
+        Self { count, length: if count == 1 { share } else { share + 3 * share.isqrt() } }
     }
 }
 
@@ -122,17 +129,18 @@ mod tests {
     fn what_holds_without_a_flag_is_the_default() {
         assert_eq!(Cli::parse_from(["netd"]).limits, Limits::default());
         let given = Cli::parse_from(["netd", "--connections", "200"]).limits.settled();
-        assert_eq!((given.connections(), given.lists(), given.list_length()), (200, 1, 200));
+        assert_eq!(given.opened(), Lists { count: 1, length: 200 });
+        assert_eq!(given.taken(), Lists { count: 3, length: 134 + 3 * 11 });
         assert!(Cli::try_parse_from(["netd", "--arp-rate", "0"]).is_err());
     }
 
     proptest! {
         #[test]
         fn the_lists_hold_what_they_are_to_hold_and_not_much_more(connections in 1..=4_000_000_u32) {
-            let limits = Limits { connections: Some(connections), ..Limits::default() };
-            let held = u64::from(limits.lists()) * u64::from(limits.list_length());
+            let lists = Lists::of(connections);
+            let held = u64::from(lists.count) * u64::from(lists.length);
             prop_assert!(held >= connections.into());
-            prop_assert!(held <= u64::from(connections) * 4 / 3 + u64::from(limits.lists()));
+            prop_assert!(held <= u64::from(connections) * 4 / 3 + 4 * u64::from(lists.count));
         }
     }
 }

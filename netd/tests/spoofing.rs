@@ -4,36 +4,31 @@ mod common;
 
 use std::net::Ipv4Addr;
 
-use common::guest::{BROADCAST_MAC, arp, udp};
+use common::guest::{BROADCAST_MAC, arp, fragments, frame, tagged, udp};
 use common::{GATEWAY, GATEWAY_MAC, Guest, Lab, guest, network, private};
 use dhcproto::v4::MessageType;
 
 const OWN: [u8; 6] = [2, 0, 0, 0, 1, 1];
 const OTHER: [u8; 6] = [2, 0, 0, 0, 1, 2];
-
-/// An Ethernet frame of the type, with a body that no protocol would take.
-fn frame(from: [u8; 6], to: [u8; 6], kind: u16, body: &[u8]) -> Vec<u8> {
-    let mut frame = [&to[..], &from, &kind.to_be_bytes(), body].concat();
-    frame.resize(frame.len().max(60), 0);
-    frame
-}
-
-/// Puts an 802.1Q tag into a frame.
-fn tagged(frame: &[u8], vid: u16) -> Vec<u8> {
-    [&frame[..12], &[0x81, 0], &vid.to_be_bytes(), &frame[12..]].concat()
-}
+/// The types of tags: 802.1Q's and 802.1ad's.
+const Q: u16 = 0x8100;
+const AD: u16 = 0x88a8;
 
 /// Sends what must not pass, then what must; by then the first would have come.
 fn nothing_passes(lab: &Lab, from: &Guest, to: &Guest, forbidden: &[(&str, Vec<u8>)]) {
     for (what, frame) in forbidden {
-        let before = lab.netd.spoofed("eni-1");
+        let counted = || {
+            let state = lab.netd.state_of("eni-1");
+            state.spoofed_packets + state.foreign_packets
+        };
+        let before = counted();
         let seen = to.frames().len();
         from.send(frame);
         from.send_ping(private(2), OTHER, 1);
         from.await_pong(private(2), 1);
         let arrived = to.frames()[seen..].iter().any(|found| found[..] == frame[..]);
         assert!(!arrived, "{what} reached the neighbour");
-        assert_eq!(lab.netd.spoofed("eni-1"), before + 1, "{what} was not counted");
+        assert_eq!(counted(), before + 1, "{what} was not counted");
     }
 }
 
@@ -48,6 +43,9 @@ fn frames_in_anothers_name_are_dropped_and_counted() {
     let good = udp(OWN, OTHER, own_ip, other_ip, (5000, 5000), b"good");
     let unspecified = Ipv4Addr::UNSPECIFIED;
     let ipv6 = [&[0x60, 0, 0, 0, 0, 0, 59, 64][..], &[0xfe; 32]].concat();
+    let in_parts = |from| fragments(&udp(OWN, OTHER, from, other_ip, (5000, 5000), &[7; 64]), 7, 16);
+    // In its own name where rules look, in another's where they do not.
+    let request = udp(OWN, GATEWAY_MAC, own_ip, GATEWAY, (68, 67), &[0; 300]);
     nothing_passes(
         &lab,
         &one,
@@ -60,14 +58,17 @@ fn frames_in_anothers_name_are_dropped_and_counted() {
             ("no address at all", udp(OWN, OTHER, unspecified, other_ip, (5000, 5000), b"zero")),
             ("no address, towards DHCP's port", udp(OWN, OTHER, unspecified, other_ip, (68, 67), b"zero")),
             ("a DHCP server's answer", udp(OWN, OTHER, own_ip, other_ip, (67, 68), b"dhcp")),
-            ("a tagged frame", tagged(&good, 7)),
-            ("a frame tagged twice", tagged(&tagged(&good, 7), 8)),
-            ("a priority-tagged frame", tagged(&good, 0)),
+            ("a tagged frame", tagged(&good, Q, 7)),
+            ("a frame tagged twice", tagged(&tagged(&good, Q, 7), Q, 8)),
+            ("a frame with a provider's tag", tagged(&tagged(&good, Q, 7), AD, 8)),
+            ("a priority-tagged frame", tagged(&good, Q, 0)),
             ("IPv6", frame(OWN, OTHER, 0x86dd, &ipv6)),
             ("a frame of an unknown type", frame(OWN, OTHER, 0x1234, b"?")),
             ("ARP as another", arp(OWN, OTHER, 2, (OWN, GATEWAY), (OTHER, other_ip))),
             ("ARP with another's MAC inside", arp(OWN, OTHER, 2, (GATEWAY_MAC, own_ip), (OTHER, other_ip))),
             ("a gratuitous ARP as the gateway", arp(OWN, BROADCAST_MAC, 1, (OWN, GATEWAY), ([0; 6], GATEWAY))),
+            ("a part of a stranger's packet", in_parts(stranger)[1].clone()),
+            ("the first part of a DHCP request", fragments(&request, 7, 16)[0].clone()),
             ("a DHCP request in another's name", one.dhcp_frame(OTHER, MessageType::Discover, vec![], false, 5)),
             ("a frame to the bridge's own group", frame(OWN, [1, 0x80, 0xc2, 0, 0, 3], 0x888e, b"eapol")),
         ],

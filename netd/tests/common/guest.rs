@@ -296,6 +296,38 @@ pub fn udp(
     frame
 }
 
+/// An Ethernet frame of the type, with a body that no protocol would take.
+pub fn frame(from: [u8; 6], to: [u8; 6], kind: u16, body: &[u8]) -> Vec<u8> {
+    let mut frame = [&to[..], &from, &kind.to_be_bytes(), body].concat();
+    frame.resize(frame.len().max(60), 0);
+    frame
+}
+
+/// Puts a tag into a frame: 802.1Q's (0x8100) or a provider's (802.1ad, 0x88a8).
+pub fn tagged(frame: &[u8], kind: u16, vid: u16) -> Vec<u8> {
+    [&frame[..12], &kind.to_be_bytes(), &vid.to_be_bytes(), &frame[12..]].concat()
+}
+
+/// The fragments of an IPv4 frame without options, each with `size` bytes, a multiple of eight, of its payload.
+pub fn fragments(frame: &[u8], id: u16, size: usize) -> Vec<Vec<u8>> {
+    let (head, payload) = frame.split_at(34);
+    let parts = payload.chunks(size).count();
+    let fragment = |(n, part): (usize, &[u8])| {
+        let more = if n + 1 < parts { 0x2000 } else { 0 };
+        let mut whole = [head, part].concat();
+        whole[16..18].copy_from_slice(&(20 + part.len() as u16).to_be_bytes());
+        whole[18..20].copy_from_slice(&id.to_be_bytes());
+        whole[20..22].copy_from_slice(&(more | (n * size / 8) as u16).to_be_bytes());
+        whole[24..26].fill(0);
+        // RFC 1071.
+        let sum = whole[14..34].chunks(2).map(|pair| u32::from(u16::from_be_bytes([pair[0], pair[1]]))).sum::<u32>();
+        let folded = (sum & 0xffff) + (sum >> 16);
+        whole[24..26].copy_from_slice(&(!(folded as u16)).to_be_bytes());
+        whole
+    };
+    payload.chunks(size).enumerate().map(fragment).collect()
+}
+
 /// An ARP packet in its frame; sender and target as MAC and address.
 pub fn arp(
     from_mac: [u8; 6],

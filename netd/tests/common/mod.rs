@@ -119,6 +119,11 @@ pub struct Lab {
 impl Lab {
     /// A node with its uplink and a netd that has not been told anything yet.
     pub fn new() -> Self {
+        Self::with(&[])
+    }
+
+    /// The same with more flags for netd.
+    pub fn with(flags: &[&str]) -> Self {
         unshare(CloneFlags::CLONE_NEWNET).expect("these tests need root");
         let outside = Host::new();
         run("ip link set lo up");
@@ -129,7 +134,7 @@ impl Lab {
         outside.run("ip addr add 198.51.100.1/24 dev out0");
         outside.run("ip link set out0 up");
         run("ip route add default via 198.51.100.1");
-        let netd = Netd::new();
+        let netd = Netd::with(flags);
         Self { outside, netd }
     }
 
@@ -148,13 +153,23 @@ pub struct Netd {
     child: Option<Child>,
     folder: tempfile::TempDir,
     runtime: tokio::runtime::Runtime,
+    pub flags: Vec<String>,
 }
 
 impl Netd {
     /// In the network namespace of the calling thread, whose uplink is `pub0`.
     pub fn new() -> Self {
+        Self::with(&[])
+    }
+
+    fn with(flags: &[&str]) -> Self {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-        let mut netd = Self { child: None, folder: tempfile::tempdir().unwrap(), runtime };
+        let mut netd = Self {
+            child: None,
+            folder: tempfile::tempdir().unwrap(),
+            runtime,
+            flags: flags.iter().map(|flag| (*flag).to_owned()).collect(),
+        };
         netd.start();
         netd
     }
@@ -192,6 +207,7 @@ impl Netd {
             // Mending is tested by what it leads to, so that it must not hide what a call does.
             .args(["--uplink", "pub0", "--mend-every", "3600"])
             .arg(format!("--dns-upstream={OUTSIDE}"))
+            .args(&self.flags)
             .env("MALLEE_LOG", "debug,h2=info")
             .stderr(log)
             .stdin(Stdio::null());
@@ -246,10 +262,20 @@ impl Netd {
         })
     }
 
+    /// What is told of an interface.
+    pub fn state_of(&self, interface: &str) -> api::InterfaceState {
+        let show = self.show();
+        show.interfaces.into_iter().find(|found| found.id == interface).unwrap()
+    }
+
     /// Frames of an interface that anti-spoofing dropped.
     pub fn spoofed(&self, interface: &str) -> u64 {
-        let show = self.show();
-        show.interfaces.iter().find(|found| found.id == interface).unwrap().spoofed_packets
+        self.state_of(interface).spoofed_packets
+    }
+
+    /// What of an interface's was beyond a limit.
+    pub fn limited(&self, interface: &str) -> api::Limited {
+        self.state_of(interface).limited.unwrap()
     }
 }
 

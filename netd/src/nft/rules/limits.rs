@@ -17,7 +17,7 @@ use super::bridge::{AFTER_IP_RULES, ETHER_ARP, FIRST};
 use super::ipv4::{AS_RECEIVED, AS_SENT};
 use super::{BRIDGES, DHCP_SERVER, ETHER_IPV4, GATEWAYS, TAPS, base, chain, counting, set};
 use crate::desired::Interface;
-use crate::limits::Limits;
+use crate::limits::{Limits, Lists};
 use crate::nft::contents::{Contents, address};
 use crate::nft::layout::{Chain, Limit, Set, Type};
 use crate::nft::rule::Field::{InputName, Ipv4Destination, Mark, OutputName};
@@ -77,11 +77,18 @@ pub fn bridge_sets(limits: &Limits) -> Vec<Set> {
 
 /// What a table has beside the chains where it knows connections.
 pub fn connection_sets(limits: &Limits) -> Vec<Set> {
-    let rate = Limit::Packets { per_second: limits.connection_rate };
-    let list = Limit::Connections { most: limits.list_length() };
-    let sets_of =
-        |way: Way| [Set { limit: Some(rate), ..way.rate }, Set { limit: Some(list), ..way.lists }, way.refused];
-    [OPENED, TAKEN].into_iter().flat_map(sets_of).collect()
+    let sets_of = |way: Way, per_second, lists: Lists| {
+        let list = Limit::Connections { most: lists.length };
+        [
+            Set { limit: Some(Limit::Packets { per_second }), ..way.rate },
+            Set { limit: Some(list), ..way.lists },
+            way.refused,
+        ]
+    };
+    let rate = limits.connection_rate;
+    let opened = sets_of(OPENED, rate, limits.opened());
+    let taken = sets_of(TAKEN, rate.saturating_mul(2), limits.taken());
+    [opened, taken].into_iter().flatten().collect()
 }
 
 /// Limits on frames, after anti-spoofing let them pass.
@@ -159,16 +166,17 @@ fn hooked(name: &'static str, (hook, priority): (Hook, i32), rule: Rule, limits:
 }
 
 fn ways(limits: &Limits) -> [Chain; 2] {
-    [("limit_opened", OPENED), ("limit_taken", TAKEN)].map(|(name, way)| {
+    let chain_of = |name, way: Way, lists: Lists| {
         let rules = vec![
             Rule::new("more new connections at once than it may have").found(&[Mark], &way.rate).drop(),
             Rule::new("more connections than it may have")
-                .beyond_in_list(Mark, limits.lists(), &way.lists)
+                .beyond_in_list(Mark, lists.count, &way.lists)
                 .found(&[Mark], &way.refused)
                 .drop(),
         ];
         chain(name, None, rules)
-    })
+    };
+    [chain_of("limit_opened", OPENED, limits.opened()), chain_of("limit_taken", TAKEN, limits.taken())]
 }
 
 impl Contents {
