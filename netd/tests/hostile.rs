@@ -99,7 +99,7 @@ type Attack<'a> = (&'a str, Box<dyn Fn(u32) -> Vec<u8> + Sync + 'a>, fn(&Interfa
 #[test]
 fn one_instance_floods_and_the_others_keep_their_service() {
     // The neighbour takes a lease several times a second here, as no client does.
-    let lab = Lab::with(&["--dhcp-rate", "50"]);
+    let lab = Lab::with(&["--dhcp-rate", "50", "--gateway-rate", "200"]);
     lab.netd.apply(&network(1, 3, &[(1, 1), (2, 2)]));
     let (attacker, one, two) = (guest(1), guest(2), guest(3));
     let service = Service { lab: &lab, one: &one, two: &two };

@@ -13,6 +13,8 @@ fn world() -> String {
     let ruleset: String = tables
         .concat()
         .lines()
+        // How many connections there are is the kernel's own note.
+        .filter(|line| !line.contains(" . 0x"))
         .map(|line| {
             // Counters of elements differ from moment to moment.
             let number = |word: &str| word.chars().all(|c| c.is_ascii_digit());
