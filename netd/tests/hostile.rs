@@ -150,7 +150,8 @@ fn one_instance_floods_and_the_others_keep_their_service() {
             Box::new(|n| match n % 3 {
                 0 => udp(mac(2), mac(3), private(2), private(3), (5000, 5000), b"mac"),
                 1 => udp(GATEWAY_MAC, mac(3), GATEWAY, private(3), (5000, 5000), b"mac"),
-                _ => [&good[..8], &n.to_be_bytes(), &good[12..]].concat(),
+                // Never its own.
+                _ => [&good[..8], &(n | 1 << 31).to_be_bytes(), &good[12..]].concat(),
             }),
             |state| state.spoofed_packets,
         ),
