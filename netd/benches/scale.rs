@@ -1,0 +1,201 @@
+//! The network of a node as it grows: what a new flow through an elastic IP costs, moving one, and handing over the whole network.
+//!
+//! `cargo bench -p mallee-netd`, as root; a part of `make bench`. Node and outside are network namespaces, an instance is a host in user
+//! space behind its real tap, netd is the real program (`tests/common`). With `iptables-legacy-restore` on `PATH`, the same flows are sent
+//! through as many rules of its kind. The first argument that is a folder gets the figures as JSON.
+
+#[path = "../tests/common/mod.rs"]
+mod common;
+
+use std::io::Write;
+use std::net::{Ipv4Addr, SocketAddrV4, UdpSocket};
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use common::{ALL_TRAFFIC, EGRESS, Guest, INGRESS, Lab, OPEN, everywhere, group, run, segment};
+use mallee_netd::api::{self, security_group_rule::Peer};
+
+/// Instances, each with an elastic IP.
+const SIZES: [u32; 3] = [10, 100, 1000];
+/// Of the largest network.
+const GROUPS: usize = 1000;
+const RULES: u16 = 50;
+const FLOWS: usize = 1000;
+const MOVES: u32 = 100;
+
+fn main() {
+    let mut report = Report::default();
+    for size in SIZES {
+        let lab = Lab::new();
+        let mut desired = network(size, &[]);
+        lab.netd.apply(&desired);
+        let _guest = answering(1);
+        report.add(&format!("new flow through an elastic IP, {size} addresses, netd"), flows(&lab, public(1)));
+        if size == SIZES[2] {
+            report.add(&format!("move of one address of {size}, whole call"), moves(&lab, &mut desired));
+        }
+    }
+    for size in SIZES.into_iter().chain([10_000]) {
+        match iptables(size) {
+            Some(took) => report.add(&format!("new flow through an elastic IP, {size} addresses, iptables"), took),
+            None => println!("iptables is not here"),
+        }
+    }
+    reconcile(&mut report);
+    report.write();
+}
+
+fn private(n: u32) -> Ipv4Addr {
+    Ipv4Addr::from_bits(Ipv4Addr::new(172, 31, 0, 3).to_bits() + n)
+}
+
+/// From a pool that nothing else is in.
+fn public(n: u32) -> Ipv4Addr {
+    Ipv4Addr::from_bits(Ipv4Addr::new(100, 64, 0, 0).to_bits() + n)
+}
+
+fn mac(n: u32) -> [u8; 6] {
+    let n = n.to_be_bytes();
+    [2, 0, 1, n[1], n[2], n[3]]
+}
+
+/// One segment, `size` instances, an elastic IP each.
+fn network(size: u32, groups: &[api::SecurityGroup]) -> api::NodeNetwork {
+    let open = group(OPEN, &[(INGRESS, ALL_TRAFFIC, everywhere()), (EGRESS, ALL_TRAFFIC, everywhere())]);
+    let interface = |n: u32| api::Interface {
+        id: format!("eni-{n}"),
+        segment: "subnet-1".into(),
+        mac: mac(n).map(|byte| format!("{byte:02x}")).join(":"),
+        ipv4: private(n).to_string(),
+        hostname: format!("host-{n}"),
+        instance: format!("i-{n}"),
+        security_groups: std::iter::once(OPEN.to_owned())
+            .chain(groups.get(n as usize - 1).map(|group| group.id.clone()))
+            .collect(),
+        ..Default::default()
+    };
+    api::NodeNetwork {
+        generation: 1,
+        segments: vec![segment("subnet-1", "vpc-1", "172.31.0.0/16", "172.31.0.1")],
+        public_pools: vec!["100.64.0.0/10".into()],
+        security_groups: std::iter::once(open).chain(groups.iter().cloned()).collect(),
+        interfaces: (1..=size).map(interface).collect(),
+        elastic_ips: (1..=size)
+            .map(|n| api::ElasticIp {
+                public_ip: public(n).to_string(),
+                private_ip: private(n).to_string(),
+                segment: "subnet-1".into(),
+            })
+            .collect(),
+        ..Default::default()
+    }
+}
+
+/// Instance `n`, which answers.
+fn answering(n: u32) -> Guest {
+    let tap = api::tap_name(&format!("eni-{n}"));
+    let guest = Guest::open(&tap, mac(n), private(n));
+    guest.name(&format!("i-{n}"));
+    common::eventually("the port to forward", || {
+        run(&format!("bridge link show dev {tap}")).contains("state forwarding").then_some(())
+    });
+    guest
+}
+
+/// Each from a port of its own, one after the other: question and answer, in microseconds.
+fn flows(lab: &Lab, to: Ipv4Addr) -> Vec<f64> {
+    lab.outside.run("ip route replace 100.64.0.0/10 via 198.51.100.2");
+    lab.outside.within(move || {
+        let ask = || {
+            let socket = UdpSocket::bind("0.0.0.0:0").unwrap();
+            socket.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+            let begun = Instant::now();
+            socket.send_to(b"?", SocketAddrV4::new(to, common::guest::ECHO_PORT)).unwrap();
+            socket.recv(&mut [0; 256]).unwrap();
+            begun.elapsed().as_secs_f64() * 1e6
+        };
+        // The first ones find caches cold and neighbours unknown.
+        (0..FLOWS + 50).map(|_| ask()).skip(50).collect()
+    })
+}
+
+/// The first address goes from one instance to the next and back: the whole call, in milliseconds.
+fn moves(lab: &Lab, desired: &mut api::NodeNetwork) -> Vec<f64> {
+    (0..MOVES)
+        .map(|_| {
+            desired.generation += 1;
+            let (first, second) =
+                (desired.elastic_ips[0].private_ip.clone(), desired.elastic_ips[1].private_ip.clone());
+            desired.elastic_ips[0].private_ip = second;
+            desired.elastic_ips[1].private_ip = first;
+            let begun = Instant::now();
+            assert!(lab.netd.apply(desired).changed);
+            begun.elapsed().as_secs_f64() * 1e3
+        })
+        .collect()
+}
+
+/// The whole network, cold and unchanged, in milliseconds.
+fn reconcile(report: &mut Report) {
+    let rules: Vec<_> = (0..RULES).map(|n| (INGRESS, (6, 1000 + i32::from(n), 1000 + i32::from(n)), from(n))).collect();
+    let groups: Vec<_> = (0..GROUPS).map(|n| group(&format!("sg-{n}"), &rules)).collect();
+    let lab = Lab::new();
+    let mut desired = network(SIZES[2], &groups);
+    let begun = Instant::now();
+    lab.netd.apply(&desired);
+    report.add("cold: 1,000 instances and addresses, 1,000 groups of 50 rules", vec![millis(begun)]);
+    let unchanged = (0..10).map(|_| {
+        desired.generation += 1;
+        let begun = Instant::now();
+        assert!(!lab.netd.apply(&desired).changed);
+        millis(begun)
+    });
+    report.add("the same network again", unchanged.collect());
+}
+
+fn from(n: u16) -> Peer {
+    Peer::Cidr(format!("10.{}.0.0/16", n))
+}
+
+fn millis(begun: Instant) -> f64 {
+    begun.elapsed().as_secs_f64() * 1e3
+}
+
+/// The same flow through as many rules of iptables, the last of which it is for: netd makes the link alone.
+fn iptables(size: u32) -> Option<Vec<f64>> {
+    let lab = Lab::new();
+    let mut desired = network(1, &[]);
+    desired.elastic_ips.clear();
+    lab.netd.apply(&desired);
+    let mut rules = "*nat\n".to_owned();
+    for n in (1..=size).rev() {
+        rules += &format!("-A PREROUTING -d {}/32 -j DNAT --to-destination {}\n", public(n), private(n));
+    }
+    rules += "COMMIT\n";
+    let mut restore = Command::new("iptables-legacy-restore").stdin(Stdio::piped()).spawn().ok()?;
+    restore.stdin.take()?.write_all(rules.as_bytes()).ok()?;
+    assert!(restore.wait().ok()?.success(), "iptables-legacy-restore");
+    let _guest = answering(1);
+    Some(flows(&lab, public(1)))
+}
+
+#[derive(Default)]
+struct Report(Vec<(String, Vec<f64>)>);
+
+impl Report {
+    /// Prints the figure, and keeps it.
+    fn add(&mut self, name: &str, mut samples: Vec<f64>) {
+        samples.sort_by(f64::total_cmp);
+        let at = |part: f64| samples[((samples.len() - 1) as f64 * part) as usize];
+        println!("{name:<72} p50 {:>9.2}  p99 {:>9.2}  of {}", at(0.5), at(0.99), samples.len());
+        self.0.push((name.to_owned(), samples));
+    }
+
+    fn write(&self) {
+        let folder = std::env::args().skip(1).map(PathBuf::from).find(|path| path.is_dir());
+        let Some(folder) = folder else { return };
+        let lines: Vec<_> = self.0.iter().map(|(name, samples)| format!("{name:?}: {samples:?}")).collect();
+        std::fs::write(folder.join("network.json"), format!("{{{}}}\n", lines.join(",\n"))).unwrap();
+    }
+}
