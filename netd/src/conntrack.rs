@@ -4,12 +4,15 @@
 //! live flows on the instance that an elastic IP stood for before. What is wrong is decided from the
 //! flow and the network as it now is, not from what was changed: a netd that was killed between the
 //! transaction and this step finds the same flows wrong when it comes back.
+//!
+//! Addresses mean nothing without their VPC. Which one a flow was opened from is told by the zone of its first packet's addresses, and which one it was opened
+//! to by way of an elastic IP is told by its mark (`nft/rules/vpcs.rs`).
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::net::Ipv4Addr;
 
-use crate::desired::Network;
-use crate::dns;
+use crate::desired::{Network, VpcNumber};
 use crate::error::{Error, Result};
 use crate::netfilter::{NetfilterSocket, attribute, put};
 
@@ -18,9 +21,12 @@ const GET: u16 = 1;
 const DELETE: u16 = 2;
 const TUPLE_ORIGINAL: u16 = 1;
 const TUPLE_REPLY: u16 = 2;
+const MARK: u16 = 8;
 const ID: u16 = 12;
+/// Of a flow both of whose tuples are in one zone; else each tuple has its own.
 const ZONE: u16 = 18;
 const TUPLE_IP: u16 = 1;
+const TUPLE_ZONE: u16 = 3;
 const IP_V4_SOURCE: u16 = 1;
 const IP_V4_DESTINATION: u16 = 2;
 /// `NLA_F_NESTED`
@@ -33,55 +39,64 @@ struct Flow {
     destination: Ipv4Addr,
     reply_source: Ipv4Addr,
     reply_destination: Ipv4Addr,
+    /// The zone that the first packet's addresses are in.
+    zone: u16,
+    mark: u32,
 }
 
 /// What a network says of flows, in the form in which it is asked for each of them.
 struct Judge<'a> {
     network: &'a Network,
-    public_of: std::collections::BTreeMap<Ipv4Addr, Ipv4Addr>,
-    instances: std::collections::BTreeSet<Ipv4Addr>,
+    public_of: BTreeMap<(VpcNumber, Ipv4Addr), Ipv4Addr>,
+    instances: BTreeSet<(VpcNumber, Ipv4Addr)>,
+    vpcs: BTreeSet<VpcNumber>,
 }
 
 impl<'a> Judge<'a> {
     fn new(network: &'a Network) -> Self {
         Self {
             network,
-            public_of: network.elastic_ips.values().map(|e| (e.private, e.public)).collect(),
+            public_of: network.elastic_ips.values().map(|e| (network.place_of(e), e.public)).collect(),
             instances: network.private_addresses(),
+            vpcs: network.vpcs.values().copied().collect(),
         }
     }
 
     /// True when the flow contradicts the network: it is translated otherwise than a new flow would
-    /// be, or belongs to an instance that is gone.
+    /// be, or belongs to an instance or a VPC that is gone.
     fn is_stale(&self, flow: &Flow) -> bool {
-        self.is_inbound_stale(flow)
-            || self.is_outbound_stale(flow)
-            || self.is_of_nobody(flow.source)
-            || self.is_of_nobody(flow.reply_source)
+        let (from, to) = (VpcNumber::new(flow.zone.into()), VpcNumber::new(flow.mark));
+        // Within a VPC nothing marks it.
+        let asked = to.or(from.filter(|_| flow.reply_source == flow.destination));
+        self.is_inbound_stale(flow, to)
+            || self.is_outbound_stale(flow, from)
+            || [from, to].into_iter().flatten().any(|vpc| !self.vpcs.contains(&vpc))
+            || from.is_some_and(|vpc| self.is_of_nobody(vpc, flow.source))
+            || asked.is_some_and(|vpc| self.is_of_nobody(vpc, flow.reply_source))
     }
 
     /// A flow to a public address must go to the instance that it now stands for.
-    fn is_inbound_stale(&self, flow: &Flow) -> bool {
-        let standing_for = self.network.elastic_ips.get(&flow.destination).map(|e| e.private);
-        let is_public = standing_for.is_some() || self.network.in_pool(flow.destination);
-        is_public && flow.reply_source != standing_for.unwrap_or(flow.destination)
+    fn is_inbound_stale(&self, flow: &Flow, to: Option<VpcNumber>) -> bool {
+        match self.network.elastic_ips.get(&flow.destination).map(|elastic| self.network.place_of(elastic)) {
+            Some((vpc, private)) => (to, flow.reply_source) != (Some(vpc), private),
+            None => self.network.in_pool(flow.destination) && flow.reply_source != flow.destination,
+        }
     }
 
     /// A flow that leaves as a public address must be of the instance that now has it.
-    fn is_outbound_stale(&self, flow: &Flow) -> bool {
+    fn is_outbound_stale(&self, flow: &Flow, from: Option<VpcNumber>) -> bool {
         let translated = flow.reply_destination != flow.source;
-        translated
-            && self.network.in_pool(flow.reply_destination)
-            && self.public_of.get(&flow.source) != Some(&flow.reply_destination)
+        let public = from.and_then(|vpc| self.public_of.get(&(vpc, flow.source)));
+        translated && self.network.in_pool(flow.reply_destination) && public != Some(&flow.reply_destination)
     }
 
-    /// An address of a segment that no instance has now.
-    fn is_of_nobody(&self, address: Ipv4Addr) -> bool {
-        !self.instances.contains(&address)
+    /// An address of a VPC's segment that no instance has now.
+    fn is_of_nobody(&self, vpc: VpcNumber, address: Ipv4Addr) -> bool {
+        !self.instances.contains(&(vpc, address))
             && self.network.segments.values().any(|segment| {
-                segment.network.contains(&address)
-                    && address != segment.gateway
-                    && Some(address) != dns::resolver_address(&segment.network, segment.gateway)
+                self.network.vpc_number(&segment.id) == vpc
+                    && segment.network.contains(&address)
+                    && segment.gateway_addresses().all(|own| own != address)
                     && address != segment.network.network()
                     && address != segment.network.broadcast()
             })
@@ -133,12 +148,18 @@ fn read_flow(entry: &[u8]) -> io::Result<Option<Flow>> {
         };
         Ok(address(IP_V4_SOURCE)?.zip(address(IP_V4_DESTINATION)?))
     };
+    let zone_of = |zone: Option<&[u8]>| zone.and_then(|value| Some(u16::from_be_bytes(value.try_into().ok()?)));
+    let original = attribute(entry, TUPLE_ORIGINAL)?.unwrap_or_default();
+    let zone = zone_of(attribute(entry, ZONE)?).or(zone_of(attribute(original, TUPLE_ZONE)?)).unwrap_or_default();
+    let mark = attribute(entry, MARK)?.and_then(|value| value.try_into().ok()).map(u32::from_be_bytes);
     Ok(addresses(TUPLE_ORIGINAL)?.zip(addresses(TUPLE_REPLY)?).map(
         |((source, destination), (reply_source, reply_destination))| Flow {
             source,
             destination,
             reply_source,
             reply_destination,
+            zone,
+            mark: mark.unwrap_or_default(),
         },
     ))
 }
@@ -164,58 +185,99 @@ mod tests {
         text.parse().unwrap()
     }
 
-    fn flow(source: &str, destination: &str, reply_source: &str, reply_destination: &str) -> Flow {
-        Flow {
-            source: ip(source),
-            destination: ip(destination),
-            reply_source: ip(reply_source),
-            reply_destination: ip(reply_destination),
+    /// A flow from a VPC to one, by way of an elastic IP: "" is the public side, or none.
+    fn flow(from: &str, to: &str, addresses: [&str; 4]) -> impl Fn(&Network) -> Flow {
+        let [source, destination, reply_source, reply_destination] = addresses.map(ip);
+        let (from, to) = (from.to_owned(), to.to_owned());
+        move |network| {
+            let number = |vpc: &String| vpc.parse().map_or(0, |vpc| network.vpcs[&vpc].get());
+            let (zone, mark) = (number(&from) as u16, number(&to));
+            Flow { source, destination, reply_source, reply_destination, zone, mark }
         }
     }
 
-    /// 172.31.0.4 has 198.51.100.130; 172.31.0.5 has none; the pool is 198.51.100.128/25.
-    fn stale(flow: Flow) -> bool {
-        let network = testing::network();
-        Judge::new(&network).is_stale(&flow)
+    /// 172.31.0.4 has 198.51.100.130; 172.31.0.5 has none; the pool is 198.51.100.128/25. In the other VPC 172.31.0.9 has
+    /// 198.51.100.131, and that is all there is.
+    fn stale(flow: impl Fn(&Network) -> Flow) -> bool {
+        let network = network();
+        Judge::new(&network).is_stale(&flow(&network))
+    }
+
+    fn network() -> Network {
+        let mut message = testing::message();
+        let mut segment = message.segments[0].clone();
+        (segment.id, segment.vpc) = ("subnet-2".into(), "vpc-2".into());
+        message.segments.push(segment);
+        let mut interface = message.interfaces[0].clone();
+        (interface.id, interface.segment) = ("eni-9".into(), "subnet-2".into());
+        (interface.mac, interface.ipv4) = ("02:00:00:00:01:09".into(), "172.31.0.9".into());
+        message.interfaces.push(interface);
+        let mut elastic = message.elastic_ips[0].clone();
+        (elastic.public_ip, elastic.private_ip) = ("198.51.100.131".into(), "172.31.0.9".into());
+        elastic.segment = "subnet-2".into();
+        message.elastic_ips.push(elastic);
+        Network::parse(&message, &testing::surroundings()).unwrap()
     }
 
     #[test]
     fn a_flow_as_a_new_one_would_be_stays() {
-        assert!(!stale(flow("203.0.113.1", "198.51.100.130", "172.31.0.4", "203.0.113.1")));
-        assert!(!stale(flow("172.31.0.4", "203.0.113.1", "203.0.113.1", "198.51.100.130")));
-        assert!(!stale(flow("172.31.0.5", "203.0.113.1", "203.0.113.1", "198.51.100.2")));
-        assert!(!stale(flow("172.31.0.5", "172.31.0.4", "172.31.0.4", "172.31.0.5")));
-        // To the resolver.
-        assert!(!stale(flow("172.31.0.5", "172.31.0.2", "172.31.0.2", "172.31.0.5")));
+        for (from, to, addresses) in [
+            ("", "vpc-1", ["203.0.113.1", "198.51.100.130", "172.31.0.4", "203.0.113.1"]),
+            ("vpc-1", "", ["172.31.0.4", "203.0.113.1", "203.0.113.1", "198.51.100.130"]),
+            ("vpc-1", "", ["172.31.0.5", "203.0.113.1", "203.0.113.1", "198.51.100.2"]),
+            ("vpc-1", "", ["172.31.0.5", "172.31.0.4", "172.31.0.4", "172.31.0.5"]),
+            // To the resolver.
+            ("vpc-1", "", ["172.31.0.5", "172.31.0.2", "172.31.0.2", "172.31.0.5"]),
+            // To the other VPC, and from a client outside who has an address as that VPC's segment has.
+            ("vpc-1", "vpc-2", ["172.31.0.4", "198.51.100.131", "172.31.0.9", "198.51.100.130"]),
+            ("", "vpc-2", ["172.31.0.77", "198.51.100.131", "172.31.0.9", "172.31.0.77"]),
+        ] {
+            assert!(!stale(flow(from, to, addresses)), "{addresses:?}");
+        }
     }
 
     #[test]
     fn a_flow_through_an_address_that_moved_goes() {
-        assert!(stale(flow("203.0.113.1", "198.51.100.130", "172.31.0.5", "203.0.113.1")));
-        assert!(stale(flow("172.31.0.5", "203.0.113.1", "203.0.113.1", "198.51.100.130")));
-        assert!(stale(flow("172.31.0.4", "203.0.113.1", "203.0.113.1", "198.51.100.131")));
-        // The address was on another node, and an instance here spoke to it there.
-        assert!(stale(flow("172.31.0.5", "198.51.100.130", "198.51.100.130", "198.51.100.2")));
-        // The address was here and is no longer.
-        assert!(stale(flow("203.0.113.1", "198.51.100.140", "172.31.0.4", "203.0.113.1")));
+        for (from, to, addresses) in [
+            ("", "vpc-1", ["203.0.113.1", "198.51.100.130", "172.31.0.5", "203.0.113.1"]),
+            ("vpc-1", "", ["172.31.0.5", "203.0.113.1", "203.0.113.1", "198.51.100.130"]),
+            ("vpc-1", "", ["172.31.0.4", "203.0.113.1", "203.0.113.1", "198.51.100.131"]),
+            // The address was on another node, and an instance here spoke to it there.
+            ("vpc-1", "", ["172.31.0.5", "198.51.100.130", "198.51.100.130", "198.51.100.2"]),
+            // The address was here and is no longer.
+            ("", "vpc-1", ["203.0.113.1", "198.51.100.140", "172.31.0.4", "203.0.113.1"]),
+            // It moved to an instance of another VPC with the same address.
+            ("", "vpc-2", ["203.0.113.1", "198.51.100.130", "172.31.0.4", "203.0.113.1"]),
+            ("vpc-2", "", ["172.31.0.4", "203.0.113.1", "203.0.113.1", "198.51.100.130"]),
+        ] {
+            assert!(stale(flow(from, to, addresses)), "{addresses:?}");
+        }
     }
 
     #[test]
-    fn a_flow_of_an_instance_that_is_gone_goes() {
-        assert!(stale(flow("172.31.0.9", "203.0.113.1", "203.0.113.1", "198.51.100.2")));
-        assert!(stale(flow("172.31.0.1", "172.31.0.9", "172.31.0.9", "172.31.0.1")));
+    fn a_flow_of_an_instance_or_a_vpc_that_is_gone_goes() {
+        for (from, to, addresses) in [
+            ("vpc-1", "", ["172.31.0.9", "203.0.113.1", "203.0.113.1", "198.51.100.2"]),
+            ("vpc-1", "", ["172.31.0.1", "172.31.0.9", "172.31.0.9", "172.31.0.1"]),
+            ("vpc-2", "", ["172.31.0.5", "203.0.113.1", "203.0.113.1", "198.51.100.2"]),
+        ] {
+            assert!(stale(flow(from, to, addresses)), "{addresses:?}");
+        }
+        let ends = flow("vpc-1", "", ["172.31.0.5", "203.0.113.1", "203.0.113.1", "198.51.100.2"]);
+        let gone = |network: &Network| {
+            let unused = (0x6000..).find(|number| network.vpcs.values().all(|vpc| vpc.get() != u32::from(*number)));
+            Flow { zone: unused.unwrap(), ..ends(network) }
+        };
+        assert!(stale(gone));
     }
 
     proptest! {
         #[test]
-        fn flows_of_other_networks_are_never_touched(a: [u8; 4], b: [u8; 4]) {
-            let network = testing::network();
-            let foreign = |ip: Ipv4Addr| {
-                !network.in_pool(ip) && network.segments.values().all(|s| !s.network.contains(&ip))
-            };
+        fn flows_of_other_networks_are_never_touched(a: [u8; 4], b: [u8; 4], zone in 0_u16..0x6000, mark in 0_u32..0x6000) {
+            let network = network();
             let (a, b) = (Ipv4Addr::from(a), Ipv4Addr::from(b));
-            prop_assume!(foreign(a) && foreign(b));
-            let flow = Flow { source: a, destination: b, reply_source: b, reply_destination: a };
+            prop_assume!(!network.in_pool(a) && !network.in_pool(b));
+            let flow = Flow { source: a, destination: b, reply_source: b, reply_destination: a, zone, mark };
             prop_assert!(!Judge::new(&network).is_stale(&flow));
         }
 

@@ -48,8 +48,8 @@ fn interface_state(
         tx_packets: traffic.rx_packets,
         spoofed_packets: counters.spoofed.get(&interface.tap).map_or(0, |counter| counter.packets),
         leased_unix_ns: leases.get(&interface.id).map_or(0, |at| unix_ns(*at)),
-        denied_in_packets: counters.denied_in.get(&interface.ipv4).map_or(0, |counter| counter.packets),
-        denied_out_packets: counters.denied_out.get(&interface.ipv4).map_or(0, |counter| counter.packets),
+        denied_in_packets: counters.denied_in.get(&interface.mark.get()).map_or(0, |counter| counter.packets),
+        denied_out_packets: counters.denied_out.get(&interface.mark.get()).map_or(0, |counter| counter.packets),
         foreign_packets: counters.foreign.get(&interface.tap).map_or(0, |counter| counter.packets),
         limited: Some(limited(interface, counters)),
     }
@@ -59,7 +59,7 @@ fn limited(interface: &Interface, counters: &Counters) -> Limited {
     let packets = |counter: Option<&Counter>| counter.map_or(0, |counter| counter.packets);
     let frames = |set: &Set| packets(counters.limited_frames.get(&set.name).and_then(|by| by.get(&interface.tap)));
     let connections =
-        |set: &Set| packets(counters.limited_connections.get(&set.name).and_then(|by| by.get(&interface.ipv4)));
+        |set: &Set| packets(counters.limited_connections.get(&set.name).and_then(|by| by.get(&interface.mark.get())));
     Limited {
         arp_packets: frames(&limits::ARP_FLOOD),
         dhcp_packets: frames(&limits::DHCP_FLOOD),

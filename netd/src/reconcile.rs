@@ -19,7 +19,7 @@ use tokio::sync::{Mutex, MutexGuard, broadcast, mpsc};
 use crate::announce::Announcer;
 use crate::api::NodeNetwork;
 use crate::bridging::Bridging;
-use crate::desired::{InterfaceId, LinkName, Network};
+use crate::desired::{InterfaceId, LinkName, Network, VpcId, VpcNumber};
 use crate::dhcp::{Given, Servers};
 use crate::error::{Error, Result};
 use crate::limits::Limits;
@@ -48,6 +48,8 @@ struct State {
     current: Option<Current>,
     dhcp: Servers,
     dns: dns::Servers,
+    /// What stands for each VPC in the kernel, as it was last.
+    vpcs: BTreeMap<VpcId, VpcNumber>,
     /// False until the network was once made whole since netd started: after a crash it cannot be
     /// told from the maps which flows were still to be ended.
     flows_checked: bool,
@@ -84,6 +86,7 @@ impl Reconciler {
             current: None,
             dhcp: Servers::new(sender),
             dns: dns::Servers::new(upstreams),
+            vpcs: BTreeMap::new(),
             flows_checked: false,
         };
         let reconciler = Self {
@@ -169,6 +172,10 @@ impl Reconciler {
         site: &Site,
     ) -> Result<bool> {
         let observed = links.observe().await?;
+        let mut network = network.clone();
+        network.number_vpcs(&state.vpcs, &observed.routing.numbers());
+        state.vpcs = network.vpcs.clone();
+        let network = &network;
         let plan = plan(network, &observed, site.ground)?;
         self.announcer.hold(network.elastic_ips.keys().copied().collect());
 

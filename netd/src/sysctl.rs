@@ -70,6 +70,8 @@ pub fn apply(network: &Network, uplink: &LinkName) -> Result<bool> {
         // A hairpin packet leaves by the interface it came in; no instance should be told to take
         // another way. The kernel takes the larger of this one and the bridge's own.
         setting("ipv4/conf/all/send_redirects".into(), "0"),
+        // What the kernel itself answers, such as a ping of a gateway, is routed in the VPC of what it answers.
+        setting("ipv4/fwmark_reflect".into(), "1"),
         // Answer ARP for elastic IPs at once: a proxy waits 0.8 s by default.
         setting(format!("ipv4/neigh/{uplink}/proxy_delay"), "0"),
         optional(BRIDGED_FRAMES.into(), "0"),
@@ -103,12 +105,14 @@ fn no_ipv6_setting(link: &LinkName) -> Setting {
     optional(format!("ipv6/conf/{link}/disable_ipv6"), "1")
 }
 
-fn bridge_settings(bridge: &LinkName) -> [Setting; 4] {
+fn bridge_settings(bridge: &LinkName) -> [Setting; 5] {
     [
         setting(format!("ipv4/conf/{bridge}/send_redirects"), "0"),
         // Sources are checked by tap, MAC and address in nftables, which is stricter, and knows of
         // instances that may send for others.
         setting(format!("ipv4/conf/{bridge}/rp_filter"), "0"),
+        // Where the kernel does look for the way back to a source, let it look in the packet's VPC.
+        setting(format!("ipv4/conf/{bridge}/src_valid_mark"), "1"),
         // Answer ARP for the addresses of this segment's gateway only, not for the node's others.
         setting(format!("ipv4/conf/{bridge}/arp_ignore"), "1"),
         no_ipv6_setting(bridge),

@@ -31,6 +31,7 @@ impl Network {
         for remote in self.remotes.values() {
             self.check_remote(remote)?;
         }
+        self.check_numbers()?;
         self.check_overlaps()?;
         self.check_used_once()
     }
@@ -99,17 +100,16 @@ impl Network {
         Ok(())
     }
 
-    /// Networks of segments and pools may not overlap: one routing table serves them all.
+    /// Networks of segments may not overlap within a VPC, which has one routing table. VPCs know nothing of one another; of the public side
+    /// they all do, so that pools overlap nobody's.
     fn check_overlaps(&self) -> Result {
         let segments: Vec<&Segment> = self.segments.values().collect();
         for (index, a) in segments.iter().enumerate() {
-            if let Some(b) = segments[index + 1..].iter().find(|b| overlap(&a.network, &b.network)) {
+            let in_its_way = |b: &&&Segment| a.vpc == b.vpc && overlap(&a.network, &b.network);
+            if let Some(b) = segments[index + 1..].iter().find(in_its_way) {
                 return Err(InvalidNetwork::new(
                     format!("segment {}", b.id),
-                    format!(
-                        "{} overlaps {} of {}; overlapping segments on one node are not served yet",
-                        b.network, a.network, a.id
-                    ),
+                    format!("{} overlaps {} of {} in {}", b.network, a.network, a.id, a.vpc),
                 ));
             }
             if let Some(pool) = self.public_pools.iter().find(|pool| overlap(&a.network, pool)) {
@@ -134,8 +134,10 @@ impl Network {
         let remotes = || self.remotes.values().map(|remote| (remote, format!("remote interface {}", remote.id)));
         let macs = remotes().map(|(remote, item)| (remote.mac, item));
         used_once(interfaces().map(|i| (i.mac, interface_item(i))).chain(macs), "the MAC")?;
-        let addresses = remotes().map(|(remote, item)| (remote.ipv4, item));
-        used_once(interfaces().map(|i| (i.ipv4, interface_item(i))).chain(addresses), "the address")?;
+        let on = |segment: &SegmentId, address: Ipv4Addr| format!("{address} on {segment}");
+        let addresses = remotes().map(|(remote, item)| (on(&remote.segment, remote.ipv4), item));
+        let here = interfaces().map(|i| (on(&i.segment, i.ipv4), interface_item(i)));
+        used_once(here.chain(addresses), "the address")?;
         let ports = self.trunks().map(|(segment, trunk)| (&trunk.port, segment_item(segment)));
         used_once(ports, "the trunk port name")?;
         let wires = self.trunks().map(|(segment, trunk)| match trunk.wire {
@@ -144,7 +146,7 @@ impl Network {
         });
         used_once(wires, "the wire")?;
         used_once(
-            self.elastic_ips.values().map(|e| (e.private, format!("elastic IP {}", e.public))),
+            self.elastic_ips.values().map(|e| (on(&e.segment, e.private), format!("elastic IP {}", e.public))),
             "the private address",
         )
     }

@@ -7,6 +7,7 @@
 
 mod check;
 mod groups;
+mod numbers;
 mod parse;
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) mod testing;
@@ -18,7 +19,10 @@ use std::net::Ipv4Addr;
 
 use ipnet::Ipv4Net;
 
+use crate::api::{DNS_ADDRESS, METADATA_ADDRESS};
+use crate::dns;
 pub use groups::{Direction, GroupRule, MAX_GROUPS, Peer, SecurityGroup, Traffic};
+pub use numbers::{InterfaceMark, VpcNumber};
 pub use trunk::{RemoteInterface, Surroundings, Trunk, TrunkLink, Underlay, UplinkAddresses, VlanId, Vni, Wire};
 pub use types::{
     GroupId, GroupRuleId, InterfaceId, LinkName, MAX_LINK_NAME, MacAddress, PrefixListId, SegmentId, VpcId,
@@ -52,6 +56,10 @@ pub struct Network {
     pub security_groups: BTreeMap<GroupId, SecurityGroup>,
     /// Interfaces on other nodes.
     pub remotes: BTreeMap<InterfaceId, RemoteInterface>,
+    /// What stands for each VPC in the kernel.
+    pub vpcs: BTreeMap<VpcId, VpcNumber>,
+    /// This node's own addresses on the public side.
+    pub node_addresses: Vec<Ipv4Addr>,
 }
 
 /// A layer-2 segment: one subnet as seen from this node.
@@ -92,6 +100,8 @@ pub struct Interface {
     pub groups: Vec<GroupId>,
     /// The tap that it is behind.
     pub tap: LinkName,
+    /// What packets that are judged for it are marked with.
+    pub mark: InterfaceMark,
 }
 
 /// A public address that stands for a private one.
@@ -100,6 +110,14 @@ pub struct ElasticIp {
     pub public: Ipv4Addr,
     pub private: Ipv4Addr,
     pub segment: SegmentId,
+}
+
+impl Segment {
+    /// The addresses of the segment's gateway: its own, and those of the services that instances find there.
+    pub fn gateway_addresses(&self) -> impl Iterator<Item = Ipv4Addr> + use<> {
+        let resolver = dns::resolver_address(&self.network, self.gateway);
+        [Some(self.gateway), Some(METADATA_ADDRESS), Some(DNS_ADDRESS), resolver].into_iter().flatten()
+    }
 }
 
 impl Network {
@@ -113,10 +131,16 @@ impl Network {
         &self.segments[segment].bridge
     }
 
-    /// The private addresses that instances hold, here and on other nodes.
-    pub fn private_addresses(&self) -> BTreeSet<Ipv4Addr> {
-        let remotes = self.remotes.values().map(|remote| remote.ipv4);
-        self.interfaces.values().map(|interface| interface.ipv4).chain(remotes).collect()
+    /// What an elastic IP stands for, with its VPC.
+    pub fn place_of(&self, elastic: &ElasticIp) -> (VpcNumber, Ipv4Addr) {
+        (self.vpc_number(&elastic.segment), elastic.private)
+    }
+
+    /// The private addresses that instances hold, here and on other nodes, each with its VPC.
+    pub fn private_addresses(&self) -> BTreeSet<(VpcNumber, Ipv4Addr)> {
+        let here = self.interfaces.values().map(|interface| (&interface.segment, interface.ipv4));
+        let elsewhere = self.remotes.values().map(|remote| (&remote.segment, remote.ipv4));
+        here.chain(elsewhere).map(|(segment, ipv4)| (self.vpc_number(segment), ipv4)).collect()
     }
 
     /// True when `address` is in one of the pools for elastic IPs.

@@ -10,7 +10,7 @@ use std::str::FromStr;
 use ipnet::Ipv4Net;
 
 use super::trunk::{parse_kind, parse_remote};
-use super::{ElasticIp, Interface, InvalidNetwork, LinkName, Network, Segment, Surroundings, groups};
+use super::{ElasticIp, Interface, InterfaceMark, InvalidNetwork, LinkName, Network, Segment, Surroundings, groups};
 use crate::api;
 
 /// Smallest datagram that every IPv4 host must take (RFC 791, section 3.1).
@@ -26,7 +26,7 @@ impl Network {
     /// Parses and checks the whole network, or names the first item that cannot be.
     pub fn parse(message: &api::NodeNetwork, around: &Surroundings) -> Result<Self> {
         let prefix_lists = unique(&message.prefix_lists, "prefix list", groups::parse_prefix_list)?;
-        let network = Self {
+        let mut network = Self {
             generation: message.generation,
             segments: unique(&message.segments, "segment", |segment| {
                 parse_segment(segment, around).map(|segment| (segment.id.clone(), segment))
@@ -48,8 +48,12 @@ impl Network {
             remotes: unique(&message.remotes, "remote interface", |remote| {
                 parse_remote(remote).map(|remote| (remote.id.clone(), remote))
             })?,
+            vpcs: BTreeMap::new(),
+            node_addresses: around.uplink.addresses.iter().map(Ipv4Net::addr).collect(),
         };
         network.check(&around.uplink)?;
+        network.number_vpcs(&BTreeMap::new(), &BTreeMap::new());
+        network.mark_interfaces();
         Ok(network)
     }
 }
@@ -118,6 +122,7 @@ fn parse_interface(message: &api::Interface) -> Result<Interface> {
         source_check: !message.source_dest_check_off,
         groups: fields(&item, "security_groups", &message.security_groups)?,
         tap: link_name(&item, &api::tap_name(&message.id))?,
+        mark: InterfaceMark::NOBODY,
     })
 }
 

@@ -5,10 +5,11 @@
 //! * `perform.rs`: does one step.
 //! * `tap.rs`: makes a persistent tap, which rtnetlink cannot.
 //! * `trunk.rs`: makes a trunk port, and tells a VXLAN which node a MAC is on.
+//! * `vpcs.rs`: the routing tables of VPCs.
 //! * `ground.rs`: the node's own interfaces: uplink, trunk, underlay.
 //!
 //! What is netd's is told by the link's *group* ([`GROUP`]), which is set in the same request that
-//! makes the link, so that no crash leaves a link without its mark; routes and proxy neighbours
+//! makes the link, so that no crash leaves a link without its mark; routes, routing rules and proxy neighbours
 //! carry netd's *protocol* ([`PROTOCOL`]). Nothing else is ever changed or removed.
 
 mod ground;
@@ -17,6 +18,7 @@ mod perform;
 mod plan;
 mod tap;
 mod trunk;
+mod vpcs;
 
 use futures::TryStreamExt;
 use netlink_packet_route::route::RouteProtocol;

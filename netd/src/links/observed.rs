@@ -15,9 +15,10 @@ use netlink_packet_route::link::{
 use netlink_packet_route::neighbour::{
     NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState,
 };
-use netlink_packet_route::route::{RouteAddress, RouteAttribute, RouteMessage};
+use netlink_packet_route::route::{RouteAddress, RouteAttribute, RouteHeader, RouteMessage};
 use rtnetlink::RouteMessageBuilder;
 
+use super::vpcs::{self, Routing};
 use super::{GROUP, Links, PROTOCOL, VXLAN_PORT};
 use crate::desired::{LinkName, MacAddress, VlanId, Vni, Wire};
 use crate::error::{Error, Result};
@@ -43,8 +44,10 @@ pub struct Observed {
     pub floods: BTreeSet<(LinkName, Ipv4Addr)>,
     /// Permanent neighbours on netd's bridges.
     pub neighbours: BTreeMap<(LinkName, Ipv4Addr), MacAddress>,
-    /// netd's host routes: to a public address, by way of a bridge.
-    pub routes: BTreeMap<Ipv4Addr, LinkName>,
+    /// netd's host routes: to a public address, by way of a bridge, with the source of what the node itself sends there.
+    pub routes: BTreeMap<Ipv4Addr, (LinkName, Option<Ipv4Addr>)>,
+    /// The routing tables of VPCs.
+    pub routing: Routing,
     /// Addresses that are answered for by proxy ARP, with the index of the link that does.
     pub proxies: BTreeSet<(u32, Ipv4Addr)>,
 }
@@ -111,6 +114,7 @@ impl Links {
         self.observe_forwarding(&names, &mut observed).await?;
         self.observe_neighbours(&names, &mut observed).await?;
         self.observe_routes(&names, &mut observed).await?;
+        self.observe_rules(&mut observed).await?;
         Ok(observed)
     }
 
@@ -203,13 +207,12 @@ impl Links {
         let request = RouteMessageBuilder::<Ipv4Addr>::new().build();
         let mut routes = self.handle.route().get(request).execute();
         while let Some(message) = routes.try_next().await.map_err(Error::link("listing routes"))? {
-            if message.header.protocol != PROTOCOL || message.header.destination_prefix_length != 32 {
-                continue;
-            }
-            if let Some((ip, index)) = host_route(&message)
-                && let Some(name) = own.get(&index)
-            {
-                observed.routes.insert(ip, name.clone());
+            let Some((ip, index)) = destination_and_link(&message) else { continue };
+            let Some(name) = own.get(&index) else { continue };
+            observed.routing.add_route(&message, name);
+            let is_main = vpcs::table_of(&message) == u32::from(RouteHeader::RT_TABLE_MAIN);
+            if message.header.protocol == PROTOCOL && message.header.destination_prefix_length == 32 && is_main {
+                observed.routes.insert(ip, (name.clone(), vpcs::source(&message)));
             }
         }
         Ok(())
@@ -387,7 +390,7 @@ fn destination(message: &NeighbourMessage) -> Option<Ipv4Addr> {
     })
 }
 
-fn host_route(message: &RouteMessage) -> Option<(Ipv4Addr, u32)> {
+fn destination_and_link(message: &RouteMessage) -> Option<(Ipv4Addr, u32)> {
     let mut ip = None;
     let mut output = None;
     for attribute in &message.attributes {

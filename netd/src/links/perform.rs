@@ -45,7 +45,12 @@ impl Links {
             Step::RemoveTunnel { port, mac } => self.remove_tunnel(port, *mac).await,
             Step::AddFlood { port, node } => self.add_flood(port, *node).await,
             Step::RemoveFlood { port, node } => self.remove_flood(port, *node).await,
-            Step::SetRoute { ip, bridge } => self.set_route(*ip, bridge).await,
+            Step::AddVpcRule { vpc } => self.add_vpc_rule(*vpc).await,
+            Step::RemoveVpcRule { vpc } => self.remove_vpc_rule(*vpc).await,
+            Step::SetVpcRoute { route, bridge } => self.set_vpc_route(*route, bridge).await,
+            Step::RemoveVpcRoute { route, bridge } => self.remove_vpc_route(*route, bridge).await,
+            Step::RemoveLeaked { bridge, address } => self.remove_leaked(bridge, *address).await,
+            Step::SetRoute { ip, bridge, source } => self.set_route(*ip, bridge, *source).await,
             Step::RemoveRoute { ip, bridge } => self.remove_route(*ip, bridge).await,
             Step::AddProxy { index, ip } => self.add_proxy(*ip, *index).await,
             Step::RemoveProxy { index, ip } => self.remove_proxy(*ip, *index).await,
@@ -115,10 +120,8 @@ impl Links {
     async fn add_address(&self, bridge: &LinkName, address: Ipv4Net) -> Result<()> {
         let index = self.index(bridge).await?;
         let mut request = self.handle.address().add(index, address.addr().into(), address.prefix_len());
-        if address.prefix_len() == 32 {
-            // Never chosen as the source of anything that leaves the segment.
-            request.message_mut().header.scope = AddressScope::Link;
-        }
+        // Never chosen as the source of anything that leaves the segment.
+        request.message_mut().header.scope = AddressScope::Link;
         request.replace().execute().await.map_err(Error::link(""))
     }
 
@@ -165,14 +168,14 @@ impl Links {
         gone_is_good(self.handle.neighbours().del(message).execute().await)
     }
 
-    async fn set_route(&self, ip: Ipv4Addr, bridge: &LinkName) -> Result<()> {
-        let message = host_route(ip, self.index(bridge).await?);
+    async fn set_route(&self, ip: Ipv4Addr, bridge: &LinkName, source: Option<Ipv4Addr>) -> Result<()> {
+        let message = host_route(ip, self.index(bridge).await?, source);
         self.handle.route().add(message).replace().execute().await.map_err(Error::link(""))
     }
 
     async fn remove_route(&self, ip: Ipv4Addr, bridge: &LinkName) -> Result<()> {
         match self.index_of(bridge).await? {
-            Some(index) => gone_is_good(self.handle.route().del(host_route(ip, index)).execute().await),
+            Some(index) => gone_is_good(self.handle.route().del(host_route(ip, index, None)).execute().await),
             // The route went with its bridge.
             None => Ok(()),
         }
@@ -204,13 +207,16 @@ fn neighbour(index: u32, ip: Ipv4Addr, flags: NeighbourFlags) -> NeighbourMessag
     message
 }
 
-fn host_route(ip: Ipv4Addr, bridge_index: u32) -> RouteMessage {
-    RouteMessageBuilder::<Ipv4Addr>::new()
+fn host_route(ip: Ipv4Addr, bridge_index: u32, source: Option<Ipv4Addr>) -> RouteMessage {
+    let route = RouteMessageBuilder::<Ipv4Addr>::new()
         .destination_prefix(ip, 32)
         .output_interface(bridge_index)
         .scope(RouteScope::Link)
-        .protocol(PROTOCOL)
-        .build()
+        .protocol(PROTOCOL);
+    match source {
+        Some(source) => route.pref_source(source).build(),
+        None => route.build(),
+    }
 }
 
 /// What was to be removed is gone: that is as good as having removed it.

@@ -13,11 +13,10 @@ use std::net::Ipv4Addr;
 
 use ipnet::Ipv4Net;
 
+use super::vpcs::{self, VpcRoute};
 use super::{Link, LinkKind, Observed, PortOf};
-use crate::api::{DNS_ADDRESS, METADATA_ADDRESS};
 use crate::bridging::Bridging;
-use crate::desired::{Interface, LinkName, MacAddress, Network, Segment, Wire};
-use crate::dns;
+use crate::desired::{Interface, LinkName, MacAddress, Network, Segment, VpcNumber, Wire};
 use crate::error::{Error, Result};
 
 /// One change to the kernel.
@@ -115,9 +114,31 @@ pub enum Step {
         port: LinkName,
         node: Ipv4Addr,
     },
+    /// Packets of the VPC are looked up in its table.
+    AddVpcRule {
+        vpc: VpcNumber,
+    },
+    RemoveVpcRule {
+        vpc: VpcNumber,
+    },
+    SetVpcRoute {
+        route: VpcRoute,
+        bridge: LinkName,
+    },
+    RemoveVpcRoute {
+        route: VpcRoute,
+        bridge: LinkName,
+    },
+    /// Takes a bridge's address out of the kernel's own table.
+    RemoveLeaked {
+        bridge: LinkName,
+        address: Ipv4Addr,
+    },
     SetRoute {
         ip: Ipv4Addr,
         bridge: LinkName,
+        /// Of what the node itself sends there.
+        source: Option<Ipv4Addr>,
     },
     RemoveRoute {
         ip: Ipv4Addr,
@@ -168,10 +189,12 @@ pub fn plan(desired: &Network, observed: &Observed, ground: Ground) -> Result<Pl
     let kept = |name: &LinkName| observed.links.get(name).filter(|_| !gone.contains(name));
 
     plan_closed_addresses(desired, observed, ground.uplink, &mut plan.before_rules);
+    vpcs::plan_gone(desired, observed, &mut plan.before_rules);
     for segment in desired.segments.values() {
         plan_bridge(segment, kept(&segment.bridge), ground.bridging, &mut plan.before_rules);
     }
     plan_bridge_addresses(desired, observed, &kept, &mut plan.before_rules);
+    vpcs::plan_routing(desired, observed, &kept, &mut plan.before_rules);
     plan_neighbours(desired, observed, &kept, &mut plan.before_rules);
 
     plan_routes(desired, observed, ground.uplink, &kept, &mut plan.after_rules);
@@ -187,7 +210,7 @@ pub fn plan(desired: &Network, observed: &Observed, ground: Ground) -> Result<Pl
     Ok(plan)
 }
 
-type Steps = Vec<Step>;
+pub(super) type Steps = Vec<Step>;
 
 fn check_names(desired: &Network, observed: &Observed) -> Result<()> {
     let bridges = desired.segments.values().map(|segment| &segment.bridge);
@@ -226,7 +249,7 @@ fn plan_closed_addresses(desired: &Network, observed: &Observed, uplink_index: u
             steps.push(Step::RemoveProxy { index: *index, ip: *ip });
         }
     }
-    for (ip, bridge) in &observed.routes {
+    for (ip, (bridge, _)) in &observed.routes {
         if !desired.elastic_ips.contains_key(ip) {
             steps.push(Step::RemoveRoute { ip: *ip, bridge: bridge.clone() });
         }
@@ -262,12 +285,10 @@ fn plan_alias_and_up(name: &LinkName, alias: &str, found: Option<&Link>, steps: 
     }
 }
 
-/// The addresses of a segment's gateway: its own, and those of the services that instances find there.
+/// The addresses of a segment's gateway are each alone: with its prefix, the kernel would make a route to the segment's network, in the table that all
+/// VPCs share.
 pub(super) fn gateway_addresses(segment: &Segment) -> impl Iterator<Item = Ipv4Net> {
-    let own = Ipv4Net::new_assert(segment.gateway, segment.network.prefix_len());
-    let resolver = dns::resolver_address(&segment.network, segment.gateway);
-    let services = [Some(METADATA_ADDRESS), Some(DNS_ADDRESS), resolver].into_iter().flatten();
-    std::iter::once(own).chain(services.map(|address| Ipv4Net::new_assert(address, 32)))
+    segment.gateway_addresses().map(Ipv4Net::from)
 }
 
 fn plan_bridge_addresses<'a>(
@@ -335,9 +356,10 @@ fn plan_routes<'a>(
 ) {
     for (ip, elastic) in &desired.elastic_ips {
         let bridge = desired.bridge_of(&elastic.segment);
-        let there = kept(bridge).is_some() && observed.routes.get(ip) == Some(bridge);
+        let source = desired.node_addresses.first().copied();
+        let there = kept(bridge).is_some() && observed.routes.get(ip) == Some(&(bridge.clone(), source));
         if !there {
-            steps.push(Step::SetRoute { ip: *ip, bridge: bridge.clone() });
+            steps.push(Step::SetRoute { ip: *ip, bridge: bridge.clone(), source });
         }
         if !observed.proxies.contains(&(uplink_index, *ip)) {
             steps.push(Step::AddProxy { index: uplink_index, ip: *ip });

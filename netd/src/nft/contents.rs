@@ -9,9 +9,7 @@ use nftnl::ProtoFamily;
 
 use super::layout::{Elements, Name, Set, Table};
 use super::rules;
-use crate::api::{DNS_ADDRESS, METADATA_ADDRESS};
-use crate::desired::{Direction, Interface, LinkName, MacAddress, Network};
-use crate::dns;
+use crate::desired::{Direction, Interface, LinkName, MacAddress, Network, Segment, VpcNumber};
 
 /// The elements of every set and map, by family and name.
 pub struct Contents {
@@ -24,11 +22,12 @@ impl Contents {
         contents.add_elastic_ips(network);
         contents.add_segments(network);
         for interface in network.interfaces.values() {
-            contents.add_interface(interface);
+            contents.add_interface(network, interface);
             contents.add_groups_of(interface);
             contents.add_limits_of(interface);
         }
         contents.add_members(network);
+        contents.add_vpcs(network);
         contents.add_trunks(network);
         contents
     }
@@ -59,9 +58,10 @@ impl Contents {
 
     fn add_elastic_ips(&mut self, network: &Network) {
         for elastic in network.elastic_ips.values() {
-            let (public, private) = (address(elastic.public), address(elastic.private));
-            self.put(ProtoFamily::Ipv4, &rules::EIP_IN, public.clone(), private.clone());
-            self.put(ProtoFamily::Ipv4, &rules::EIP_OUT, private, public.clone());
+            let public = address(elastic.public);
+            let private = place(network.vpc_number(&elastic.segment), elastic.private);
+            self.put_both(&rules::EIP_IN, public.clone(), private.clone());
+            self.put_both(&rules::EIP_OUT, private, public.clone());
             self.put_ip(&rules::EIP_IN_COUNT, public.clone());
             self.put_ip(&rules::EIP_OUT_COUNT, public);
         }
@@ -75,19 +75,15 @@ impl Contents {
                 self.put_ip(&rules::ROUTED, [bridge.as_slice(), &other.bridge.padded()].concat());
             }
             self.put_ip(&rules::BRIDGES, bridge);
-            self.put_both(&rules::GATEWAYS, address(segment.gateway), Vec::new());
-            if let Some(resolver) = dns::resolver_address(&segment.network, segment.gateway) {
-                self.put_both(&rules::GATEWAYS, address(resolver), Vec::new());
+            for own in segment.gateway_addresses() {
+                self.put_ip(&rules::GATEWAYS, place(network.vpc_number(&segment.id), own));
             }
-        }
-        for service in [METADATA_ADDRESS, DNS_ADDRESS] {
-            self.put_both(&rules::GATEWAYS, address(service), Vec::new());
         }
     }
 
-    fn add_interface(&mut self, interface: &Interface) {
+    fn add_interface(&mut self, network: &Network, interface: &Interface) {
         let tap_and_mac = with_mac(&interface.tap, interface.mac);
-        self.put_ip(&rules::INSTANCES, address(interface.ipv4));
+        self.put_ip(&rules::INSTANCES, place(network.vpc_number(&interface.segment), interface.ipv4));
         self.put_bridge(&rules::TAPS, interface.tap.padded().to_vec());
         self.put_bridge(&rules::SPOOFED, interface.tap.padded().to_vec());
         self.put_bridge(&rules::FOREIGN, interface.tap.padded().to_vec());
@@ -95,20 +91,25 @@ impl Contents {
         if !interface.source_check {
             self.put_bridge(&rules::ROUTERS, tap_and_mac.clone());
         }
+        let own = &network.segments[&interface.segment];
+        let is_near = |other: &&Segment| other.id == own.id || (other.vpc == own.vpc && !interface.source_check);
+        for gateway in network.segments.values().filter(is_near).flat_map(Segment::gateway_addresses) {
+            self.put_bridge(&rules::GATEWAYS_OF, [interface.tap.padded().as_slice(), &address(gateway)].concat());
+        }
         self.put_bridge(&rules::BINDINGS, [tap_and_mac, address(interface.ipv4)].concat());
         let tap = interface.tap.padded();
-        self.put(ProtoFamily::Bridge, &rules::ADDRESS_OF, tap.to_vec(), address(interface.ipv4));
+        self.put(ProtoFamily::Bridge, &rules::MARK_OF, tap.to_vec(), number(interface.mark.get()));
         self.put_bridge(&rules::SELVES, [tap, tap].concat());
     }
 
     fn add_groups_of(&mut self, interface: &Interface) {
         for (maps, direction) in [(rules::INBOUND, Direction::Inbound), (rules::OUTBOUND, Direction::Outbound)] {
             for (map, group) in maps.iter().zip(&interface.groups) {
-                self.put_both(map, address(interface.ipv4), rules::chain_of(group, direction).into_bytes());
+                self.put_both(map, number(interface.mark.get()), rules::chain_of(group, direction).into_bytes());
             }
         }
         for denied in [&rules::DENIED_IN, &rules::DENIED_OUT] {
-            self.put_both(denied, address(interface.ipv4), Vec::new());
+            self.put_both(denied, number(interface.mark.get()), Vec::new());
         }
     }
 
@@ -124,6 +125,16 @@ impl Contents {
 
 pub(super) fn address(address: Ipv4Addr) -> Vec<u8> {
     address.octets().to_vec()
+}
+
+/// In the host's byte order, as marks and zones are.
+pub(super) fn number(number: u32) -> Vec<u8> {
+    number.to_ne_bytes().to_vec()
+}
+
+/// An address of a VPC.
+pub(super) fn place(vpc: VpcNumber, held: Ipv4Addr) -> Vec<u8> {
+    [number(vpc.get()), address(held)].concat()
 }
 
 /// A link's name and a MAC as they lie in registers: the MAC padded to eight bytes.

@@ -19,15 +19,15 @@ pub struct Counters {
     pub elastic_out: BTreeMap<Ipv4Addr, Counter>,
     /// Frames that anti-spoofing dropped, by tap or trunk port.
     pub spoofed: BTreeMap<LinkName, Counter>,
-    /// Packets that no security group let in or out, by the interface's primary address.
-    pub denied_in: BTreeMap<Ipv4Addr, Counter>,
-    pub denied_out: BTreeMap<Ipv4Addr, Counter>,
+    /// Packets that no security group let in or out, by the interface's mark.
+    pub denied_in: BTreeMap<u32, Counter>,
+    pub denied_out: BTreeMap<u32, Counter>,
     /// Frames of protocols that segments do not have, by tap.
     pub foreign: BTreeMap<LinkName, Counter>,
     /// Frames beyond a limit, by the limit's set and the tap.
     pub limited_frames: BTreeMap<Name, BTreeMap<LinkName, Counter>>,
-    /// First packets of connections beyond a limit, by the limit's set and the interface's primary address.
-    pub limited_connections: BTreeMap<Name, BTreeMap<Ipv4Addr, Counter>>,
+    /// First packets of connections beyond a limit, by the limit's set and the interface's mark.
+    pub limited_connections: BTreeMap<Name, BTreeMap<u32, Counter>>,
     /// First packets of connections that a rule of a security group let pass, by chain and the rule's id.
     pub group_rules: BTreeMap<(String, String), Counter>,
 }
@@ -37,19 +37,21 @@ pub fn read() -> Result<Counters> {
     let mut socket = open()?;
     let [ip, bridge] = any_tables();
     let mut counters = Counters {
-        elastic_in: by_address(&mut socket, &[&ip], &rules::EIP_IN_COUNT)?,
-        elastic_out: by_address(&mut socket, &[&ip], &rules::EIP_OUT_COUNT)?,
+        elastic_in: by(Ipv4Addr::from, &mut socket, &[&ip], &rules::EIP_IN_COUNT)?,
+        elastic_out: by(Ipv4Addr::from, &mut socket, &[&ip], &rules::EIP_OUT_COUNT)?,
         spoofed: by_link(&mut socket, &bridge, &rules::SPOOFED)?,
         foreign: by_link(&mut socket, &bridge, &rules::FOREIGN)?,
-        denied_in: by_address(&mut socket, &[&ip, &bridge], &rules::DENIED_IN)?,
-        denied_out: by_address(&mut socket, &[&ip, &bridge], &rules::DENIED_OUT)?,
+        denied_in: by(u32::from_ne_bytes, &mut socket, &[&ip, &bridge], &rules::DENIED_IN)?,
+        denied_out: by(u32::from_ne_bytes, &mut socket, &[&ip, &bridge], &rules::DENIED_OUT)?,
         ..Counters::default()
     };
     for set in rules::limits::BY_TAP {
         counters.limited_frames.insert(set.name.clone(), by_link(&mut socket, &bridge, set)?);
     }
     for set in rules::limits::BY_INTERFACE {
-        counters.limited_connections.insert(set.name.clone(), by_address(&mut socket, &[&ip, &bridge], set)?);
+        counters
+            .limited_connections
+            .insert(set.name.clone(), by(u32::from_ne_bytes, &mut socket, &[&ip, &bridge], set)?);
     }
     for table in [&ip, &bridge] {
         let found = kernel::read_rules(&mut socket, table).map_err(Error::netfilter("reading the groups' rules"))?;
@@ -64,13 +66,18 @@ pub fn read() -> Result<Counters> {
     Ok(counters)
 }
 
-/// The sum over the tables; one that does not have the set adds nothing.
-fn by_address(socket: &mut NetfilterSocket, tables: &[&Table], set: &Set) -> Result<BTreeMap<Ipv4Addr, Counter>> {
-    let mut sums: BTreeMap<Ipv4Addr, Counter> = BTreeMap::new();
+/// The sum over the tables, by keys of four bytes; one that does not have the set adds nothing.
+fn by<K: Ord>(
+    key_of: impl Fn([u8; 4]) -> K,
+    socket: &mut NetfilterSocket,
+    tables: &[&Table],
+    set: &Set,
+) -> Result<BTreeMap<K, Counter>> {
+    let mut sums: BTreeMap<K, Counter> = BTreeMap::new();
     for table in tables {
         for (key, counter) in of_set(socket, table, set)? {
             if let Ok(octets) = <[u8; 4]>::try_from(key) {
-                *sums.entry(octets.into()).or_default() += counter;
+                *sums.entry(key_of(octets)).or_default() += counter;
             }
         }
     }

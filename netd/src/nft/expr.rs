@@ -14,8 +14,7 @@ use nftnl::nftnl_sys as sys;
 
 use super::layout::{Limit, Name};
 
-// `include/uapi/linux/netfilter/nf_conntrack_tuple_common.h`, `…/nf_tables.h`
-const DIRECTION_ORIGINAL: u8 = 0;
+// `include/uapi/linux/netfilter/nf_tables.h`
 const CONNLIMIT_INVERTED: u32 = 1;
 const HASH_JENKINS: u32 = 0;
 
@@ -64,6 +63,11 @@ impl Meta {
 pub enum Conntrack {
     State,
     Status,
+    /// One byte ([`Direction`]).
+    Direction,
+    Mark,
+    /// The zone that the first packet's addresses are in, or that their answers' are; 0 is nobody's.
+    Zone(Direction),
     /// Of the first packet, before anything was translated; of ICMP, what takes a port's place.
     SourcePort,
     DestinationPort,
@@ -74,11 +78,31 @@ impl Conntrack {
         let number = match self {
             Self::State => libc::NFT_CT_STATE,
             Self::Status => libc::NFT_CT_STATUS,
+            Self::Direction => libc::NFT_CT_DIRECTION,
+            Self::Mark => libc::NFT_CT_MARK,
+            Self::Zone(_) => libc::NFT_CT_ZONE,
             Self::SourcePort => libc::NFT_CT_PROTO_SRC,
             Self::DestinationPort => libc::NFT_CT_PROTO_DST,
         };
         number as u32
     }
+
+    /// Which direction is asked for, of what each has its own.
+    fn direction(self) -> Option<Direction> {
+        match self {
+            Self::Zone(direction) => Some(direction),
+            Self::SourcePort | Self::DestinationPort => Some(Direction::Original),
+            Self::State | Self::Status | Self::Direction | Self::Mark => None,
+        }
+    }
+}
+
+/// Which way a packet of a connection goes (`include/uapi/linux/netfilter/nf_conntrack_tuple_common.h`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Direction {
+    /// As its first packet.
+    Original = 0,
+    Reply = 1,
 }
 
 /// What becomes of a packet.
@@ -114,6 +138,16 @@ pub enum Expr {
     },
     /// Marks the packet with the number in the register.
     SetMark {
+        from: Register,
+    },
+    /// Marks the packet's connection.
+    SetConnectionMark {
+        from: Register,
+    },
+    /// Puts the packet's connection into the zone in the register's lower half: with the addresses that it has in one direction, or
+    /// with all. Only before conntrack has seen the packet.
+    SetZone {
+        direction: Option<Direction>,
         from: Register,
     },
     Immediate {
@@ -204,6 +238,21 @@ impl Expression for Expr {
                 expr.u32(sys::NFTNL_EXPR_META_SREG, from.raw());
                 expr.done()
             }
+            Self::SetConnectionMark { from } => {
+                let mut expr = Raw::new("ct");
+                expr.u32(sys::NFTNL_EXPR_CT_KEY, libc::NFT_CT_MARK as u32);
+                expr.u32(sys::NFTNL_EXPR_CT_SREG, from.raw());
+                expr.done()
+            }
+            Self::SetZone { direction, from } => {
+                let mut expr = Raw::new("ct");
+                expr.u32(sys::NFTNL_EXPR_CT_KEY, libc::NFT_CT_ZONE as u32);
+                if let Some(direction) = direction {
+                    expr.u8(sys::NFTNL_EXPR_CT_DIR, *direction as u8);
+                }
+                expr.u32(sys::NFTNL_EXPR_CT_SREG, from.raw());
+                expr.done()
+            }
             Self::Immediate { value, to } => {
                 let mut expr = Raw::new("immediate");
                 expr.u32(sys::NFTNL_EXPR_IMM_DREG, to.raw());
@@ -224,8 +273,8 @@ impl Expression for Expr {
                 let mut expr = Raw::new("ct");
                 expr.u32(sys::NFTNL_EXPR_CT_KEY, key.number());
                 expr.u32(sys::NFTNL_EXPR_CT_DREG, to.raw());
-                if matches!(key, Conntrack::SourcePort | Conntrack::DestinationPort) {
-                    expr.u8(sys::NFTNL_EXPR_CT_DIR, DIRECTION_ORIGINAL);
+                if let Some(direction) = key.direction() {
+                    expr.u8(sys::NFTNL_EXPR_CT_DIR, direction as u8);
                 }
                 expr.done()
             }

@@ -1,6 +1,6 @@
 //! A table as data: its sets and maps, its chains, their rules.
 //!
-//! Most of a table is the same on every node. Some of it *grows* with the network: a chain for each security group and a set of
+//! Most of a table is the same on every node. Some of it *grows* with the network: a chain for each security group and VPC, and a set of
 //! each group's members. Growth is told by its name, so that what is left of a group that is gone is known for what it is.
 
 use std::borrow::Cow;
@@ -14,7 +14,7 @@ use super::rule::Rule;
 pub type Name = Cow<'static, str>;
 
 /// What the names of chains and sets that grow with the network begin with.
-const GROWN: [&str; 3] = ["inbound_", "outbound_", "members_"];
+const GROWN: [&str; 4] = ["inbound_", "outbound_", "members_", "within_"];
 
 /// Whether a chain or set of this name grows with the network.
 pub fn is_grown(name: &str) -> bool {
@@ -34,6 +34,8 @@ pub enum Type {
     LinkName,
     /// In the host's byte order.
     Number,
+    /// Only as a value: the number of a VPC, and an address in it.
+    Place,
     /// Only as a value: a jump to a chain.
     Verdict,
 }
@@ -46,6 +48,7 @@ impl Type {
             // Printed as a mark is.
             Self::Number => 19,
             Self::LinkName => 41,
+            Self::Place => Self::Number.number() << 6 | Self::Ipv4.number(),
             Self::Verdict => libc::NFT_DATA_VERDICT,
         }
     }
@@ -54,7 +57,7 @@ impl Type {
     const fn length(self) -> u32 {
         match self {
             Self::Ipv4 | Self::Number => 4,
-            Self::Ether => 8,
+            Self::Ether | Self::Place => 8,
             Self::LinkName | Self::Verdict => 16,
         }
     }
@@ -115,6 +118,8 @@ impl Set {
     pub fn userdata(&self) -> Vec<u8> {
         let order = |part: Option<&Type>| match part {
             Some(Type::LinkName | Type::Number) => 1_u32,
+            // Of several parts there is no one order.
+            Some(Type::Place) => 0,
             _ => 2,
         };
         let key = if self.key.len() == 1 { order(self.key.first()) } else { 0 };

@@ -7,7 +7,7 @@ use std::net::Ipv4Addr;
 
 use ipnet::Ipv4Net;
 
-use super::expr::{Conntrack, Expr, Found, Header, Meta, Nat, Register, Verdict};
+use super::expr::{Conntrack, Direction, Expr, Found, Header, Meta, Nat, Register, Verdict};
 use super::layout::{Name, Set};
 use crate::desired::MAX_LINK_NAME;
 
@@ -16,6 +16,7 @@ use crate::desired::MAX_LINK_NAME;
 pub enum Field {
     InputName,
     OutputName,
+    EtherDestination,
     EtherSource,
     Ipv4Source,
     Ipv4Destination,
@@ -25,6 +26,11 @@ pub enum Field {
     DhcpClientMac,
     /// The number that the packet is marked with.
     Mark,
+    /// The number of the VPC that the packet's connection was opened from; 0 for the public side and the node itself.
+    ConnectionVpc,
+    /// The zone of the connection's answers.
+    AnswersZone,
+    ConnectionMark,
     /// A number that is the same for every packet.
     Number(u32),
 }
@@ -35,6 +41,7 @@ impl Field {
         match self {
             Self::InputName => Expr::Meta { key: Meta::InputName, to },
             Self::OutputName => Expr::Meta { key: Meta::OutputName, to },
+            Self::EtherDestination => payload(Header::Link, 0, 6),
             Self::EtherSource => payload(Header::Link, 6, 6),
             Self::Ipv4Source => payload(Header::Network, 12, 4),
             Self::Ipv4Destination => payload(Header::Network, 16, 4),
@@ -42,6 +49,9 @@ impl Field {
             Self::ArpSenderIp => payload(Header::Network, 14, 4),
             Self::DhcpClientMac => payload(Header::Transport, 8 + 28, 6),
             Self::Mark => Expr::Meta { key: Meta::Mark, to },
+            Self::ConnectionVpc => Expr::Conntrack { key: Conntrack::Zone(Direction::Original), to },
+            Self::AnswersZone => Expr::Conntrack { key: Conntrack::Zone(Direction::Reply), to },
+            Self::ConnectionMark => Expr::Conntrack { key: Conntrack::Mark, to },
             Self::Number(number) => Expr::Immediate { value: number.to_ne_bytes().to_vec(), to },
         }
     }
@@ -50,8 +60,9 @@ impl Field {
     fn registers(self) -> u8 {
         match self {
             Self::InputName | Self::OutputName => 4,
-            Self::EtherSource | Self::ArpSenderMac | Self::DhcpClientMac => 2,
-            Self::Ipv4Source | Self::Ipv4Destination | Self::ArpSenderIp | Self::Mark | Self::Number(_) => 1,
+            Self::EtherDestination | Self::EtherSource | Self::ArpSenderMac | Self::DhcpClientMac => 2,
+            Self::Ipv4Source | Self::Ipv4Destination | Self::ArpSenderIp => 1,
+            Self::Mark | Self::ConnectionVpc | Self::AnswersZone | Self::ConnectionMark | Self::Number(_) => 1,
         }
     }
 }
@@ -118,9 +129,18 @@ impl Rule {
         self.lookup(fields, map, Found::In(FIRST), false).with([Expr::SetMark { from: FIRST }])
     }
 
+    /// The map has something for the fields.
+    pub fn known(self, fields: &[Field], map: &Set) -> Self {
+        self.lookup(fields, map, Found::In(FIRST), false)
+    }
+
     /// The packet is marked with nobody.
     pub fn unmarked(self) -> Self {
-        self.with([Field::Mark.load(FIRST), Expr::Compare { from: FIRST, equal: true, value: vec![0; 4] }])
+        self.is_zero(Field::Mark)
+    }
+
+    pub fn is_zero(self, field: Field) -> Self {
+        self.with([field.load(FIRST), Expr::Compare { from: FIRST, equal: true, value: vec![0; 4] }])
     }
 
     /// Marks the packet with a field of it.
@@ -128,18 +148,28 @@ impl Rule {
         self.with([field.load(FIRST), Expr::SetMark { from: FIRST }])
     }
 
-    pub fn input_is(self, link: &str) -> Self {
-        self.name_is(Field::InputName, link)
+    /// Puts the connection into the zone that the field says: all of it, or what goes in one direction.
+    pub fn zone(self, field: Field, direction: Option<Direction>) -> Self {
+        self.with([field.load(FIRST), Expr::SetZone { direction, from: FIRST }])
+    }
+
+    /// The same, with the first that the map has for the fields.
+    pub fn zone_by(self, fields: &[Field], map: &Set, direction: Option<Direction>) -> Self {
+        self.known(fields, map).with([Expr::SetZone { direction, from: FIRST }])
+    }
+
+    /// The packet goes this way of its connection.
+    pub fn goes(self, direction: Direction) -> Self {
+        self.with([
+            Expr::Conntrack { key: Conntrack::Direction, to: FIRST },
+            Expr::Compare { from: FIRST, equal: true, value: vec![direction as u8] },
+        ])
     }
 
     pub fn output_is(self, link: &str) -> Self {
-        self.name_is(Field::OutputName, link)
-    }
-
-    fn name_is(self, field: Field, link: &str) -> Self {
         let mut value = link.as_bytes().to_vec();
         value.resize(MAX_LINK_NAME + 1, 0);
-        self.with([field.load(FIRST), Expr::Compare { from: FIRST, equal: true, value }])
+        self.with([Field::OutputName.load(FIRST), Expr::Compare { from: FIRST, equal: true, value }])
     }
 
     /// The packet is for `address`.
@@ -155,15 +185,12 @@ impl Rule {
     /// The field is an address of `network`.
     pub fn within(self, field: Field, network: Ipv4Net) -> Self {
         let value = network.network().octets().to_vec();
-        let exprs = match network.prefix_len() {
+        let mask = match network.prefix_len() {
             0 => return self,
-            32 => vec![field.load(FIRST)],
-            _ => {
-                let mask = network.netmask().octets().to_vec();
-                vec![field.load(FIRST), Expr::Mask { register: FIRST, mask }]
-            }
+            32 => None,
+            _ => Some(Expr::Mask { register: FIRST, mask: network.netmask().octets().to_vec() }),
         };
-        self.with(exprs).with([Expr::Compare { from: FIRST, equal: true, value }])
+        self.with([field.load(FIRST)]).with(mask).with([Expr::Compare { from: FIRST, equal: true, value }])
     }
 
     pub fn state(self, state: State) -> Self {
@@ -300,18 +327,18 @@ impl Rule {
         self.with([Expr::Verdict(Verdict::Jump(chain))])
     }
 
-    /// Translates the destination to the map's value for it.
+    /// Translates the destination to the place that the map has for it, and marks packet and connection with that place's VPC.
     pub fn dnat_by(self, map: &Set) -> Self {
-        self.nat_by(Nat::Destination, Field::Ipv4Destination, map)
+        self.known(&[Field::Ipv4Destination], map).with([
+            Expr::SetConnectionMark { from: FIRST },
+            Expr::SetMark { from: FIRST },
+            Expr::Nat { kind: Nat::Destination, address: Register(FIRST.0 + 1) },
+        ])
     }
 
-    /// Translates the source to the map's value for it.
-    pub fn snat_by(self, map: &Set) -> Self {
-        self.nat_by(Nat::Source, Field::Ipv4Source, map)
-    }
-
-    fn nat_by(self, kind: Nat, field: Field, map: &Set) -> Self {
-        self.lookup(&[field], map, Found::In(FIRST), false).with([Expr::Nat { kind, address: FIRST }])
+    /// Translates the source to the map's value for the fields.
+    pub fn snat_by(self, fields: &[Field], map: &Set) -> Self {
+        self.known(fields, map).with([Expr::Nat { kind: Nat::Source, address: FIRST }])
     }
 
     /// Gives the frame the source MAC that the map has for the field.

@@ -4,6 +4,7 @@ use super::*;
 use crate::api::{self, segment::Kind};
 use crate::desired::testing;
 use crate::links::Traffic;
+use crate::links::vpcs::Way;
 use proptest::prelude::*;
 
 const GROUND: Ground = Ground { uplink: 2, trunk: Some(3), bridging: Bridging::IpRules };
@@ -28,12 +29,21 @@ fn perform(world: &mut Observed, step: &Step) {
         Step::SetAlias { name, alias } => {
             link(world, &name, &|link| link.alias = Some(alias.clone()));
         }
-        Step::SetUp { name } => link(world, &name, &|link| link.up = true),
+        Step::SetUp { name } => {
+            link(world, &name, &|link| link.up = true);
+            let own = world.addresses.iter().filter(|(bridge, _)| *bridge == name);
+            world.routing.leaked.extend(own.map(|(bridge, address)| (bridge.clone(), address.addr())));
+        }
         Step::AddAddress { bridge, address } => {
             assert!(world.links.contains_key(&bridge));
+            // Where the link is up, the kernel makes a local route in its own table.
+            if world.links[&bridge].up {
+                world.routing.leaked.insert((bridge.clone(), address.addr()));
+            }
             assert!(world.addresses.insert((bridge, address)), "added twice");
         }
         Step::RemoveAddress { bridge, address } => {
+            world.routing.leaked.remove(&(bridge.clone(), address.addr()));
             assert!(world.addresses.remove(&(bridge, address)));
         }
         Step::SetNeighbour { bridge, ip, mac } => {
@@ -69,9 +79,21 @@ fn perform(world: &mut Observed, step: &Step) {
             assert!(world.floods.insert((port, node)), "added twice");
         }
         Step::RemoveFlood { port, node } => assert!(world.floods.remove(&(port, node))),
-        Step::SetRoute { ip, bridge } => {
+        Step::AddVpcRule { vpc } => assert!(world.routing.rules.insert(vpc), "added twice"),
+        Step::RemoveVpcRule { vpc } => assert!(world.routing.rules.remove(&vpc)),
+        Step::SetVpcRoute { route, bridge } => {
+            assert!(world.links[&bridge].up);
+            if let Way::Segment { gateway } = route.way {
+                let source = VpcRoute { way: Way::Local, network: gateway.into(), ..route };
+                assert!(world.routing.routes.contains_key(&source), "its source is not local");
+            }
+            world.routing.routes.insert(route, bridge);
+        }
+        Step::RemoveVpcRoute { route, .. } => assert!(world.routing.routes.remove(&route).is_some()),
+        Step::RemoveLeaked { bridge, address } => drop(world.routing.leaked.remove(&(bridge, address))),
+        Step::SetRoute { ip, bridge, source } => {
             assert!(world.links.contains_key(&bridge));
-            world.routes.insert(ip, bridge);
+            world.routes.insert(ip, (bridge, source));
         }
         Step::RemoveRoute { ip, .. } => drop(world.routes.remove(&ip)),
         Step::AddProxy { index, ip } => assert!(world.proxies.insert((index, ip))),
@@ -103,7 +125,9 @@ fn delete(world: &mut Observed, name: &LinkName) {
     assert!(world.links.remove(name).is_some());
     world.addresses.retain(|(bridge, _)| bridge != name);
     world.neighbours.retain(|(bridge, _), _| bridge != name);
-    world.routes.retain(|_, bridge| bridge != name);
+    world.routes.retain(|_, (bridge, _)| bridge != name);
+    world.routing.routes.retain(|_, bridge| bridge != name);
+    world.routing.leaked.retain(|(bridge, _)| bridge != name);
     world.forwarding.retain(|(tap, _)| tap != name);
     world.tunnels.retain(|(port, _), _| port != name);
     world.floods.retain(|(port, _)| port != name);
@@ -149,42 +173,45 @@ fn any_trunk() -> impl Strategy<Value = (Option<Kind>, Vec<api::RemoteInterface>
 /// One of a few networks: which interfaces, owners, queues, elastic IPs, MTU and gateway MAC, which trunk.
 fn any_network() -> impl Strategy<Value = Network> {
     let interfaces = proptest::collection::btree_map(1_u8..5, (0_u32..2, 1_u32..3, 0_u8..4), 0..5);
-    (interfaces, 0_u32..2, 1_u8..3, any::<bool>(), any_trunk()).prop_map(
-        |(interfaces, mtu, mac, second, (kind, remotes))| {
-            let mut message = testing::message();
-            let template = message.interfaces[0].clone();
-            (message.interfaces, message.elastic_ips) = (vec![], vec![]);
-            message.segments[0].mtu = 1400 + mtu * 50;
-            message.segments[0].gateway_mac = format!("02:00:00:00:00:{mac:02x}");
-            if second {
-                let mut segment = message.segments[0].clone();
-                segment.id = "subnet-2".into();
-                (segment.cidr, segment.gateway) = ("10.0.0.0/24".into(), "10.0.0.1".into());
-                message.segments.push(segment);
+    (interfaces, 0_u32..2, 1_u8..3, 0_u8..3, any_trunk()).prop_map(|(interfaces, mtu, mac, second, (kind, remotes))| {
+        let mut message = testing::message();
+        let template = message.interfaces[0].clone();
+        (message.interfaces, message.elastic_ips) = (vec![], vec![]);
+        message.segments[0].mtu = 1400 + mtu * 50;
+        message.segments[0].gateway_mac = format!("02:00:00:00:00:{mac:02x}");
+        if second > 0 {
+            let mut segment = message.segments[0].clone();
+            segment.id = "subnet-2".into();
+            match second {
+                1 => (segment.cidr, segment.gateway) = ("10.0.0.0/24".into(), "10.0.0.1".into()),
+                // The same network in another VPC.
+                _ => segment.vpc = "vpc-2".into(),
             }
-            (message.segments[0].kind, message.remotes) = (kind, remotes);
-            for (n, (owner_uid, queue_pairs, public)) in interfaces {
-                let on_second = second && n > 2;
-                let ipv4 = if on_second { format!("10.0.0.{}", 3 + n) } else { format!("172.31.0.{}", 3 + n) };
-                let segment = if on_second { "subnet-2" } else { "subnet-1" };
-                message.interfaces.push(api::Interface {
-                    id: format!("eni-{n}"),
-                    segment: segment.into(),
-                    mac: format!("02:00:00:00:0{public}:{:02x}", 16 + n),
-                    ipv4: ipv4.clone(),
-                    owner_uid,
-                    queue_pairs,
-                    ..template.clone()
-                });
-                let public_ip = format!("198.51.100.{}", 130 + public);
-                let taken = message.elastic_ips.iter().any(|e| e.public_ip == public_ip);
-                if public > 0 && !taken {
-                    message.elastic_ips.push(api::ElasticIp { public_ip, private_ip: ipv4, segment: segment.into() });
-                }
+            message.segments.push(segment);
+        }
+        (message.segments[0].kind, message.remotes) = (kind, remotes);
+        for (n, (owner_uid, queue_pairs, public)) in interfaces {
+            let on_second = second > 0 && n > 2;
+            let ipv4 =
+                if on_second && second == 1 { format!("10.0.0.{}", 3 + n) } else { format!("172.31.0.{}", 3 + n) };
+            let segment = if on_second { "subnet-2" } else { "subnet-1" };
+            message.interfaces.push(api::Interface {
+                id: format!("eni-{n}"),
+                segment: segment.into(),
+                mac: format!("02:00:00:00:0{public}:{:02x}", 16 + n),
+                ipv4: ipv4.clone(),
+                owner_uid,
+                queue_pairs,
+                ..template.clone()
+            });
+            let public_ip = format!("198.51.100.{}", 130 + public);
+            let taken = message.elastic_ips.iter().any(|e| e.public_ip == public_ip);
+            if public > 0 && !taken {
+                message.elastic_ips.push(api::ElasticIp { public_ip, private_ip: ipv4, segment: segment.into() });
             }
-            Network::parse(&message, &testing::surroundings()).unwrap()
-        },
-    )
+        }
+        Network::parse(&message, &testing::surroundings()).unwrap()
+    })
 }
 
 proptest! {

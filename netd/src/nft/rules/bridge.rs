@@ -3,8 +3,8 @@
 use nftnl::{ChainType, Hook, ProtoFamily};
 
 use super::{
-    ADDRESS_OF, BINDINGS, DHCP_SERVER, ETHER_IPV4, FOREIGN, GATEWAYS, MACS, ROUTERS, SELVES, SPOOFED, TAPS, base,
-    chain, groups, limits, trunk,
+    BINDINGS, DHCP_SERVER, ETHER_IPV4, FOREIGN, GATEWAYS_OF, MACS, MARK_OF, ROUTERS, SELVES, SPOOFED, TAPS, base,
+    chain, groups, limits, trunk, vpcs,
 };
 use crate::bridging::Bridging;
 use crate::limits::Limits;
@@ -29,7 +29,7 @@ pub fn table(bridging: Bridging, limits: &Limits) -> Table {
     let mut table = Table {
         family: ProtoFamily::Bridge,
         name: TABLE,
-        sets: vec![TAPS, MACS, BINDINGS, ROUTERS, SPOOFED, FOREIGN, ADDRESS_OF, GATEWAYS, SELVES],
+        sets: vec![TAPS, MACS, BINDINGS, ROUTERS, SPOOFED, FOREIGN, MARK_OF, GATEWAYS_OF, SELVES, vpcs::VPC_OF],
         chains: vec![from_instance_frames(), frames_in(), limits::frames(), frames_to_node(), frames_between()],
     };
     table.sets.extend(limits::bridge_sets(limits));
@@ -40,6 +40,8 @@ pub fn table(bridging: Bridging, limits: &Limits) -> Table {
             table.sets.extend(groups::sets());
             table.sets.extend(limits::connection_sets(limits));
             table.chains.extend(limits::bridge_chains(limits));
+            table.sets.extend(vpcs::bridge_sets());
+            table.chains.extend(vpcs::bridge_chains());
             table.chains.extend([
                 groups::judge_outbound(),
                 groups_out(),
@@ -59,7 +61,7 @@ fn frames_in() -> Chain {
         "frames_in",
         base(ChainType::Filter, Hook::PreRouting, FIRST),
         vec![
-            Rule::new("who sent it").mark_by(&[InputName], &ADDRESS_OF),
+            Rule::new("who sent it").mark_by(&[InputName], &MARK_OF),
             Rule::new("from an instance").found(&[InputName], &TAPS).jump("from_instance"),
         ],
     )
@@ -105,7 +107,7 @@ fn groups_out() -> Chain {
 /// Marks a frame with whom it is for, by the port that it leaves by: an instance that is a router for others gets what is for
 /// other addresses.
 fn frames_for_whom(priority: i32) -> Chain {
-    let rule = Rule::new("it is for who is behind the tap").mark_by(&[OutputName], &ADDRESS_OF);
+    let rule = Rule::new("it is for who is behind the tap").mark_by(&[OutputName], &MARK_OF);
     chain("frames_for_whom", base(ChainType::Filter, Hook::Forward, priority), vec![rule])
 }
 
@@ -132,6 +134,8 @@ fn frames_to_node() -> Chain {
                 .for_link_local_group()
                 .found(&[InputName], &SPOOFED)
                 .drop(),
+            // The gateway's addresses are local in the VPC's routing table only, by which the kernel decides whether to answer.
+            Rule::new("ARP is asked in its VPC").ether_type(ETHER_ARP).mark_by(&[InputName], &vpcs::VPC_OF),
         ],
     )
 }
@@ -181,7 +185,10 @@ fn from_instance_frames() -> Chain {
                 .found(&[InputName], &SPOOFED)
                 .drop(),
             ipv4("IPv4 from its own address").found(&[InputName, EtherSource, Ipv4Source], &BINDINGS).accept(),
-            ipv4("nobody speaks as the gateway").found(&[Ipv4Source], &GATEWAYS).found(&[InputName], &SPOOFED).drop(),
+            ipv4("nobody speaks as the gateway")
+                .found(&[InputName, Ipv4Source], &GATEWAYS_OF)
+                .found(&[InputName], &SPOOFED)
+                .drop(),
             ipv4("IPv4 from an instance without source check").found(&[InputName, EtherSource], &ROUTERS).accept(),
             ipv4("IPv4 in another's name").found(&[InputName], &SPOOFED).drop(),
             Rule::new("ARP in another's name").ether_type(ETHER_ARP).found(&[InputName], &SPOOFED).drop(),

@@ -81,7 +81,8 @@ fn group_chain(group: &SecurityGroup, direction: Direction) -> Chain {
 
 /// The nftables rules of a group's rule: one for each network that its peer is.
 fn rules_of(rule: &GroupRule) -> Vec<Rule> {
-    let (field, way) = match rule.direction {
+    let direction = rule.direction;
+    let (field, way) = match direction {
         Direction::Inbound => (Ipv4Source, "from"),
         Direction::Outbound => (Ipv4Destination, "to"),
     };
@@ -92,7 +93,14 @@ fn rules_of(rule: &GroupRule) -> Vec<Rule> {
     let with_network = |network: &Ipv4Net| start(network.to_string()).within(field, *network);
     let matching = match &rule.peer {
         Peer::Networks(networks) => networks.iter().map(with_network).collect(),
-        Peer::Group(group) => vec![start(group.to_string()).found(&[field], &members_of(group))],
+        Peer::Group(group) => {
+            let rule = start(group.to_string()).found(&[field], &members_of(group));
+            vec![match direction {
+                // Whoever comes by way of an elastic IP comes from outside, whatever address it has.
+                Direction::Inbound => rule.not_through_elastic_ip(),
+                Direction::Outbound => rule,
+            }]
+        }
     };
     matching.into_iter().map(|rule| rule.count().accept()).collect()
 }

@@ -4,18 +4,19 @@ use nftnl::{ChainType, Hook, ProtoFamily};
 
 use super::{
     BRIDGES, DHCP_SERVER, EIP_IN, EIP_IN_COUNT, EIP_OUT, EIP_OUT_COUNT, GATEWAYS, INSTANCES, ROUTED, base, chain,
-    groups, limits, trunk,
+    groups, limits, trunk, vpcs,
 };
 use crate::api::METADATA_ADDRESS;
+use crate::desired::InterfaceMark;
 use crate::limits::Limits;
 use crate::nft::TABLE;
 use crate::nft::expr::Header;
 use crate::nft::layout::{Chain, Table};
-use crate::nft::rule::Field::{InputName, Ipv4Destination, Ipv4Source, Number, OutputName};
+use crate::nft::rule::Field::{ConnectionVpc, InputName, Ipv4Destination, Ipv4Source, Number, OutputName};
 use crate::nft::rule::{Rule, State};
 
 // Priorities of hooks (`include/uapi/linux/netfilter_ipv4.h`).
-const MANGLE: i32 = -150;
+pub const MANGLE: i32 = -150;
 /// A packet's connection is known, and it is still as the instance sent it.
 pub const AS_SENT: i32 = -120;
 const NAT_DESTINATION: i32 = -100;
@@ -38,12 +39,11 @@ pub fn table(uplink: &str, limits: &Limits) -> Table {
             count_in(),
             groups::judge_outbound(),
             groups_out(),
-            forget_who(),
             elastic_in("elastic_in", Hook::PreRouting),
             // So that a program on the node itself reaches an elastic IP too.
             elastic_in("elastic_local", Hook::Out),
             node_from_instance(),
-            node_input(uplink),
+            node_input(),
             node_output(),
             to_instance(),
             from_instance_routed(uplink),
@@ -54,6 +54,8 @@ pub fn table(uplink: &str, limits: &Limits) -> Table {
             count_out(),
         ],
     };
+    table.sets.extend(vpcs::ipv4_sets());
+    table.chains.extend(vpcs::ipv4_chains());
     table.sets.extend(groups::sets());
     table.sets.extend(limits::connection_sets(limits));
     table.chains.extend(limits::ipv4_chains(limits));
@@ -96,10 +98,10 @@ fn node_from_instance() -> Chain {
             Rule::new("answers").state(State::EstablishedOrRelated).accept(),
             Rule::new("metadata service").destination_is(METADATA_ADDRESS).tcp_to(HTTP).accept(),
             Rule::new("DHCP").udp_to(DHCP_SERVER).accept(),
-            Rule::new("DNS").found(&[Ipv4Destination], &GATEWAYS).udp_to(DNS).accept(),
-            Rule::new("DNS over TCP").found(&[Ipv4Destination], &GATEWAYS).tcp_to(DNS).accept(),
+            Rule::new("DNS").found(&[ConnectionVpc, Ipv4Destination], &GATEWAYS).udp_to(DNS).accept(),
+            Rule::new("DNS over TCP").found(&[ConnectionVpc, Ipv4Destination], &GATEWAYS).tcp_to(DNS).accept(),
             Rule::new("ping the gateway")
-                .found(&[Ipv4Destination], &GATEWAYS)
+                .found(&[ConnectionVpc, Ipv4Destination], &GATEWAYS)
                 .protocol(libc::IPPROTO_ICMP)
                 .bytes_are(Header::Transport, 0, &[8])
                 .accept(),
@@ -108,18 +110,10 @@ fn node_from_instance() -> Chain {
     )
 }
 
-fn node_input(uplink: &str) -> Chain {
-    chain(
-        "node_input",
-        base(ChainType::Filter, Hook::In, FILTER),
-        vec![
-            Rule::new("from an instance").found(&[InputName], &BRIDGES).jump("node_from_instance"),
-            Rule::new("gateways are not for the public side")
-                .input_is(uplink)
-                .found(&[Ipv4Destination], &GATEWAYS)
-                .drop(),
-        ],
-    )
+/// From the public side no gateway is to be reached: the node has their addresses in the VPCs' routing tables only.
+fn node_input() -> Chain {
+    let rule = Rule::new("from an instance").found(&[InputName], &BRIDGES).jump("node_from_instance");
+    chain("node_input", base(ChainType::Filter, Hook::In, FILTER), vec![rule])
 }
 
 /// Judges what an instance sends, before anything of it is translated: a group's rules speak of what the instance sees. Its frames were
@@ -132,20 +126,11 @@ fn groups_out() -> Chain {
             Rule::new("not from an instance").not_found(&[InputName], &BRIDGES).accept(),
             Rule::new("answers").state(State::EstablishedOrRelated).accept(),
             Rule::new("from another node, which has judged it").unmarked().accept(),
-            Rule::new("the gateway's services").found(&[Ipv4Destination], &GATEWAYS).accept(),
+            Rule::new("the gateway's services").found(&[ConnectionVpc, Ipv4Destination], &GATEWAYS).accept(),
             Rule::new("DHCP").destination_is(std::net::Ipv4Addr::BROADCAST).udp_to(DHCP_SERVER).accept(),
             Rule::new("no part of any connection").state(State::Invalid).drop(),
             Rule::new("its groups decide").jump("judge_outbound"),
         ],
-    )
-}
-
-/// A mark means something to others, too (`ip rule`, other programs' tables): it goes no further than it is needed.
-fn forget_who() -> Chain {
-    chain(
-        "forget_who",
-        base(ChainType::Filter, Hook::PreRouting, AS_SENT + 2),
-        vec![Rule::new("who sent it is no longer asked").found(&[InputName], &BRIDGES).mark_with(Number(0))],
     )
 }
 
@@ -157,9 +142,11 @@ fn groups_in() -> Chain {
         vec![
             Rule::new("not to an instance").not_found(&[OutputName], &BRIDGES).accept(),
             Rule::new("answers").state(State::EstablishedOrRelated).accept(),
-            // The kernel takes no packet from elsewhere that claims one of its own addresses, nor do taps; a translated one may
-            // have it, from an instance without an elastic IP.
-            Rule::new("from the gateway itself").not_through_elastic_ip().found(&[Ipv4Source], &GATEWAYS).accept(),
+            // Taps take no packet that claims a gateway's address. From outside one may come, but only by way of an elastic IP.
+            Rule::new("from the gateway itself")
+                .not_through_elastic_ip()
+                .found(&[ConnectionVpc, Ipv4Source], &GATEWAYS)
+                .accept(),
             Rule::new("no part of any connection").state(State::Invalid).drop(),
             Rule::new("to another node, which judges it").unmarked().accept(),
             Rule::new("its groups decide").jump("judge_inbound"),
@@ -169,11 +156,16 @@ fn groups_in() -> Chain {
 
 /// What the node itself sends to an instance is judged by that instance's groups too, unless it is the gateway's.
 fn node_output() -> Chain {
-    chain(
-        "node_output",
-        base(ChainType::Filter, Hook::Out, FILTER),
-        vec![Rule::new("it is for who has the address").found(&[OutputName], &BRIDGES).mark_with(Ipv4Destination)],
-    )
+    chain("node_output", base(ChainType::Filter, Hook::Out, FILTER), for_its_holder().into())
+}
+
+/// Marks a packet to an instance with the interface that it is to be judged for. A mark means something to others, too (`ip rule`, other programs'
+/// tables), so no other goes further than to routing.
+fn for_its_holder() -> [Rule; 2] {
+    [
+        Rule::new("it is for nobody").found(&[OutputName], &BRIDGES).mark_with(Number(InterfaceMark::NOBODY.get())),
+        Rule::new("it is for who has the address").mark_by(&[OutputName, Ipv4Destination], &vpcs::HOLDERS),
+    ]
 }
 
 /// Ways that there are; whether a connection may take one is for `groups_in`.
@@ -185,6 +177,11 @@ fn to_instance() -> Chain {
             trunk::to_remote(),
             Rule::new("answers").state(State::EstablishedOrRelated).accept(),
             Rule::new("no part of any connection").state(State::Invalid).drop(),
+            Rule::new("a source that would not be translated stays in its VPC")
+                .found(&[InputName], &BRIDGES)
+                .through_elastic_ip()
+                .not_found(&[ConnectionVpc, Ipv4Source], &INSTANCES)
+                .drop(),
             Rule::new("through an elastic IP").through_elastic_ip().accept(),
             Rule::new("from a segment of the same VPC").found(&[InputName, OutputName], &ROUTED).accept(),
             Rule::new("private addresses are not for the public side").drop(),
@@ -199,7 +196,9 @@ fn from_instance_routed(uplink: &str) -> Chain {
         vec![
             Rule::new("answers").state(State::EstablishedOrRelated).accept(),
             Rule::new("no part of any connection").state(State::Invalid).drop(),
-            Rule::new("a source that would not be translated stays here").not_found(&[Ipv4Source], &INSTANCES).drop(),
+            Rule::new("a source that would not be translated stays here")
+                .not_found(&[ConnectionVpc, Ipv4Source], &INSTANCES)
+                .drop(),
             Rule::new("out to the public side").output_is(uplink).accept(),
             Rule::new("the node's other networks are not the instances'").drop(),
         ],
@@ -210,28 +209,40 @@ fn forward() -> Chain {
     chain(
         "forward",
         base(ChainType::Filter, Hook::Forward, FILTER),
-        vec![
-            Rule::new("it is for who has the address").found(&[OutputName], &BRIDGES).mark_with(Ipv4Destination),
-            trunk::for_nobody_here(),
-            Rule::new("to an instance").found(&[OutputName], &BRIDGES).jump("to_instance"),
-            Rule::new("from an instance").found(&[InputName], &BRIDGES).jump("from_instance"),
-        ],
+        [Rule::new("it is routed").found(&[InputName], &BRIDGES).mark_with(Number(0))]
+            .into_iter()
+            .chain(for_its_holder())
+            .chain([
+                trunk::for_nobody_here(),
+                Rule::new("to an instance").found(&[OutputName], &BRIDGES).jump("to_instance"),
+                Rule::new("from an instance").found(&[InputName], &BRIDGES).jump("from_instance"),
+            ])
+            .collect(),
     )
 }
 
 /// An instance appears outside as its elastic IP, or as the node when it has none. The same holds
 /// for a packet that turns round on this node ("hairpin": an instance calls another, or itself, by
 /// an elastic IP): untranslated, the answer would go straight to the caller, from an address that it
-/// never called. Masquerading there gives the caller its segment's gateway as address.
+/// never called; and between VPCs a private address means nothing.
 fn elastic_out(uplink: &str) -> Chain {
     chain(
         "elastic_out",
         base(ChainType::Nat, Hook::PostRouting, NAT_SOURCE),
         vec![
-            Rule::new("instance out as its elastic IP").output_is(uplink).snat_by(&EIP_OUT),
-            Rule::new("instance out as the node").output_is(uplink).found(&[Ipv4Source], &INSTANCES).masquerade(),
-            Rule::new("hairpin as its elastic IP").through_elastic_ip().snat_by(&EIP_OUT),
-            Rule::new("hairpin as the gateway").through_elastic_ip().found(&[Ipv4Source], &INSTANCES).masquerade(),
+            Rule::new("instance out as its elastic IP")
+                .output_is(uplink)
+                .snat_by(&[ConnectionVpc, Ipv4Source], &EIP_OUT),
+            Rule::new("instance out as the node")
+                .output_is(uplink)
+                .found(&[ConnectionVpc, Ipv4Source], &INSTANCES)
+                .masquerade(),
+            Rule::new("hairpin as its elastic IP").through_elastic_ip().snat_by(&[ConnectionVpc, Ipv4Source], &EIP_OUT),
+            Rule::new("hairpin as the node").through_elastic_ip().snat_by(&[ConnectionVpc], &vpcs::NODE_FOR),
+            Rule::new("a node without an address has none to lend")
+                .through_elastic_ip()
+                .found(&[ConnectionVpc], &vpcs::VPCS)
+                .drop(),
         ],
     )
 }

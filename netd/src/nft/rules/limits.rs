@@ -15,10 +15,10 @@ use nftnl::{ChainType, Hook};
 
 use super::bridge::{AFTER_IP_RULES, ETHER_ARP, FIRST};
 use super::ipv4::{AS_RECEIVED, AS_SENT};
-use super::{BRIDGES, DHCP_SERVER, ETHER_IPV4, GATEWAYS, TAPS, base, chain, counting, set};
+use super::{BRIDGES, DHCP_SERVER, ETHER_IPV4, GATEWAYS_OF, TAPS, base, chain, counting, set};
 use crate::desired::Interface;
 use crate::limits::{Limits, Lists};
-use crate::nft::contents::{Contents, address};
+use crate::nft::contents::{Contents, number};
 use crate::nft::layout::{Chain, Limit, Set, Type};
 use crate::nft::rule::Field::{InputName, Ipv4Destination, Mark, OutputName};
 use crate::nft::rule::Rule;
@@ -50,14 +50,14 @@ pub struct Way {
 }
 
 pub const OPENED: Way = Way {
-    rate: counting("opening_flood", 66, &[Type::Ipv4]),
-    lists: set("opened", 67, &[Type::Ipv4, Type::Number]),
-    refused: counting("opening_refused", 68, &[Type::Ipv4]),
+    rate: counting("opening_flood", 66, &[Type::Number]),
+    lists: set("opened", 67, &[Type::Number, Type::Number]),
+    refused: counting("opening_refused", 68, &[Type::Number]),
 };
 pub const TAKEN: Way = Way {
-    rate: counting("taking_flood", 69, &[Type::Ipv4]),
-    lists: set("taken", 70, &[Type::Ipv4, Type::Number]),
-    refused: counting("taking_refused", 71, &[Type::Ipv4]),
+    rate: counting("taking_flood", 69, &[Type::Number]),
+    lists: set("taken", 70, &[Type::Number, Type::Number]),
+    refused: counting("taking_refused", 71, &[Type::Number]),
 };
 
 /// Sets of both that interfaces are in from the start.
@@ -110,7 +110,7 @@ pub fn frames() -> Chain {
             too_much(
                 Rule::new("packets to the gateway's services beyond their rate")
                     .ether_type(ETHER_IPV4)
-                    .found(&[Ipv4Destination], &GATEWAYS),
+                    .found(&[InputName, Ipv4Destination], &GATEWAYS_OF),
                 &GATEWAY_FLOOD,
             ),
         ],
@@ -185,7 +185,7 @@ impl Contents {
             self.put_bridge(set, interface.tap.padded().to_vec());
         }
         for set in BY_INTERFACE {
-            self.put_both(set, address(interface.ipv4), Vec::new());
+            self.put_both(set, number(interface.mark.get()), Vec::new());
         }
     }
 }

@@ -5,7 +5,9 @@
 //!                        │
 //!                        ├─ to a neighbour on the segment ──▶ [groups of both] ──▶ its tap
 //!                        └─ to the gateway's MAC
+//!                              │ [zones]           whose addresses are these? (`vpcs.rs`)
 //!                              │ [groups_out]      may it send this, as it was sent?
+//!                              │ [which_vpc]       where is it to be routed?
 //!                              │ [elastic_in]      public destination → private
 //!                              │ [node_input]      to the node: metadata, DHCP, ping; nothing else
 //!                              │ [forward]         to_instance, from_instance
@@ -18,10 +20,11 @@
 //! * `bridge.rs`: the table for frames: anti-spoofing, and what passes between neighbours.
 //! * `groups.rs`: security groups, in both.
 //! * `limits.rs`: how much one instance may use of what all share, in both.
+//! * `vpcs.rs`: how VPCs with the same addresses are kept apart, in both.
 //! * `trunk.rs`: what comes from other nodes and goes there, in both.
 //!
 //! Rules name sets and maps and never an instance, so they are the same on every node but for the uplink's name, how the kernel can judge
-//! between neighbours, and a chain for each security group. What is in the sets is in `contents.rs`.
+//! between neighbours, and a chain for each security group and VPC. What is in the sets is in `contents.rs`.
 //!
 //! Traffic that is not of netd's bridges or taps falls through every chain untouched: a host's other
 //! networks are none of netd's business.
@@ -31,6 +34,7 @@ mod groups;
 mod ipv4;
 pub mod limits;
 mod trunk;
+mod vpcs;
 
 use std::borrow::Cow;
 
@@ -58,30 +62,29 @@ const fn counting(name: &'static str, id: u32, key: &'static [Type]) -> Set {
 }
 
 const fn by_group(name: &'static str, id: u32) -> Set {
-    map(name, id, &[Type::Ipv4], Type::Verdict)
+    map(name, id, &[Type::Number], Type::Verdict)
 }
 
-/// Public address to the private one that it stands for.
-pub const EIP_IN: Set = map("eip_in", 1, &[Type::Ipv4], Type::Ipv4);
-/// Private address to the public one that it appears as.
-pub const EIP_OUT: Set = map("eip_out", 2, &[Type::Ipv4], Type::Ipv4);
+/// Public address to the private one that it stands for, and its VPC.
+pub const EIP_IN: Set = map("eip_in", 1, &[Type::Ipv4], Type::Place);
+/// Private address of a VPC to the public one that it appears as.
+pub const EIP_OUT: Set = map("eip_out", 2, &[Type::Number, Type::Ipv4], Type::Ipv4);
 /// Counts packets to each public address.
 pub const EIP_IN_COUNT: Set = counting("eip_in_count", 3, &[Type::Ipv4]);
 /// Counts packets from each public address.
 pub const EIP_OUT_COUNT: Set = counting("eip_out_count", 4, &[Type::Ipv4]);
 /// The bridges, each of which is a segment.
 pub const BRIDGES: Set = set("bridges", 5, &[Type::LinkName]);
-/// The private addresses that instances hold.
-pub const INSTANCES: Set = set("instances", 6, &[Type::Ipv4]);
-/// The addresses of the gateways, the resolvers and the metadata service: the node itself, as instances see it. In both tables.
-pub const GATEWAYS: Set = set("gateways", 7, &[Type::Ipv4]);
+/// The private addresses that instances hold, each with its VPC.
+pub const INSTANCES: Set = set("instances", 6, &[Type::Number, Type::Ipv4]);
+/// The addresses of each VPC's gateways, resolvers and metadata service: the node itself, as its instances see it.
+pub const GATEWAYS: Set = set("gateways", 7, &[Type::Number, Type::Ipv4]);
 /// Pairs of bridges that are routed to one another: segments of one VPC.
 pub const ROUTED: Set = set("routed", 8, &[Type::LinkName, Type::LinkName]);
 
 // --- sets of both tables ---
 
-/// Interface to the rules of its first group, of its second, and so on. An interface is named by its primary address here: that is
-/// what packets are marked with.
+/// Interface to the rules of its first group, of its second, and so on. An interface is named by its mark here.
 pub const INBOUND: [Set; MAX_GROUPS] = [
     by_group("inbound1", 9),
     by_group("inbound2", 10),
@@ -97,8 +100,8 @@ pub const OUTBOUND: [Set; MAX_GROUPS] = [
     by_group("outbound5", 18),
 ];
 /// Counts what no group let in or out, by interface.
-pub const DENIED_IN: Set = counting("denied_in", 19, &[Type::Ipv4]);
-pub const DENIED_OUT: Set = counting("denied_out", 20, &[Type::Ipv4]);
+pub const DENIED_IN: Set = counting("denied_in", 19, &[Type::Number]);
+pub const DENIED_OUT: Set = counting("denied_out", 20, &[Type::Number]);
 
 // --- sets of the table `bridge` ---
 
@@ -114,8 +117,10 @@ pub const ROUTERS: Set = set("routers", 4, &[Type::LinkName, Type::Ether]);
 pub const SPOOFED: Set = counting("spoofed", 5, &[Type::LinkName]);
 /// Counts frames of protocols that segments do not have, by tap.
 pub const FOREIGN: Set = counting("foreign", 9, &[Type::LinkName]);
-/// Tap to the primary address behind it.
-pub const ADDRESS_OF: Set = map("address_of", 6, &[Type::LinkName], Type::Ipv4);
+/// Tap to the mark of the interface behind it.
+pub const MARK_OF: Set = map("mark_of", 6, &[Type::LinkName], Type::Number);
+/// Tap with the addresses of its segment's gateway; with those of all gateways of its VPC where no source is checked.
+pub const GATEWAYS_OF: Set = set("gateways_of", 7, &[Type::LinkName, Type::Ipv4]);
 /// Each tap with itself.
 pub const SELVES: Set = set("selves", 8, &[Type::LinkName, Type::LinkName]);
 
@@ -126,7 +131,10 @@ const DHCP_SERVER: u16 = 67;
 pub fn tables(uplink: &str, bridging: Bridging, limits: &Limits, network: &Network) -> [Table; 2] {
     let mut tables = [ipv4::table(uplink, limits), bridge::table(bridging, limits)];
     let judging = |table: &&mut Table| table.sets.contains(&DENIED_IN);
-    tables.iter_mut().filter(judging).for_each(|table| groups::grow(table, network));
+    for table in tables.iter_mut().filter(judging) {
+        groups::grow(table, network);
+        vpcs::grow(table, network);
+    }
     tables
 }
 

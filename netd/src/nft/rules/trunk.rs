@@ -15,6 +15,7 @@ use nftnl::{ChainType, Hook, ProtoFamily};
 
 use super::bridge::{DHCP_CLIENT, ETHER_ARP, FIRST, arp_of_the_bound};
 use super::ipv4::FILTER;
+use super::vpcs::on_bridge;
 use super::{BINDINGS, BRIDGES, DHCP_SERVER, ETHER_IPV4, MACS, ROUTED, ROUTERS, SPOOFED, base, chain, map, set};
 use crate::desired::{Network, Segment, Trunk, Wire};
 use crate::links::VXLAN_PORT;
@@ -25,8 +26,8 @@ use crate::nft::rule::Rule;
 
 // --- sets of the table `ip` ---
 
-/// The private addresses of instances on other nodes.
-pub const REMOTES: Set = set("remotes", 40, &[Type::Ipv4]);
+/// The private addresses of instances on other nodes, each with the bridge that leads there.
+pub const REMOTES: Set = set("remotes", 40, &[Type::LinkName, Type::Ipv4]);
 /// This node's addresses that tunnels end at.
 pub const TUNNEL_ENDS: Set = set("tunnel_ends", 41, &[Type::Ipv4]);
 /// The other ends.
@@ -58,14 +59,14 @@ pub fn bridge_chains() -> [Chain; 4] {
 
 /// What is for an instance elsewhere is for nobody here.
 pub fn for_nobody_here() -> Rule {
-    Rule::new("another node judges it").found(&[Ipv4Destination], &REMOTES).mark_with(Number(0))
+    Rule::new("another node judges it").found(&[OutputName, Ipv4Destination], &REMOTES).mark_with(Number(0))
 }
 
 /// The first rule on packets to instances.
 pub fn to_remote() -> Rule {
     Rule::new("to an instance of the VPC on another node")
         .found(&[InputName, OutputName], &ROUTED)
-        .found(&[Ipv4Destination], &REMOTES)
+        .found(&[OutputName, Ipv4Destination], &REMOTES)
         .accept()
 }
 
@@ -92,6 +93,7 @@ fn tunnel_out() -> Chain {
         vec![
             Rule::new("instances have no tunnels")
                 .found(&[InputName], &BRIDGES)
+                .not_found(&[OutputName], &BRIDGES)
                 .found(&[Ipv4Destination], &TUNNEL_PEERS)
                 .udp_to(VXLAN_PORT)
                 .drop(),
@@ -178,7 +180,7 @@ impl Contents {
         }
         for remote in network.remotes_of(&segment.id) {
             let port_and_mac = with_mac(&trunk.port, remote.mac);
-            self.put_ip(&REMOTES, address(remote.ipv4));
+            self.put_ip(&REMOTES, on_bridge(segment, remote.ipv4));
             self.put_bridge(&MACS, port_and_mac.clone());
             if !remote.source_check {
                 self.put_bridge(&ROUTERS, port_and_mac.clone());

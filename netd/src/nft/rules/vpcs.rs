@@ -1,0 +1,240 @@
+//! VPCs: how packets of two that have the same addresses are kept apart.
+//!
+//! ```text
+//!  from a bridge ──▶ [zones]      which zone are the connection's addresses in?       before conntrack, and before fragments are put together
+//!                       │ (conntrack)
+//!                       │ [which_vpc]  drop answers from who was not asked; mark with the VPC to be routed in
+//!                       │ [elastic_in] the first packet to an elastic IP: mark it and its connection with that one's VPC
+//!                       └ routing: `ip rule fwmark N lookup N`, else the node's own tables
+//! ```
+//!
+//! **Zones.** Conntrack knows a connection by its addresses and ports, once as its first packet has them and once as its answers do, and each of the two is
+//! in a zone. Addresses that mean something only within a VPC are in the zone of its number, public ones in zone 0:
+//!
+//! | connection | first packet's | answers' |
+//! |---|---|---|
+//! | within a VPC, with its gateway | VPC | VPC |
+//! | to an elastic IP from outside | 0 | its VPC |
+//! | out as an elastic IP | VPC | VPC: they come to the elastic IP, which tells the zone |
+//! | out as the node | VPC | 0: they come to the node's address, which does not |
+//! | to an elastic IP of this node | VPC | 0: what it is answered to is an elastic IP or the node's address |
+//!
+//! So two VPCs share an entry's addresses only in the last two, where the source is translated, and the kernel picks another port when one is taken. There
+//! alone could an instance of a third VPC write an answer; `which_vpc` drops it.
+//!
+//! **Who asked and who was asked** is kept with the connection: the zone of its first packet is the VPC that opened it, its mark the VPC of the elastic
+//! IP that it was opened to. Each packet is marked for the way that it goes: to where the connection was opened to, or back to where it was opened from.
+//!
+//! Where the bridge knows connections it sees packets before the table for IPv4 does, so the zones are chosen there by the same rules.
+
+use std::borrow::Cow;
+use std::net::Ipv4Addr;
+
+use ipnet::Ipv4Net;
+use nftnl::{ChainType, Hook, ProtoFamily};
+
+use super::ipv4::{AS_SENT, MANGLE};
+use super::{BRIDGES, EIP_IN, EIP_OUT, ETHER_IPV4, base, chain, map, set};
+use crate::api::METADATA_ADDRESS;
+use crate::desired::{Network, Segment, VpcId, VpcNumber};
+use crate::nft::contents::{Contents, address, number, with_mac};
+use crate::nft::expr::Direction::{Original, Reply};
+use crate::nft::layout::{Chain, Set, Table, Type};
+use crate::nft::rule::Field::{
+    AnswersZone, ConnectionMark, ConnectionVpc, EtherDestination, InputName, Ipv4Destination, Ipv4Source, Number,
+    OutputName,
+};
+use crate::nft::rule::Rule;
+
+/// `NF_IP_PRI_RAW_BEFORE_DEFRAG`: fragments are put together zone by zone (`include/uapi/linux/netfilter_ipv4.h`).
+const BEFORE_FRAGMENTS_MEET: i32 = -450;
+/// On a bridge: after anti-spoofing and limits, before connections are known (-200).
+const BEFORE_CONNTRACK: i32 = -250;
+
+// --- sets and maps; those that the table `bridge` has too are keyed by taps and trunk ports there ---
+
+/// Link to the number of its VPC.
+pub const VPC_OF: Set = map("vpc_of", 80, &[Type::LinkName], Type::Number);
+/// Link with its gateway's MAC: a frame to another is not routed here.
+pub const DOORS: Set = set("doors", 81, &[Type::LinkName, Type::Ether]);
+/// Link to the chain of its VPC.
+pub const INSIDE: Set = map("inside", 82, &[Type::LinkName], Type::Verdict);
+/// The node's own addresses on the public side.
+pub const NODE: Set = set("node_addresses", 83, &[Type::Ipv4]);
+/// Bridge with the number of its VPC.
+pub const SIDES: Set = set("sides", 84, &[Type::LinkName, Type::Number]);
+/// The VPCs' numbers.
+pub const VPCS: Set = set("vpcs", 85, &[Type::Number]);
+/// VPC to the address that instances without an elastic IP have for those that they reach by one on this node.
+pub const NODE_FOR: Set = map("node_for", 86, &[Type::Number], Type::Ipv4);
+/// Bridge with an address on it to the mark of the interface here that holds it.
+pub const HOLDERS: Set = map("holders", 87, &[Type::LinkName, Type::Ipv4], Type::Number);
+
+pub fn ipv4_sets() -> Vec<Set> {
+    vec![VPC_OF, DOORS, INSIDE, NODE, SIDES, VPCS, NODE_FOR, HOLDERS]
+}
+
+/// What the table `bridge` has to choose zones by, beside [`VPC_OF`].
+pub fn bridge_sets() -> Vec<Set> {
+    vec![DOORS, INSIDE, NODE, EIP_IN, EIP_OUT]
+}
+
+pub fn ipv4_chains() -> [Chain; 5] {
+    [zone_of_sender(), zones(), zones_of_node(), which_vpc(), home()]
+}
+
+/// Where the bridge knows connections.
+pub fn bridge_chains() -> [Chain; 2] {
+    let rule = Rule::new("in its VPC's zone, or its answers in none").ether_type(ETHER_IPV4).jump("zone_of_sender");
+    [zone_of_sender(), chain("zones", base(ChainType::Filter, Hook::PreRouting, BEFORE_CONNTRACK), vec![rule])]
+}
+
+fn zone_of_sender() -> Chain {
+    let all = |rule: Rule| rule.zone_by(&[InputName], &VPC_OF, None).accept();
+    let first_packets = |rule: Rule| rule.zone_by(&[InputName], &VPC_OF, Some(Original)).accept();
+    chain(
+        "zone_of_sender",
+        None,
+        vec![
+            first_packets(Rule::new("to an elastic IP").known(&[Ipv4Destination], &EIP_IN)),
+            first_packets(Rule::new("answers whom it knows as the node").found(&[Ipv4Destination], &NODE)),
+            all(Rule::new("stays on its segment").not_found(&[InputName, EtherDestination], &DOORS)),
+            Rule::new("by its VPC's networks").jump_by(&[InputName], &INSIDE),
+            first_packets(Rule::new("out as the node")),
+        ],
+    )
+}
+
+/// The chain of a VPC: what stays in it, and what leaves it as an elastic IP.
+fn within(network: &Network, vpc: &VpcId, vpc_number: VpcNumber) -> Chain {
+    let all = |rule: Rule| rule.zone(Number(vpc_number.get()), None).accept();
+    let mut rules: Vec<Rule> = networks_of(network, vpc)
+        .into_iter()
+        .map(|inside| all(Rule::new(format!("within {inside}")).within(Ipv4Destination, inside)))
+        .collect();
+    let own = Rule::new("out as its elastic IP").known(&[Number(vpc_number.get()), Ipv4Source], &EIP_OUT);
+    rules.push(all(own));
+    Chain { name: Cow::Owned(chain_of(vpc)), base: None, rules }
+}
+
+fn chain_of(vpc: &VpcId) -> String {
+    format!("within_{vpc}")
+}
+
+/// The VPC's networks as few as they can be told, and the one in which each gateway's services are.
+fn networks_of(network: &Network, vpc: &VpcId) -> Vec<Ipv4Net> {
+    let segments = network.segments.values().filter(|segment| segment.vpc == *vpc);
+    let mut networks = vec![Ipv4Net::new_assert(METADATA_ADDRESS, 16).trunc()];
+    networks.extend(segments.flat_map(|segment| segment.vpc_networks.iter().copied().chain([segment.network])));
+    Ipv4Net::aggregate(&networks)
+}
+
+/// Adds the chains of all VPCs.
+pub fn grow(table: &mut Table, network: &Network) {
+    table.chains.extend(network.vpcs.iter().map(|(vpc, number)| within(network, vpc, *number)));
+}
+
+fn zones() -> Chain {
+    chain(
+        "zones",
+        base(ChainType::Filter, Hook::PreRouting, BEFORE_FRAGMENTS_MEET),
+        vec![
+            Rule::new("to an elastic IP from outside")
+                .not_found(&[InputName], &BRIDGES)
+                .zone_by(&[Ipv4Destination], &EIP_IN, Some(Reply))
+                .accept(),
+            Rule::new("from an instance").found(&[InputName], &BRIDGES).jump("zone_of_sender"),
+        ],
+    )
+}
+
+/// What the node itself sends to an instance is the gateway's, in the VPC's zone, but for what goes by way of an elastic IP.
+fn zones_of_node() -> Chain {
+    chain(
+        "zones_of_node",
+        base(ChainType::Filter, Hook::Out, BEFORE_FRAGMENTS_MEET),
+        vec![
+            Rule::new("to an elastic IP").known(&[Ipv4Destination], &EIP_IN).accept(),
+            Rule::new("as the gateway").zone_by(&[OutputName], &VPC_OF, None),
+        ],
+    )
+}
+
+/// Until here, a mark said who had sent it.
+fn which_vpc() -> Chain {
+    let from_bridge = |purpose| Rule::new(purpose).found(&[InputName], &BRIDGES);
+    let from_outside = |purpose| Rule::new(purpose).not_found(&[InputName], &BRIDGES);
+    let mut rules = vec![
+        from_bridge("an answer from a VPC that was not asked")
+            .goes(Reply)
+            .is_zero(AnswersZone)
+            .found(&[ConnectionVpc], &VPCS)
+            .not_found(&[InputName, ConnectionMark], &SIDES)
+            .drop(),
+        from_outside("an answer from outside, where an instance was asked")
+            .goes(Reply)
+            .found(&[ConnectionVpc], &VPCS)
+            .found(&[ConnectionMark], &VPCS)
+            .drop(),
+        Rule::new("in its own VPC").mark_by(&[InputName], &VPC_OF),
+    ];
+    rules.extend(by_connection());
+    rules.push(from_bridge("back to outside, or to the node").goes(Reply).is_zero(ConnectionVpc).mark_with(Number(0)));
+    chain("which_vpc", base(ChainType::Filter, Hook::PreRouting, AS_SENT + 2), rules)
+}
+
+fn by_connection() -> [Rule; 2] {
+    [
+        Rule::new("to the VPC of its elastic IP")
+            .goes(Original)
+            .found(&[ConnectionMark], &VPCS)
+            .mark_with(ConnectionMark),
+        Rule::new("back to the VPC that asked").goes(Reply).found(&[ConnectionVpc], &VPCS).mark_with(ConnectionVpc),
+    ]
+}
+
+/// What the node itself sends on a connection of others: what a program says to an elastic IP, and errors (ICMP), which the kernel would route as it
+/// did the packet that they are about (`fwmark_reflect`) and not back to where that came from.
+fn home() -> Chain {
+    let [to, back] = by_connection();
+    let back = Rule { exprs: [Rule::new("").protocol(libc::IPPROTO_ICMP).exprs, back.exprs].concat(), ..back };
+    chain("home", base(ChainType::Route, Hook::Out, MANGLE), vec![to, back])
+}
+
+impl Contents {
+    pub(in crate::nft) fn add_vpcs(&mut self, network: &Network) {
+        for vpc in network.vpcs.values() {
+            self.put_ip(&VPCS, number(vpc.get()));
+            if let Some(node) = network.node_addresses.first() {
+                self.put(ProtoFamily::Ipv4, &NODE_FOR, number(vpc.get()), address(*node));
+            }
+        }
+        for node in &network.node_addresses {
+            self.put_both(&NODE, address(*node), Vec::new());
+        }
+        for segment in network.segments.values() {
+            let vpc = network.vpc_number(&segment.id);
+            let side = [segment.bridge.padded().as_slice(), &number(vpc.get())].concat();
+            self.put_ip(&SIDES, side);
+            self.put(ProtoFamily::Ipv4, &VPC_OF, segment.bridge.padded().to_vec(), number(vpc.get()));
+            let chain = chain_of(&segment.vpc).into_bytes();
+            self.put(ProtoFamily::Ipv4, &INSIDE, segment.bridge.padded().to_vec(), chain.clone());
+            self.put_ip(&DOORS, with_mac(&segment.bridge, segment.gateway_mac));
+            let taps = network.interfaces_of(&segment.id).map(|interface| &interface.tap);
+            for port in taps.chain(segment.trunk.as_ref().map(|trunk| &trunk.port)) {
+                self.put(ProtoFamily::Bridge, &VPC_OF, port.padded().to_vec(), number(vpc.get()));
+                self.put(ProtoFamily::Bridge, &INSIDE, port.padded().to_vec(), chain.clone());
+                self.put_bridge(&DOORS, with_mac(port, segment.gateway_mac));
+            }
+            for interface in network.interfaces_of(&segment.id) {
+                let held = on_bridge(segment, interface.ipv4);
+                self.put(ProtoFamily::Ipv4, &HOLDERS, held, number(interface.mark.get()));
+            }
+        }
+    }
+}
+
+/// A bridge's name and an address on it, as they lie in registers.
+pub(super) fn on_bridge(segment: &Segment, held: Ipv4Addr) -> Vec<u8> {
+    [segment.bridge.padded().as_slice(), &address(held)].concat()
+}
