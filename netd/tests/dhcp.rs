@@ -100,7 +100,7 @@ fn the_metadata_service_is_reached_from_the_instances_own_address() {
     use std::io::Read;
     let lab = Lab::new();
     lab.netd.apply(&network(1, 1, &[]));
-    let service = std::net::TcpListener::bind((METADATA, 80)).unwrap();
+    let service = common::metadata_service("brsubnet1");
     let one: Guest = guest(1);
     // The first packet of a connection is enough to see that it gets there and who it is from.
     let syn = {

@@ -138,9 +138,9 @@ fn hairpin_reaches_a_neighbour_and_oneself_by_elastic_ip() {
         assert_eq!(answer.from, public(to), "the answer comes from the address that was asked");
         String::from_utf8(answer.payload).unwrap()
     };
-    // As its own elastic IP; as the gateway when it has none; and itself.
+    // As its own elastic IP; as the node when it has none; and itself.
     assert_eq!(asked(1, 2), format!("i-2 asked by {} ?", public(1)));
-    assert_eq!(asked(3, 2), format!("i-2 asked by {GATEWAY} ?"));
+    assert_eq!(asked(3, 2), format!("i-2 asked by {NODE} ?"));
     assert_eq!(asked(1, 1), format!("i-1 asked by {} ?", public(1)));
     // The node itself reaches it too.
     let socket = std::net::UdpSocket::bind((NODE, 0)).unwrap();

@@ -136,10 +136,10 @@ impl Rule {
 
     /// The packet is marked with nobody.
     pub fn unmarked(self) -> Self {
-        self.is_zero(Field::Mark)
+        self.zero(Field::Mark)
     }
 
-    pub fn is_zero(self, field: Field) -> Self {
+    pub fn zero(self, field: Field) -> Self {
         self.with([field.load(FIRST), Expr::Compare { from: FIRST, equal: true, value: vec![0; 4] }])
     }
 

@@ -13,7 +13,8 @@
 
 pub mod guest;
 
-use std::net::{Ipv4Addr, SocketAddrV4, UdpSocket};
+use std::net::{Ipv4Addr, SocketAddrV4, TcpListener, UdpSocket};
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::PathBuf;
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::mpsc;
@@ -22,6 +23,9 @@ use std::time::{Duration, Instant};
 
 use mallee_netd::api::{self, security_group_rule::Peer, segment::Kind};
 use nix::sched::{CloneFlags, unshare};
+use nix::sys::socket::{
+    AddressFamily, Backlog, SockFlag, SockType, SockaddrIn, bind, listen, setsockopt, socket, sockopt,
+};
 
 pub use guest::Guest;
 
@@ -418,4 +422,14 @@ pub fn ask(socket: &UdpSocket, to: Ipv4Addr, question: &str) -> String {
             return who.to_owned();
         }
     }
+}
+
+/// A socket as the agent's metadata service has for a segment: bound to its bridge. The metadata address is the node's on bridges alone.
+pub fn metadata_service(bridge: &str) -> TcpListener {
+    let fd: OwnedFd = socket(AddressFamily::Inet, SockType::Stream, SockFlag::SOCK_CLOEXEC, None).unwrap();
+    setsockopt(&fd, sockopt::BindToDevice, &bridge.to_owned().into()).unwrap();
+    setsockopt(&fd, sockopt::IpFreebind, &true).unwrap();
+    bind(fd.as_raw_fd(), &SockaddrIn::from(SocketAddrV4::new(METADATA, 80))).unwrap();
+    listen(&fd, Backlog::new(4).unwrap()).unwrap();
+    fd.into()
 }

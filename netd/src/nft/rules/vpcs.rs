@@ -167,7 +167,7 @@ fn which_vpc() -> Chain {
     let mut rules = vec![
         from_bridge("an answer from a VPC that was not asked")
             .goes(Reply)
-            .is_zero(AnswersZone)
+            .zero(AnswersZone)
             .found(&[ConnectionVpc], &VPCS)
             .not_found(&[InputName, ConnectionMark], &SIDES)
             .drop(),
@@ -179,7 +179,7 @@ fn which_vpc() -> Chain {
         Rule::new("in its own VPC").mark_by(&[InputName], &VPC_OF),
     ];
     rules.extend(by_connection());
-    rules.push(from_bridge("back to outside, or to the node").goes(Reply).is_zero(ConnectionVpc).mark_with(Number(0)));
+    rules.push(from_bridge("back to outside, or to the node").goes(Reply).zero(ConnectionVpc).mark_with(Number(0)));
     chain("which_vpc", base(ChainType::Filter, Hook::PreRouting, AS_SENT + 2), rules)
 }
 
