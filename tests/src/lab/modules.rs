@@ -45,6 +45,7 @@ const WANTED: &[&str] = &[
     "nft_reject_inet",
     "nft_reject_bridge",
     "nft_meta_bridge",
+    "nft_connlimit",
     "nft_limit",
     "nft_objref",
     "nft_numgen",
