@@ -65,6 +65,36 @@ pub enum Command {
     Clean,
     /// Says, as JSON, what of others' in this network namespace is in the way of instances. Changes nothing.
     Check,
+    /// Draws the network that a running netd has applied, with what it has counted.
+    Show(ShowOptions),
+    /// Tells which rules a new connection's first packet passes, and what becomes of it.
+    Trace(TraceOptions),
+}
+
+#[derive(Debug, Args)]
+pub struct ShowOptions {
+    /// Where netd listens.
+    #[arg(long, default_value = DEFAULT_SOCKET)]
+    pub socket: PathBuf,
+}
+
+#[derive(Debug, Args)]
+pub struct TraceOptions {
+    /// Where netd listens.
+    #[arg(long, default_value = DEFAULT_SOCKET)]
+    pub socket: PathBuf,
+    /// Print JSON.
+    #[arg(long)]
+    pub json: bool,
+    /// Who sends it: an instance or interface of this node by its id, its private address or its elastic IP; or an address outside.
+    #[arg(value_name = "SRC")]
+    pub from: String,
+    /// Who it is for: the same, of any node.
+    #[arg(value_name = "DST")]
+    pub to: String,
+    /// `PORT` or `tcp PORT`, `udp PORT`, `icmp`.
+    #[arg(value_name = "[PROTO] PORT", required = true, num_args = 1..=2)]
+    pub traffic: Vec<String>,
 }
 
 #[derive(Debug, Subcommand)]

@@ -42,6 +42,14 @@ pub enum Error {
     #[error("{0} belongs to a link that is not netd's; remove that link, or give the segment another number")]
     WireTaken(String),
 
+    /// A netd that was asked for what it has.
+    #[error("asking the netd at {}: {problem}", socket.display())]
+    Asking { socket: PathBuf, problem: String },
+
+    /// A trace that makes no sense in this network.
+    #[error("{0}")]
+    Question(String),
+
     #[error("{0}")]
     Internal(String),
 }

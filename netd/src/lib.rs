@@ -38,6 +38,8 @@ mod dhcp;
 #[cfg(feature = "daemon")]
 mod dns;
 #[cfg(feature = "daemon")]
+mod draw;
+#[cfg(feature = "daemon")]
 mod error;
 #[cfg(feature = "fuzzing")]
 pub mod fuzzing;
@@ -61,6 +63,8 @@ mod service;
 mod store;
 #[cfg(feature = "daemon")]
 mod sysctl;
+#[cfg(feature = "daemon")]
+mod trace;
 
 #[cfg(feature = "daemon")]
 pub use error::Error;
@@ -68,6 +72,10 @@ pub use error::Error;
 /// Does what the command line says.
 #[cfg(feature = "daemon")]
 pub fn run(cli: cli::Cli) -> Result<(), Error> {
+    // Has a namespace of its own, which threads that there are would not be in.
+    if let Some(cli::Command::Trace(options)) = &cli.command {
+        return trace::run(options);
+    }
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()
@@ -82,6 +90,9 @@ pub fn run(cli: cli::Cli) -> Result<(), Error> {
                 Ok(())
             }
             (Some(cli::Command::Check), _) => check(),
+            (Some(cli::Command::Show(options)), _) => draw::show(&options).await,
+            // Above.
+            (Some(cli::Command::Trace(_)), _) => Ok(()),
             (None, Some(options)) => daemon::run(options, cli.limits).await,
             (None, None) => Err(Error::Internal("give --state and --uplink, or a subcommand; see --help".into())),
         }

@@ -45,6 +45,34 @@ impl NetfilterSocket {
         Ok(Self { socket, sequence: 0 })
     }
 
+    /// A socket that hears what the kernel tells a group (`NFNLGRP_…`) from now on.
+    pub fn listen(group: u32) -> io::Result<Self> {
+        let mut listener = Self::open()?;
+        listener.socket.add_membership(group)?;
+        Ok(listener)
+    }
+
+    /// What has been told in messages of one kind, without waiting for more.
+    pub fn heard<T>(&mut self, kind: u16, each: impl Fn(&[u8]) -> io::Result<Option<T>>) -> io::Result<Vec<T>> {
+        let mut entries = Vec::new();
+        let mut buffer = Vec::with_capacity(RECEIVE_BUFFER);
+        loop {
+            buffer.clear();
+            match self.socket.recv(&mut buffer, libc::MSG_DONTWAIT) {
+                Ok(_) => {}
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(entries),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                Err(error) => return Err(error),
+            }
+            for message in Messages(&buffer) {
+                let message = message?;
+                if message.kind == kind {
+                    entries.extend(each(message.body.get(FAMILY_HEADER..).ok_or_else(malformed)?)?);
+                }
+            }
+        }
+    }
+
     /// Sends one whole batch and returns what the kernel refused of it; nothing refused means that
     /// the batch is in force. `acknowledgements` is how many replies may come back.
     pub fn transact(&mut self, batch: &[u8], acknowledgements: usize) -> io::Result<Vec<Refusal>> {

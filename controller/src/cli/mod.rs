@@ -14,6 +14,7 @@ mod doctor;
 mod down;
 mod env;
 mod namespace;
+mod net;
 mod node;
 mod outside;
 mod progress;
@@ -85,6 +86,11 @@ enum Verb {
         #[command(subcommand)]
         verb: accounts::Key,
     },
+    /// This node's network
+    Net {
+        #[command(subcommand)]
+        verb: net::Net,
+    },
     /// Nodes
     Node {
         #[command(subcommand)]
@@ -143,6 +149,7 @@ async fn carry_out(verb: Verb) -> Result<ExitCode> {
         Verb::Env(env) => env.run().await,
         Verb::Account { verb } => verb.run().await,
         Verb::Key { verb } => verb.run().await,
+        Verb::Net { verb } => verb.run().await,
         Verb::Node { verb } => verb.run().await,
         Verb::Other(words) => other_program(&words),
     }

@@ -63,6 +63,11 @@ pub fn run_folder(state: &Path) -> PathBuf {
     state.join("run")
 }
 
+/// Where the netd that `mallee up` starts listens.
+pub fn netd_socket(state: &Path) -> PathBuf {
+    run_folder(state).join("netd.sock")
+}
+
 pub fn log_file(state: &Path, name: &str) -> PathBuf {
     state.join("log").join(format!("{name}.log"))
 }

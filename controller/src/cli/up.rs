@@ -255,7 +255,7 @@ impl Up {
     }
 
     fn netd_socket(&self) -> PathBuf {
-        record::run_folder(self.dir()).join("netd.sock")
+        record::netd_socket(self.dir())
     }
 
     fn netd(&self, namespace: Option<PathBuf>) -> Result<Program> {

@@ -32,7 +32,7 @@ pub use ground::{Kernel, NodeLinks, Site, Uplink};
 pub use observed::Traffic;
 pub use observed::{Link, LinkKind, Observed, PortOf};
 pub use plan::{Ground, Plan, Step, plan};
-pub use tap::{TapOptions, create as create_tap};
+pub use tap::{TapOptions, create as create_tap, open as open_tap};
 
 /// The link group of netd's bridges and taps: "mall" in ASCII.
 pub const GROUP: u32 = u32::from_be_bytes(*b"mall");

@@ -38,6 +38,11 @@ pub async fn create<F: Future<Output = Result<()>>>(name: &LinkName, options: Ta
     Ok(())
 }
 
+/// Opens the tap, which is made if it is not there and then goes when the descriptor closes.
+pub fn open(name: &LinkName, options: TapOptions) -> io::Result<File> {
+    attach(name, options)
+}
+
 /// A tap that goes when the descriptor closes, with its owner.
 fn attach(name: &LinkName, options: TapOptions) -> io::Result<File> {
     let device = OpenOptions::new().read(true).write(true).open(TUN_DEVICE)?;

@@ -150,6 +150,10 @@ pub enum Expr {
         direction: Option<Direction>,
         from: Register,
     },
+    /// Has the kernel tell which rules the packet passes from here on, if the register holds one.
+    SetTrace {
+        from: Register,
+    },
     Immediate {
         value: Vec<u8>,
         to: Register,
@@ -251,6 +255,12 @@ impl Expression for Expr {
                     expr.u8(sys::NFTNL_EXPR_CT_DIR, *direction as u8);
                 }
                 expr.u32(sys::NFTNL_EXPR_CT_SREG, from.raw());
+                expr.done()
+            }
+            Self::SetTrace { from } => {
+                let mut expr = Raw::new("meta");
+                expr.u32(sys::NFTNL_EXPR_META_KEY, libc::NFT_META_NFTRACE as u32);
+                expr.u32(sys::NFTNL_EXPR_META_SREG, from.raw());
                 expr.done()
             }
             Self::Immediate { value, to } => {

@@ -26,6 +26,9 @@ mod layout;
 mod rule;
 mod rules;
 
+use std::collections::BTreeMap;
+use std::net::Ipv4Addr;
+
 use nftnl::ProtoFamily;
 
 pub use contents::Contents;
@@ -116,6 +119,40 @@ pub fn has_bridge_conntrack() -> Result<bool> {
         }
         Err(error) => Err(error),
     }
+}
+
+/// Has the kernel tell of packets from one address to another which rules they pass, from their first hook on. Only where no packet but one's own is.
+pub fn trace(from: Ipv4Addr, to: Ipv4Addr) -> Result<()> {
+    let mut transaction = Transaction::new();
+    for (family, first) in [(ProtoFamily::Bridge, i32::MIN), (ProtoFamily::Ipv4, i32::MIN)] {
+        let mut rule = rule::Rule::new("traced");
+        if family == ProtoFamily::Bridge {
+            rule = rule.ether_type(rules::ETHER_IPV4);
+        }
+        let rules = vec![rule.source_is(from).destination_is(to).traced()];
+        let base =
+            Some(layout::Base { kind: nftnl::ChainType::Filter, hook: nftnl::Hook::PreRouting, priority: first });
+        let chains = vec![layout::Chain { name: "trace".into(), base, rules }];
+        let table = Table { family, name: "mallee_trace", sets: vec![], chains };
+        transaction.replace_table(&table, |_| layout::Elements::new());
+    }
+    transaction.commit(&mut open()?)?;
+    Ok(())
+}
+
+/// What each rule of netd's tables is for, by the table's family and the kernel's number of the rule.
+pub fn rule_names() -> Result<BTreeMap<(u32, u64), String>> {
+    let mut socket = open()?;
+    let mut names = BTreeMap::new();
+    for table in any_tables() {
+        let found = kernel::read_rules(&mut socket, &table).map_err(Error::netfilter("reading the rules"))?;
+        for rule in found.into_values().flatten() {
+            // Without the digest at the end (`Table::comment`).
+            let purpose = rule.comment.rsplit_once(" [").map_or(rule.comment.as_str(), |(purpose, _)| purpose);
+            names.insert((table.family as u32, rule.handle), purpose.to_owned());
+        }
+    }
+    Ok(names)
 }
 
 fn open() -> Result<NetfilterSocket> {

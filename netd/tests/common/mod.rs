@@ -178,7 +178,7 @@ impl Netd {
         netd
     }
 
-    fn socket(&self) -> PathBuf {
+    pub fn socket(&self) -> PathBuf {
         self.folder.path().join("netd.sock")
     }
 

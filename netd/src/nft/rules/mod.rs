@@ -124,7 +124,7 @@ pub const GATEWAYS_OF: Set = set("gateways_of", 7, &[Type::LinkName, Type::Ipv4]
 /// Each tap with itself.
 pub const SELVES: Set = set("selves", 8, &[Type::LinkName, Type::LinkName]);
 
-const ETHER_IPV4: u16 = 0x0800;
+pub const ETHER_IPV4: u16 = 0x0800;
 const DHCP_SERVER: u16 = 67;
 
 /// netd's two tables: that of IPv4, then that of bridges.
