@@ -47,7 +47,7 @@ impl NetfilterSocket {
 
     /// A socket that hears what the kernel tells a group (`NFNLGRP_…`) from now on.
     pub fn listen(group: u32) -> io::Result<Self> {
-        let mut listener = Self::open()?;
+        let listener = Self::open()?;
         listener.socket.add_membership(group)?;
         Ok(listener)
     }
