@@ -5,7 +5,8 @@ import json
 import pytest
 
 import guests
-from cloud import REGION
+from cloud import PUBLIC_GATEWAY, REGION, wait_for
+from test_security_groups import probe_in
 
 
 def test_who_am_i(cloud):
@@ -44,6 +45,29 @@ def test_run_wait_and_trace(cloud, ec2, probe):
     drawn = cloud.mallee("trace", instance, "--state", cloud.state / "cloud").stdout
     assert "agent" in drawn and "ms" in drawn
     guests.terminate(ec2, instance)
+
+
+def test_the_network_is_drawn_and_a_packet_is_traced(cloud, ec2, probe):
+    state = ("--state", cloud.state / "cloud")
+    with guests.security_group(ec2, "traced", guests.permission("udp", 7)) as group, \
+            probe_in(ec2, cloud, probe, group) as (instance, address):
+        private = guests.describe(ec2, instance)["PrivateIpAddress"]
+        drawn = cloud.mallee("net", "show", *state).stdout
+        assert f"{instance} {private} ⇄ {address}" in drawn and group in drawn
+
+        def trace(*words):
+            return json.loads(cloud.mallee("net", "trace", "--json", *words, *state).stdout)
+
+        wait_for("an echo", lambda: guests.udp_echo(address, b"open") == b"open")
+        said = trace(PUBLIC_GATEWAY, address, "udp", "7")
+        assert said["outcome"] == "arrived" and said["seen"]["to"] == private
+        assert guests.udp_echo(address, b"closed", port=9, bound_s=1) is None
+        said = trace(PUBLIC_GATEWAY, address, "udp", "9")
+        assert said["outcome"] == "dropped" and said["steps"][-1]["rule"] == "no group allows it"
+        said = trace(instance, PUBLIC_GATEWAY, "443")
+        assert said["outcome"] == "arrived" and said["seen"]["from"] == address
+        told = cloud.mallee("net", "trace", instance, PUBLIC_GATEWAY, "icmp", *state).stdout
+        assert "instance out as its elastic IP" in told and "arrives at the public side" in told
 
 
 def test_trace_of_nothing(cloud):
