@@ -23,7 +23,8 @@
 //! * `bus` dispatches what a vCPU could not do on its own; `devices` is what the guest sees,
 //!   `backends` what of the host is behind it. No device opens a file, no backend parses a descriptor.
 //! * Every virtio device moves to a thread of its own when its driver says DRIVER_OK and comes back on reset,
-//!   so that a slow disk never holds up the network, and nothing of it exists before the guest asks for it.
+//!   so that a slow disk never holds up the network, and nothing of it exists before the guest asks for it. A network interface has a thread for each
+//!   pair of queues, or the kernel's threads in their place (vhost-net).
 //!
 //! # The guest is the enemy
 //!

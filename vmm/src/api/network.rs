@@ -19,6 +19,9 @@ pub struct NetworkInterface {
     /// there must have been made with `multi_queue`. (Cloud Hypervisor's `num_queues` counts both queues of a pair.)
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub queue_pairs: Option<u16>,
+    /// Our own: the host's kernel moves the frames (vhost-net), without rate limiters and counters of ours. Needs `/dev/vhost-net`.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub vhost_net: bool,
     /// What the guest may receive.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rx_rate_limiter: Option<RateLimiter>,

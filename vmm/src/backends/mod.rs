@@ -6,4 +6,5 @@ pub mod disk;
 pub mod reclaim;
 pub mod tap;
 pub mod terminal;
+pub mod vhost;
 pub mod vsock;

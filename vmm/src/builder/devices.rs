@@ -11,6 +11,7 @@ use crate::backends::disk::Disk;
 use crate::backends::disk::ring::Ring;
 use crate::backends::tap::Tap;
 use crate::backends::terminal::Terminal;
+use crate::backends::vhost::Vhost;
 use crate::backends::vsock::VsockSockets;
 use crate::devices::MAX_VIRTIO_DEVICES;
 use crate::devices::virtio::VirtioDevice;
@@ -18,7 +19,7 @@ use crate::devices::virtio::balloon::Balloon;
 use crate::devices::virtio::block::{self, Block};
 use crate::devices::virtio::console::Console;
 use crate::devices::virtio::mmio::{MmioTransport, Wiring};
-use crate::devices::virtio::net::{Link, MAX_PAIRS, MacAddress, Net};
+use crate::devices::virtio::net::{Link, MAX_PAIRS, MacAddress, MoverParts, NO_LIMITS, Net};
 use crate::devices::virtio::rng::Rng;
 use crate::devices::virtio::vsock::Vsock;
 use crate::error::{Error, Result};
@@ -37,11 +38,15 @@ pub fn open(config: &VmConfig) -> Result<Vec<Box<dyn VirtioDevice>>> {
     }
     for interface in &config.network_interfaces {
         let mac = interface.guest_mac.as_deref().map(MacAddress::parse).transpose()?;
-        let link = Link {
-            taps: Tap::open(&interface.host_dev_name, queue_pairs(interface)?)?,
-            receive_limiter: rate_limiter(interface.rx_rate_limiter.as_ref())?,
-            transmit_limiter: rate_limiter(interface.tx_rate_limiter.as_ref())?,
+        let pairs = queue_pairs(interface)?;
+        let mover = match interface.vhost_net {
+            true => MoverParts::Kernel((0..pairs).map(|_| Vhost::open()).collect::<Result<_>>()?),
+            false => MoverParts::Threads {
+                receive_limiter: rate_limiter(interface.rx_rate_limiter.as_ref())?,
+                transmit_limiter: rate_limiter(interface.tx_rate_limiter.as_ref())?,
+            },
         };
+        let link = Link { taps: Tap::open(&interface.host_dev_name, pairs)?, mover };
         devices.push(Box::new(Net::new(link, &interface.iface_id, mac)?));
     }
     if let Some(entropy) = &config.entropy {
@@ -78,8 +83,11 @@ fn block_device(drive: &Drive) -> Result<Block> {
     Ok(Block::new(disk, ring, &drive.drive_id, rate_limiter(drive.rate_limiter.as_ref())?))
 }
 
-/// How many pairs of queues an interface is to have.
+/// How many pairs of queues an interface is to have, if it can be as it is described.
 pub fn queue_pairs(interface: &NetworkInterface) -> Result<u16> {
+    if interface.vhost_net && (interface.rx_rate_limiter.is_some() || interface.tx_rate_limiter.is_some()) {
+        return Err(Error::BadConfiguration(format!("interface {:?}: {NO_LIMITS}", interface.iface_id)));
+    }
     match interface.queue_pairs.unwrap_or(1) {
         pairs @ 1..=MAX_PAIRS => Ok(pairs),
         pairs => Err(Error::BadConfiguration(format!(

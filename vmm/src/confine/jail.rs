@@ -80,6 +80,9 @@ impl Arguments {
         let here = std::env::current_dir().map_err(&failed)?;
         let mut jail = jail::Jail::new(root, &here).map_err(&failed)?;
         jail.monitor_devices(self.jail_uid).map_err(&failed)?;
+        if config.is_some_and(|config| config.network_interfaces.iter().any(|interface| interface.vhost_net)) {
+            jail.vhost_net(self.jail_uid).map_err(&failed)?;
+        }
         for (path, writable) in &paths {
             jail.bind(path, path, *writable).map_err(Error::file("for the jail:", path))?;
         }

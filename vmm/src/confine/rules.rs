@@ -109,6 +109,19 @@ const KVM_IRQFD: u32 = 0x4020_ae76;
 const KVM_IOEVENTFD: u32 = 0x4040_ae79;
 const TUNSETOFFLOAD: u32 = 0x4004_54d0;
 const TUNSETQUEUE: u32 = 0x4004_54d9;
+// include/uapi/linux/vhost.h
+const VHOST_SET_OWNER: u32 = 0xaf01;
+const VHOST_SET_FEATURES: u32 = 0x4008_af00;
+const VHOST_SET_MEM_TABLE: u32 = 0x4008_af03;
+const VHOST_SET_LOG_BASE: u32 = 0x4008_af04;
+const VHOST_SET_VRING_NUM: u32 = 0x4008_af10;
+const VHOST_SET_VRING_ADDR: u32 = 0x4028_af11;
+const VHOST_SET_VRING_BASE: u32 = 0x4008_af12;
+const VHOST_GET_VRING_BASE: u32 = 0xc008_af12;
+const VHOST_SET_VRING_KICK: u32 = 0x4008_af20;
+const VHOST_SET_VRING_CALL: u32 = 0x4008_af21;
+const VHOST_SET_VRING_ERR: u32 = 0x4008_af22;
+const VHOST_NET_SET_BACKEND: u32 = 0x4008_af30;
 // include/uapi/linux/userfaultfd.h
 const UFFDIO_COPY: u32 = 0xc028_aa03;
 const UFFDIO_ZEROPAGE: u32 = 0xc020_aa04;
@@ -183,6 +196,23 @@ const NET: &[Rule] = &[
     // The driver uses more or fewer of the tap's queues.
     call!(ioctl, 1: TUNSETQUEUE),
 ];
+
+/// Having the kernel move frames. Of no use without a descriptor of its device, which is opened before the filters are there.
+const VHOST: &[Rule] = &[
+    call!(ioctl, 1: VHOST_SET_OWNER),
+    call!(ioctl, 1: VHOST_SET_FEATURES),
+    call!(ioctl, 1: VHOST_SET_MEM_TABLE),
+    call!(ioctl, 1: VHOST_SET_LOG_BASE),
+    call!(ioctl, 1: VHOST_SET_VRING_NUM),
+    call!(ioctl, 1: VHOST_SET_VRING_ADDR),
+    call!(ioctl, 1: VHOST_SET_VRING_BASE),
+    call!(ioctl, 1: VHOST_SET_VRING_KICK),
+    call!(ioctl, 1: VHOST_SET_VRING_CALL),
+    call!(ioctl, 1: VHOST_SET_VRING_ERR),
+];
+
+/// Giving the kernel a tap for a queue, and taking it back.
+const VHOST_TAP: &[Rule] = &[call!(ioctl, 1: VHOST_NET_SET_BACKEND), call!(ioctl, 1: VHOST_GET_VRING_BASE)];
 
 const RNG: &[Rule] = &[call!(getrandom)];
 
@@ -313,13 +343,28 @@ pub const KINDS: &[Kind] = &[
     Kind {
         name: "MONITOR",
         thread: "mallee-vmm",
-        rules: &[RUNTIME, WAIT, MONITOR, SNAPSHOT, START_WORKER, REOPEN, BLOCK, NET, RNG, VSOCK, CONSOLE, TIMER],
+        rules: &[
+            RUNTIME,
+            WAIT,
+            MONITOR,
+            SNAPSHOT,
+            START_WORKER,
+            REOPEN,
+            BLOCK,
+            NET,
+            VHOST,
+            VHOST_TAP,
+            RNG,
+            VSOCK,
+            CONSOLE,
+            TIMER,
+        ],
     },
     Kind { name: "API", thread: "api", rules: &[RUNTIME, API] },
     Kind { name: "GDB", thread: "gdb", rules: &[RUNTIME, GDB] },
     Kind { name: "VCPU", thread: "vcpu", rules: &[RUNTIME, VCPU] },
     Kind { name: "BLOCK", thread: "virtio-blk", rules: &[RUNTIME, WAIT, BLOCK, TIMER] },
-    Kind { name: "NET", thread: "virtio-net", rules: &[RUNTIME, WAIT, NET, TIMER] },
+    Kind { name: "NET", thread: "virtio-net", rules: &[RUNTIME, WAIT, NET, VHOST_TAP, TIMER] },
     Kind { name: "RNG", thread: "virtio-rng", rules: &[RUNTIME, WAIT, RNG, TIMER] },
     Kind { name: "VSOCK", thread: "virtio-vsock", rules: &[RUNTIME, WAIT, VSOCK, TIMER] },
     Kind { name: "BALLOON", thread: "virtio-balloon", rules: &[RUNTIME, WAIT] },

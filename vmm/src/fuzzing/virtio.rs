@@ -31,7 +31,7 @@ use crate::devices::virtio::balloon::Balloon;
 use crate::devices::virtio::block::Block;
 use crate::devices::virtio::console::Console;
 use crate::devices::virtio::mmio::{MmioTransport, Wiring};
-use crate::devices::virtio::net::{Link, Net};
+use crate::devices::virtio::net::{Link, MoverParts, Net};
 use crate::devices::virtio::rng::Rng;
 use crate::devices::virtio::vsock::Vsock;
 use crate::error::Result;
@@ -333,8 +333,8 @@ pub fn net(bytes: &[u8]) {
         Tap::from_file(OwnedFd::from(end).into())
     };
     let taps = (0..pairs).map(tap).collect();
-    let link = Link { taps, receive_limiter: None, transmit_limiter: None };
-    run(bytes, Box::new(Net::new(link, "fuzz", None).unwrap()), &mut wire);
+    let mover = MoverParts::Threads { receive_limiter: None, transmit_limiter: None };
+    run(bytes, Box::new(Net::new(Link { taps, mover }, "fuzz", None).unwrap()), &mut wire);
 }
 
 /// A part of a VM's configuration, as a client would write it.

@@ -21,6 +21,7 @@ pub const ALL: &[Check] = &[
     console::CHECK,
     drive::CHECK,
     network::CHECK,
+    network::VHOST_CHECK,
     balloon::CHECK,
     snapshot::CHECK,
 ];

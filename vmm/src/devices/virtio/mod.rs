@@ -155,6 +155,8 @@ pub struct Interrupt {
     line: EventFd,
     status: AtomicU32,
     needs_reset: AtomicBool,
+    /// Somebody else raises the line for used buffers, too.
+    is_shared: AtomicBool,
 }
 
 impl Interrupt {
@@ -163,6 +165,7 @@ impl Interrupt {
             line: EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?,
             status: AtomicU32::new(0),
             needs_reset: AtomicBool::new(false),
+            is_shared: AtomicBool::new(false),
         })
     }
 
@@ -187,6 +190,12 @@ impl Interrupt {
         self.raise(VIRTIO_MMIO_INT_CONFIG);
     }
 
+    /// From now on until a reset the line may be raised for used buffers without a word to us (vhost): whenever the driver looks for the reason,
+    /// that may be it. A driver must put up with one that finds nothing (virtio 1.2, 2.3).
+    pub fn is_raised_by_others(&self) {
+        self.is_shared.store(true, Ordering::Release);
+    }
+
     fn raise(&self, reason: u32) {
         self.status.fetch_or(reason, Ordering::AcqRel);
         if let Err(error) = self.line.write(1) {
@@ -195,7 +204,8 @@ impl Interrupt {
     }
 
     fn status(&self) -> u32 {
-        self.status.load(Ordering::Acquire)
+        let by_others = if self.is_shared.load(Ordering::Acquire) { VIRTIO_MMIO_INT_VRING } else { 0 };
+        self.status.load(Ordering::Acquire) | by_others
     }
 
     fn acknowledge(&self, bits: u32) {
@@ -214,6 +224,7 @@ impl Interrupt {
     fn restore(&self, status: u32, needs_reset: bool) {
         self.status.store(0, Ordering::Release);
         self.needs_reset.store(needs_reset, Ordering::Release);
+        self.is_shared.store(false, Ordering::Release);
         if status != 0 {
             self.raise(status);
         }

@@ -43,6 +43,15 @@ pub struct Used {
     pub length: u32,
 }
 
+/// A queue's parts by guest-physical address, and its number of descriptors.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Rings {
+    pub size: u16,
+    pub descriptors: u64,
+    pub available: u64,
+    pub used: u64,
+}
+
 pub struct VirtQueue {
     queue: Queue,
     memory: GuestMemory,
@@ -74,6 +83,22 @@ impl VirtQueue {
 
     pub fn position(&self) -> QueuePosition {
         QueuePosition { next_available: self.queue.next_avail(), next_used: self.queue.next_used() }
+    }
+
+    /// Where the rings are, for who works on them in our place.
+    pub fn rings(&self) -> Rings {
+        Rings {
+            size: self.queue.size(),
+            descriptors: self.queue.desc_table(),
+            available: self.queue.avail_ring(),
+            used: self.queue.used_ring(),
+        }
+    }
+
+    /// How many requests were given back, as the driver sees it (modulo 2¹⁶): where [`Self::position`] is not ours to know.
+    pub fn used_index(&self) -> Result<u16, Broken> {
+        let index = GuestAddress(self.queue.used_ring()).unchecked_add(2);
+        self.memory.load(index, Ordering::Acquire).map(u16::from_le).map_err(|_| Broken("used ring"))
     }
 
     /// Where this queue's work is counted.

@@ -4,6 +4,7 @@
 //! each and no copy in between; the virtio-net header is the tap's own, so offloads pass through in both directions.
 //!
 //! * This file is the device as the transport sees it; `pair` is the thread of one pair of queues; `receive` and `transmit` are the two directions.
+//! * `kernel` is the other way: the host's kernel moves the frames (vhost-net), by the same tap, features and control queue.
 //! * `control` is the control queue, over which a driver says how many pairs it uses. It comes with several pairs, and is served by the first
 //!   pair's thread: a command is rare, and nobody waits for it but the guest.
 //! * `taps` is what the pairs share: the queues of the tap, and how many of them are in use.
@@ -15,6 +16,7 @@
 //! thread that hears of another number of pairs may start none; one without a pair sleeps.
 
 mod control;
+mod kernel;
 mod mac;
 mod pair;
 mod receive;
@@ -29,18 +31,23 @@ use virtio_bindings::virtio_ids::VIRTIO_ID_NET;
 use virtio_bindings::virtio_net::*;
 
 use super::worker::Shell;
-use super::{Activation, QueuePosition, VirtioDevice};
+use super::{Activation, ActiveQueue, QueuePosition, VirtioDevice};
 use crate::api;
 use crate::backends::tap::{Offloads, Tap};
+use crate::backends::vhost::{self, Vhost};
 use crate::bus::lock;
 use crate::error::{Error, Result};
 use crate::rate_limiter::RateLimiter;
 use control::Control;
+use kernel::Kernel;
 pub use mac::MacAddress;
 use pair::{Limits, PairWorker};
 use taps::Taps;
 
 const QUEUE_SIZE: u16 = 256;
+/// Why an interface has none.
+pub const NO_LIMITS: &str =
+    "rate limiters are not possible with vhost_net, whose frames pass by this process; limit the tap instead (tc)";
 /// Pairs of queues at most.
 pub const MAX_PAIRS: u16 = 16;
 
@@ -48,9 +55,15 @@ pub const MAX_PAIRS: u16 = 16;
 pub struct Link {
     /// A queue of the tap for each pair of the device's: 1 to [`MAX_PAIRS`].
     pub taps: Vec<Tap>,
-    /// How much the guest may receive, and how much it may transmit, by all queues together.
-    pub receive_limiter: Option<RateLimiter>,
-    pub transmit_limiter: Option<RateLimiter>,
+    pub mover: MoverParts,
+}
+
+/// Who is to move frames, and with what.
+pub enum MoverParts {
+    /// A thread of ours for each pair. The limiters say how much the guest may receive and transmit by all pairs together.
+    Threads { receive_limiter: Option<RateLimiter>, transmit_limiter: Option<RateLimiter> },
+    /// The host's kernel, by one of these for each pair.
+    Kernel(Vec<Vhost>),
 }
 
 pub struct Net {
@@ -60,7 +73,14 @@ pub struct Net {
     /// Receiving and transmitting in turns, then, if there are several pairs, the control queue (5.1.2).
     queue_sizes: Vec<u16>,
     taps: Arc<Taps>,
-    pairs: Vec<Shell<PairWorker>>,
+    pairs: usize,
+    mover: Mover,
+}
+
+enum Mover {
+    /// A worker for each pair.
+    Threads(Vec<Shell<PairWorker>>),
+    Kernel(Kernel),
 }
 
 impl Net {
@@ -68,24 +88,39 @@ impl Net {
     pub fn new(link: Link, name: &str, mac: Option<MacAddress>) -> Result<Self> {
         let has_uso = link.taps.iter().all(Tap::has_uso);
         let count = link.taps.len();
-        let limits = Limits { receive: link.receive_limiter, transmit: link.transmit_limiter };
-        let limits = limits.for_each_of(count).map_err(Error::host("rate limiter's timer"))?;
         let several = count > 1;
+        let mut features = features(has_uso, mac.is_some(), several);
+        let mover = match link.mover {
+            MoverParts::Threads { receive_limiter, transmit_limiter } => {
+                let limits = Limits { receive: receive_limiter, transmit: transmit_limiter };
+                let limits = limits.for_each_of(count).map_err(Error::host("rate limiter's timer"))?;
+                Mover::Threads(limits.into_iter().map(Shell::new).collect())
+            }
+            MoverParts::Kernel(vhosts) => {
+                let known = vhosts.iter().fold(vhost::FEATURES, |known, vhost| known & vhost.features());
+                features &= known | !vhost::FEATURES;
+                Mover::Kernel(Kernel::new(vhosts).map_err(Error::host("eventfd"))?)
+            }
+        };
         Ok(Net {
             name: name.to_owned(),
-            features: features(has_uso, mac.is_some(), several),
+            features,
             config: configuration_space(mac, count as u16),
             queue_sizes: vec![QUEUE_SIZE; 2 * count + usize::from(several)],
             taps: Arc::new(Taps::new(link.taps).map_err(Error::host("the tap's queues"))?),
-            pairs: limits.into_iter().map(Shell::new).collect(),
+            pairs: count,
+            mover,
         })
     }
 
     /// Changes the buckets of the two directions that are given. To be called while the device does not work.
     pub fn limit(&mut self, receive: &api::RateLimiter, transmit: &api::RateLimiter) -> Result<()> {
+        let Mover::Threads(pairs) = &mut self.mover else {
+            return Err(Error::BadConfiguration(format!("interface {:?}: {NO_LIMITS}", self.name)));
+        };
         let failed = Error::host("rate limiter's timer");
-        let mut parts = Vec::with_capacity(self.pairs.len());
-        for pair in &mut self.pairs {
+        let mut parts = Vec::with_capacity(pairs.len());
+        for pair in pairs {
             parts.push(pair.parts().ok_or(Error::host("interface")(io::ErrorKind::ResourceBusy.into()))?);
         }
         let Some((first, others)) = parts.split_first_mut() else { return Ok(()) };
@@ -97,7 +132,7 @@ impl Net {
     fn pairs_set_up(&self, features: u64) -> usize {
         let has = |bit: u32| features & 1 << bit != 0;
         // Several pairs need the control queue (5.1.3.1); a driver that takes the one feature without the other gets one pair.
-        if has(VIRTIO_NET_F_MQ) && has(VIRTIO_NET_F_CTRL_VQ) { self.pairs.len() } else { 1 }
+        if has(VIRTIO_NET_F_MQ) && has(VIRTIO_NET_F_CTRL_VQ) { self.pairs } else { 1 }
     }
 }
 
@@ -162,14 +197,14 @@ impl VirtioDevice for Net {
     }
 
     fn settings(&self) -> Value {
-        match self.pairs.len() {
+        match self.pairs {
             1 => Value::Null,
             _ => json!({ "pairs": self.taps.in_use() }),
         }
     }
 
     fn adopt_settings(&mut self, settings: &Value) -> std::result::Result<(), String> {
-        if self.pairs.len() == 1 && settings.is_null() {
+        if self.pairs == 1 && settings.is_null() {
             return Ok(());
         }
         let pairs = settings["pairs"].as_u64().and_then(|pairs| u16::try_from(pairs).ok());
@@ -186,30 +221,50 @@ impl VirtioDevice for Net {
             self.taps.use_first(1)?;
         }
         lock(self.taps.queue(0)).set_offloads(offloads(&activation))?;
-        let mut control = match activation.has(VIRTIO_NET_F_CTRL_VQ) {
+        let control = match activation.has(VIRTIO_NET_F_CTRL_VQ) {
             true => activation.queues.pop().map(|queue| Control::new(queue, is_multi_queue)),
             false => None,
         };
-        for index in 0..pairs {
-            let queues = activation.take_queues()?;
-            let started = self.pairs[index]
-                .start(|limits| PairWorker::new(queues, limits, control.take(), self.taps.clone(), index, &activation));
-            if let Err(error) = started {
-                self.deactivate();
-                return Err(error);
-            }
+        let queues = (0..pairs).map(|_| activation.take_queues()).collect::<io::Result<Vec<_>>>()?;
+        match &mut self.mover {
+            Mover::Threads(workers) => start(workers, queues, control, &self.taps, &activation),
+            Mover::Kernel(kernel) => kernel.activate(queues, control, &self.taps, &activation),
         }
-        Ok(())
     }
 
     fn deactivate(&mut self) -> Vec<QueuePosition> {
-        // The first pair's worker says after its own where the control queue stands, which comes last of all.
-        let mut positions = self.pairs[0].stop();
-        let control = positions.split_off(positions.len().min(2));
-        positions.extend(self.pairs[1..].iter_mut().flat_map(Shell::stop));
-        positions.extend(control);
-        positions
+        match &mut self.mover {
+            Mover::Threads(workers) => stop(workers),
+            Mover::Kernel(kernel) => kernel.deactivate(),
+        }
     }
+}
+
+/// Starts the pairs' workers; after an error there is none.
+fn start(
+    workers: &mut [Shell<PairWorker>],
+    queues: Vec<[ActiveQueue; 2]>,
+    mut control: Option<Control>,
+    taps: &Arc<Taps>,
+    activation: &Activation,
+) -> io::Result<()> {
+    for (index, (worker, queues)) in workers.iter_mut().zip(queues).enumerate() {
+        let started =
+            worker.start(|limits| PairWorker::new(queues, limits, control.take(), taps.clone(), index, activation));
+        if let Err(error) = started {
+            stop(workers);
+            return Err(error);
+        }
+    }
+    Ok(())
+}
+
+fn stop(workers: &mut [Shell<PairWorker>]) -> Vec<QueuePosition> {
+    let mut positions: Vec<_> = workers.iter_mut().map(Shell::stop).collect();
+    // The first pair's worker says after its own where the control queue stands, which comes last of all.
+    let control = positions.first_mut().map(|first| first.split_off(first.len().min(2)));
+    positions.extend(control);
+    positions.concat()
 }
 
 /// What the driver can take from us unfinished.

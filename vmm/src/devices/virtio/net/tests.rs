@@ -27,7 +27,8 @@ fn device(pairs: usize, transmit_limiter: Option<RateLimiter>) -> (Net, Vec<Unix
         Tap::from_file(File::from(OwnedFd::from(device)))
     };
     let taps = (0..pairs).map(tap).collect();
-    (Net::new(Link { taps, receive_limiter: None, transmit_limiter }, "eth0", None).unwrap(), ends)
+    let mover = MoverParts::Threads { receive_limiter: None, transmit_limiter };
+    (Net::new(Link { taps, mover }, "eth0", None).unwrap(), ends)
 }
 
 /// Each queue has rings of its own, and one frame or command in it: queue *n* has its rings and its buffer in the *n*th 64 KiB.
