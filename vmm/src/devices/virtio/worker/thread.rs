@@ -3,12 +3,14 @@
 use std::io;
 use std::os::fd::AsRawFd;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 
 use vmm_sys_util::epoll::{Epoll, EpollEvent, EventSet};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use super::{Worker, watch};
+use crate::bus::lock;
 use crate::confine;
 
 /// Number under which the stop event is in the epoll set; a worker's own are below.
@@ -34,10 +36,11 @@ impl<W: Worker> Running<W> {
             Ok(prepared) => prepared,
             Err(error) => return Err((worker, error)),
         };
-        // The worker goes through a channel, so that it is not lost if there is no thread to be had.
-        let (sender, receiver) = std::sync::mpsc::sync_channel::<W>(1);
+        // The worker lies in a slot, so that it is not lost if there is no thread to be had. Nobody waits for anybody: it is there before the thread is.
+        let slot = Arc::new(Mutex::new(Some(worker)));
+        let taken = slot.clone();
         let thread = std::thread::Builder::new().name(W::NAME.into()).spawn(move || {
-            let mut worker = receiver.recv().ok()?;
+            let mut worker = lock(&taken).take()?;
             let works = AssertUnwindSafe(|| {
                 work(&mut worker, &epoll, &told_to_stop);
                 worker.finish();
@@ -50,12 +53,11 @@ impl<W: Worker> Running<W> {
             Some(worker)
         });
         match thread {
-            Ok(thread) => {
-                // The channel has room for one, and the receiver lives in the thread.
-                let _ = sender.send(worker);
-                Ok(Running { stop, thread })
+            Ok(thread) => Ok(Running { stop, thread }),
+            Err(error) => {
+                let worker = lock(&slot).take().expect("only a thread takes it, and there is none");
+                Err((worker, error))
             }
-            Err(error) => Err((worker, error)),
         }
     }
 
@@ -110,7 +112,6 @@ mod tests {
     use crate::confine::ThreadKind;
     use crate::devices::virtio::queue::Broken;
     use crate::devices::virtio::{Interrupt, QueuePosition};
-    use std::sync::Arc;
 
     /// Fails at its first event.
     struct Failing {
