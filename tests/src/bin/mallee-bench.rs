@@ -13,13 +13,16 @@ use mallee_tests::{
     bench::{
         BenchError, disk,
         facts::Facts,
-        floor, guest, memory,
+        floor, guest,
+        linux::{self, Guest},
+        memory,
         monitors::{self, FLOOR, MEMORY_MIB, Monitor, OURS},
+        net,
         record::{Record, Series},
         serial,
         snapshot::Saved,
     },
-    guest::disk_bench::Rates,
+    guest::{disk_bench, net_bench},
     lab::{machine::QEMU, programs::Places},
 };
 
@@ -55,6 +58,11 @@ enum Verb {
         #[arg(long)]
         files: PathBuf,
     },
+    /// What a virtio network interface moves. To be run where the disk's figures are, as root.
+    Net {
+        #[arg(long)]
+        files: PathBuf,
+    },
 }
 
 fn main() -> ExitCode {
@@ -63,6 +71,7 @@ fn main() -> ExitCode {
         Some(Verb::Floor { interrupt_chip }) => run_floor(*interrupt_chip),
         Some(Verb::Snapshot) => measure_snapshot(&command),
         Some(Verb::Disk { files }) => measure_disks(&command, files),
+        Some(Verb::Net { files }) => measure_networks(&command, files),
         None => measure(&command),
     };
     match done {
@@ -132,11 +141,7 @@ fn measure_snapshot(command: &Command) -> Result<(), BenchError> {
     let facts = Facts::of_this_machine(&places);
     let program = places.find(OURS)?;
     let version = monitors::version(&program);
-    let work = tempfile::tempdir().map_err(|source| BenchError::File {
-        action: "making a folder in",
-        path: std::env::temp_dir(),
-        source,
-    })?;
+    let work = temporary_folder()?;
     let saved = Saved::new(&program, work.path(), false)?;
     let floor = Runner::of_floor(&["--interrupt-chip"])?;
     let (mut ours, mut floors) = (Vec::new(), Vec::new());
@@ -172,34 +177,85 @@ fn finish(command: &Command, record: Record) -> Result<(), BenchError> {
 }
 
 /// What a guest counts on its disk, with each monitor that is here and each of its ways to the file.
-fn measure_disks(command: &Command, guest: &Path) -> Result<(), BenchError> {
+fn measure_disks(command: &Command, files: &Path) -> Result<(), BenchError> {
     let places = Places::new(command.programs.as_deref());
+    let work = temporary_folder()?;
+    let guest = Guest { files, work: work.path(), word: disk_bench::WORD };
+    disk::make_disk(&guest)?;
+    let mut monitors = disk::ours(&places.find(OURS)?, &guest)?;
+    monitors.extend(monitors::on_path(QEMU).into_iter().flat_map(|program| disk::qemu(&program, &guest)));
+    let counted = Counted::of(command, &places, &monitors, disk_bench::Rates::from_line);
+    let each = "a second";
+    counted.tell("disk_read", "Random reads of 4 KiB a second, one after the other", each, |rates| rates.read)?;
+    counted.tell("disk_reads", "Random reads of 4 KiB a second, 16 threads", each, |rates| rates.reads)?;
+    counted.tell("disk_flush", "Random writes of 4 KiB a second, each flushed", each, |rates| rates.flush)
+}
+
+/// What a guest moves over its network interface, with each monitor that is here, by its threads and by vhost-net.
+fn measure_networks(command: &Command, files: &Path) -> Result<(), BenchError> {
+    let places = Places::new(command.programs.as_deref());
+    let work = temporary_folder()?;
+    let guest = Guest { files, work: work.path(), word: net_bench::WORD };
+    let mut monitors = net::ours(&places.find(OURS)?, &guest)?;
+    monitors.extend(monitors::on_path(QEMU).into_iter().flat_map(|program| net::qemu(&program, &guest)));
+    let _far = net::Far::start()?;
+    let counted = Counted::of(command, &places, &monitors, net_bench::Rates::from_line);
+    let mib = "MiB a second";
+    counted
+        .tell("net_to_host", "One TCP stream from the guest to the host, one pair of queues", mib, |it| it.to_host)?;
+    counted.tell("net_from_host", "One TCP stream from the host to the guest", mib, |it| it.from_host)?;
+    counted.tell("net_packets", "UDP packets of 64 bytes from the guest to the host", "a second", |it| it.packets)?;
+    counted.tell("net_round_trip", "A UDP packet from the guest and its answer", "µs", |it| it.round_trip)
+}
+
+fn temporary_folder() -> Result<tempfile::TempDir, BenchError> {
     let at = |source| BenchError::File { action: "making a folder in", path: std::env::temp_dir(), source };
-    let work = tempfile::tempdir().map_err(at)?;
-    let files = disk::Files { guest, work: work.path() };
-    files.make_disk()?;
-    let mut monitors = disk::ours(&places.find(OURS)?, &files)?;
-    monitors.extend(monitors::on_path(QEMU).into_iter().flat_map(|program| disk::qemu(&program, &files)));
-    let mut counted: Vec<Vec<Rates>> = vec![Vec::new(); monitors.len()];
-    let mut left_out = BTreeMap::new();
-    for _ in 0..command.runs {
-        for (monitor, counted) in monitors.iter().zip(&mut counted) {
-            match monitor.run() {
-                Ok(rates) => counted.push(rates),
-                Err(error) => drop(left_out.insert(monitor.name.clone(), error.to_string())),
+    tempfile::tempdir().map_err(at)
+}
+
+/// What a guest has counted in alternating runs of some monitors.
+struct Counted<'a, T> {
+    command: &'a Command,
+    facts: Facts,
+    monitors: &'a [linux::Monitor],
+    /// Of each monitor.
+    counted: Vec<Vec<T>>,
+    left_out: BTreeMap<String, String>,
+}
+
+impl<'a, T> Counted<'a, T> {
+    fn of(
+        command: &'a Command,
+        places: &Places,
+        monitors: &'a [linux::Monitor],
+        from_line: fn(&str) -> Option<T>,
+    ) -> Self {
+        let mut counted: Vec<Vec<T>> = monitors.iter().map(|_| Vec::new()).collect();
+        let mut left_out = BTreeMap::new();
+        for _ in 0..command.runs {
+            for (monitor, counted) in monitors.iter().zip(&mut counted) {
+                match monitor.run(from_line) {
+                    Ok(rates) => counted.push(rates),
+                    Err(error) => drop(left_out.insert(monitor.name.clone(), error.to_string())),
+                }
             }
         }
+        Counted { command, facts: Facts::of_this_machine(places), monitors, counted, left_out }
     }
-    let facts = Facts::of_this_machine(&places);
-    let figure = |name, what, of: fn(&Rates) -> f64| {
-        let series = monitors.iter().zip(&counted).filter_map(|(monitor, counted)| {
-            Series::of(&monitor.name, &monitor.version, "a second", counted.iter().map(of).collect())
+
+    /// Prints and writes one figure of what was counted.
+    fn tell(
+        &self,
+        name: &'static str,
+        what: &'static str,
+        unit: &'static str,
+        of: fn(&T) -> f64,
+    ) -> Result<(), BenchError> {
+        let series = self.monitors.iter().zip(&self.counted).filter_map(|(monitor, counted)| {
+            Series::of(&monitor.name, &monitor.version, unit, counted.iter().map(of).collect())
         });
-        finish(command, Record::new(name, what, facts.clone(), series.collect(), left_out.clone()))
-    };
-    figure("disk_read", "Random reads of 4 KiB a second, one after the other", |rates| rates.read)?;
-    figure("disk_reads", "Random reads of 4 KiB a second, 16 threads", |rates| rates.reads)?;
-    figure("disk_flush", "Random writes of 4 KiB a second, each flushed", |rates| rates.flush)
+        finish(self.command, Record::new(name, what, self.facts.clone(), series.collect(), self.left_out.clone()))
+    }
 }
 
 /// One monitor and what was measured of it so far.

@@ -11,7 +11,7 @@ use nix::sys::reboot::{RebootMode, reboot};
 use nix::sys::termios::tcdrain;
 
 use super::link::Link;
-use super::{Machine, Outcome, checks, disk_bench};
+use super::{Machine, Outcome, checks, disk_bench, net_bench};
 
 /// Where the initial RAM file system has its modules, in loading order by name.
 pub const MODULES: &str = "/modules";
@@ -22,8 +22,10 @@ pub const MARK: &str = "guest-check:";
 pub fn run() -> ! {
     println!("{MARK} init");
     let line = prepare();
-    if line.as_ref().is_ok_and(|line| line.split_whitespace().any(|word| word == disk_bench::WORD)) {
-        if let Err(why) = disk_bench::run() {
+    let benches: [(&str, fn() -> Result<(), String>); 2] =
+        [(disk_bench::WORD, disk_bench::run), (net_bench::WORD, net_bench::run)];
+    for (_, bench) in benches.iter().filter(|(name, _)| says(line.as_deref().unwrap_or_default(), name)) {
+        if let Err(why) = bench() {
             println!("{MARK} FAIL bench {why}");
         }
         power_off();
@@ -38,6 +40,10 @@ pub fn run() -> ! {
         Err(why) => println!("{MARK} FAIL init {why}"),
     }
     power_off()
+}
+
+fn says(line: &str, word: &str) -> bool {
+    line.split_whitespace().any(|it| it == word)
 }
 
 fn power_off() -> ! {

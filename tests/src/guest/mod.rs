@@ -19,6 +19,7 @@ pub mod init;
 pub mod initrd;
 pub mod interface;
 pub mod link;
+pub mod net_bench;
 
 use std::path::Path;
 
