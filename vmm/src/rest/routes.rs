@@ -215,6 +215,13 @@ mod tests {
         for (method, path, body) in [
             ("PUT", "/machine-config", r#"{"vcpu_count":1,"mem_size_mib":64,"turbo":true}"#),
             ("PUT", "/machine-config", r#"{"vcpu_count":33,"mem_size_mib":64}"#),
+            ("PUT", "/network-interfaces/a", r#"{"iface_id":"a","host_dev_name":"t","queue_pairs":0}"#),
+            ("PUT", "/network-interfaces/a", r#"{"iface_id":"a","host_dev_name":"t","queue_pairs":17}"#),
+            (
+                "PUT",
+                "/network-interfaces/a",
+                r#"{"iface_id":"a","host_dev_name":"t","vhost_net":true,"rx_rate_limiter":{}}"#,
+            ),
             ("PUT", "/actions", r#"{"action_type":"Explode"}"#),
             ("PUT", "/actions", r#"{"action_type":"FlushMetrics","now":true}"#),
             ("PUT", "/actions", ""),
