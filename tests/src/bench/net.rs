@@ -67,6 +67,8 @@ pub struct Far;
 impl Far {
     /// Makes the tap with its address, and answers at its ports as long as the program runs.
     pub fn start() -> Result<Self, BenchError> {
+        // What a run that was killed has left.
+        let _ = ip(&["link", "delete", "dev", TAP]);
         ip(&["tuntap", "add", "dev", TAP, "mode", "tap"])?;
         let far = Far;
         ip(&["address", "add", &format!("{HOST}/24"), "dev", TAP])?;
