@@ -22,9 +22,7 @@ pub const MARK: &str = "guest-check:";
 pub fn run() -> ! {
     println!("{MARK} init");
     let line = prepare();
-    let benches: [(&str, fn() -> Result<(), String>); 2] =
-        [(disk_bench::WORD, disk_bench::run), (net_bench::WORD, net_bench::run)];
-    for (_, bench) in benches.iter().filter(|(name, _)| says(line.as_deref().unwrap_or_default(), name)) {
+    if let Some(bench) = line.as_deref().ok().and_then(asked_bench) {
         if let Err(why) = bench() {
             println!("{MARK} FAIL bench {why}");
         }
@@ -42,8 +40,13 @@ pub fn run() -> ! {
     power_off()
 }
 
-fn says(line: &str, word: &str) -> bool {
-    line.split_whitespace().any(|it| it == word)
+/// What the command line asks to be measured, if anything.
+fn asked_bench(line: &str) -> Option<fn() -> Result<(), String>> {
+    line.split_whitespace().find_map(|word| match word {
+        disk_bench::WORD => Some(disk_bench::run as fn() -> Result<(), String>),
+        net_bench::WORD => Some(net_bench::run),
+        _ => None,
+    })
 }
 
 fn power_off() -> ! {
