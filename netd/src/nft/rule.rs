@@ -171,10 +171,6 @@ impl Rule {
         self.with([Expr::Immediate { value: vec![1], to: FIRST }, Expr::SetTrace { from: FIRST }])
     }
 
-    pub fn input_is(self, link: &str) -> Self {
-        self.name_is(Field::InputName, link)
-    }
-
     pub fn output_is(self, link: &str) -> Self {
         let mut value = link.as_bytes().to_vec();
         value.resize(MAX_LINK_NAME + 1, 0);
