@@ -9,7 +9,7 @@ use std::process::Command;
 use std::sync::mpsc;
 use std::time::Duration;
 
-use crate::support::machine::{Machine, SEGMENT, interface, on_a_machine};
+use crate::support::machine::{GATEWAY_MAC, Machine, SEGMENT, interface, on_a_machine};
 use mallee_agent::api::{BlobRef, BootImage, DesiredInstance, Metadata, Power, PublicKey};
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, recv, socket};
@@ -77,6 +77,8 @@ async fn on_the_segment<T: Send + 'static>(last: u8, guest: impl FnOnce() -> T +
         for command in [mac.as_str(), &address, "link set guest up", "route add 169.254.169.254 dev guest"] {
             ip(command);
         }
+        // ARP is answered to taps, whose VPC is known.
+        ip(&format!("neigh add 169.254.169.254 lladdr {GATEWAY_MAC} dev guest"));
         let _ = tell.send(guest());
     });
     let id = told_id.recv().unwrap();

@@ -17,6 +17,7 @@ use super::controller::Controller;
 const BOUND: Duration = Duration::from_secs(120);
 
 pub const SEGMENT: &str = "subnet-0000000000000000a";
+pub const GATEWAY_MAC: &str = "02:00:00:ff:ff:01";
 
 /// Each machine has its own user ids, so that its VMMs are told from another's.
 static NEXT_UIDS: AtomicU32 = AtomicU32::new(0);
@@ -272,7 +273,7 @@ fn network() -> NodeNetwork {
         id: SEGMENT.into(),
         cidr: "172.31.0.0/20".into(),
         gateway: "172.31.0.1".into(),
-        gateway_mac: "02:00:00:ff:ff:01".into(),
+        gateway_mac: GATEWAY_MAC.into(),
         domain: "mallee-1.compute.internal".into(),
         vpc: "vpc-1".into(),
         kind: Some(segment::Kind::Local(LocalSegment {})),
