@@ -62,6 +62,19 @@ def run(*command, bound_s=STEP_BOUND_S, check=True, **options):
     return done
 
 
+def boots(program, lab):
+    """The boot id of each node of the lab in a folder; None for one that does not answer."""
+    return {node.parent.name: boot(program, lab, node.parent.name) for node in sorted(lab.glob("*/process.json"))}
+
+
+def boot(program, lab, node):
+    command = ["cat", "/proc/sys/kernel/random/boot_id"]
+    try:
+        return run(program, "run", "--lab", lab, node, "--", *command, bound_s=30).stdout.strip()
+    except (Failed, subprocess.TimeoutExpired):
+        return None
+
+
 class Cloud:
     """A running cloud and the ways to look at it: as a user, as an operator, as its host."""
 
@@ -78,6 +91,8 @@ class Cloud:
         self.lab = self.state / "lab"
         self.kvm = json.loads(run(self.programs / "mallee-vmm", "--check-kvm").stdout)["class"]
         self.keys = {}
+        # Which boot of each node of the lab is the one that the tests work with.
+        self.boots = {}
 
     # -- start and end -----------------------------------------------------------------------------
 
@@ -108,6 +123,7 @@ class Cloud:
         self.lab_command(
             "up", "--cloud", self.state / "cloud", "--bridge", self.bridge, "--public-network", self.public_network,
             "--node-port", self.node_port, *words, bound_s=240)
+        self.boots = boots(self.programs / "mallee-lab", self.lab)
 
     def ends(self):
         """The commands that end everything, whatever state it is in; to be run last to first."""

@@ -14,13 +14,13 @@ import guests
 import postmortem
 from cloud import LAB_NODE, Cloud, run
 from keeper import LOCK, Keeper
-from labs import UP, Lab
+from labs import Lab
 from leaks import without_a_trace
 
 
 PR_SET_PDEATHSIG = 1
 POSTMORTEMS = 2
-MACHINE_LOST = "the machine of the lab's node does not answer any more"
+MACHINE_LOST = "the emulated machine of a node of the lab failed"
 
 
 def pytest_configure():
@@ -41,11 +41,12 @@ def pytest_runtest_makereport(item, call):
     report = yield
     used = getattr(item, "funcargs", {})
     cloud = used.get("trunk") or used.get("cloud")
-    if report.failed and cloud and item.session.testsfailed < POSTMORTEMS and cloud.kvm != "hardware":
-        labs = [cloud.lab] + ([used["lab"].folder] if "lab" in used else [])
+    if report.failed and cloud and cloud.kvm != "hardware":
+        labs = {cloud.lab: cloud.boots} | ({used["lab"].folder: used["lab"].boots} if "lab" in used else {})
         lost = postmortem.lost_machine(cloud.programs / "mallee-lab", labs)
-        report.sections.extend(postmortem.describe(cloud, lost or cloud.lab / LAB_NODE))
-        if lost:
+        if item.session.testsfailed < POSTMORTEMS:
+            report.sections.extend(postmortem.describe(cloud, lost or cloud.lab / LAB_NODE))
+        if lost or postmortem.GUEST_LOST in report.longreprtext:
             item.session.shouldstop = MACHINE_LOST
     return report
 
@@ -78,7 +79,7 @@ def lab(cloud, keeper, tmp_path_factory):
     made = Lab(cloud, tmp_path_factory.mktemp("lab"))
     keeper.at_the_end(made.program, "down", "--lab", made.folder)
     try:
-        made("up", *UP)
+        made.up()
         yield made
     finally:
         made("down")

@@ -2,11 +2,11 @@
 
 import subprocess
 
-from cloud import BRIDGE, run
+from cloud import BRIDGE, boots, run
 
 # Not the cloud's addresses.
 NETWORK = "198.18.0.0/24"
-UP = ["--bare", "--nodes", "1", "--cpus", "2", "--memory-mib", "1024", "--disk-mib", "256", "--bridge", BRIDGE,
+UP = ["--bare", "--nodes", "1", "--memory-mib", "1024", "--disk-mib", "256", "--bridge", BRIDGE,
       "--public-network", NETWORK]
 
 
@@ -14,6 +14,8 @@ class Lab:
     def __init__(self, cloud, folder):
         self.program = cloud.programs / "mallee-lab"
         self.folder = folder
+        # Which boot of each node is the one that the tests work with.
+        self.boots = {}
 
     def __call__(self, verb, *words, **options):
         return run(self.program, verb, "--lab", self.folder, *words, bound_s=180, **options)
@@ -23,3 +25,12 @@ class Lab:
 
     def node(self, *command, **options):
         return self("run", "lab1", "--", *command, **options)
+
+    def up(self):
+        self("up", *UP)
+        self.boots = boots(self.program, self.folder)
+
+    def reset(self):
+        """Pulls the node's plug and puts it in again."""
+        self("reset", "lab1")
+        self.boots = boots(self.program, self.folder)

@@ -38,7 +38,7 @@ def test_a_client_that_is_killed_ends_its_command(lab):
 def test_what_was_flushed_is_there_after_the_plug_was_pulled(lab):
     lab.node("sh", "-c", "echo kept > /state/file; sync; echo lost > /tmp/file")
     boot = lab.node("cat", "/proc/sys/kernel/random/boot_id").stdout
-    lab("reset", "lab1")
+    lab.reset()
     assert lab.node("cat", "/proc/sys/kernel/random/boot_id").stdout != boot
     assert lab.node("cat", "/state/file").stdout == "kept\n"
     assert lab.node("test", "-e", "/tmp/file", check=False).returncode == 1

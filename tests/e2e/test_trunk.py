@@ -38,7 +38,7 @@ class TrunkCloud(Cloud):
         run("ip", "link", "add", TRUNK, "type", "bridge", "forward_delay", "0")
         run("ip", "link", "set", TRUNK, "up")
         self.up("--no-node", "--segments", "vlan:100-199")
-        self.lab_up("--nodes", 3, "--nodes-per-zone", 2, "--trunk", TRUNK, "--cpus", 1, "--memory-mib", 1024)
+        self.lab_up("--nodes", 3, "--nodes-per-zone", 2, "--trunk", TRUNK, "--memory-mib", 1024)
         self.keys = self.environment()
         wait_for("every node to attend", self.all_attend, bound_s=120)
         return self

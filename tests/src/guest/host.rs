@@ -8,7 +8,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use mallee_vmm::api::client::Client;
-use mallee_vmm::api::{BootProtocol, BootSource, MachineConfig, Serial, VmConfig, Vsock};
+use mallee_vmm::api::{BootProtocol, BootSource, Event, EventKind, ExitReason, MachineConfig, Serial, VmConfig, Vsock};
 
 use super::init::MARK;
 use super::link::{FIRST_PORT, Link};
@@ -187,6 +187,8 @@ impl Monitor {
             .arg(&path)
             .arg("--api-sock")
             .arg(folder.join("api"))
+            .arg("--events-path")
+            .arg(folder.join("events"))
             .stdin(Stdio::null())
             .spawn()
             .map(Monitor)
@@ -208,7 +210,13 @@ impl Monitor {
         let end = Instant::now() + 4 * BOUND;
         loop {
             match self.0.try_wait().map_err(while_doing("the monitor"))? {
-                Some(status) if status.success() => return Ok(read()),
+                // A guest that is reset (by a triple fault, say) did not come to its end.
+                Some(status) if status.success() => {
+                    return match exit(folder)? {
+                        EventKind::Exit { reason: ExitReason::PowerOff, .. } => Ok(read()),
+                        other => Err(format!("the monitor's last event: {other:?}; the console:\n{}", tail(&read()))),
+                    };
+                }
                 Some(status) => {
                     return Err(format!("the monitor ended with {status}; the console:\n{}", tail(&read())));
                 }
@@ -226,6 +234,13 @@ impl Drop for Monitor {
         let _ = self.0.kill();
         let _ = self.0.wait();
     }
+}
+
+/// The last that the monitor has written of what happened.
+fn exit(folder: &Path) -> Result<EventKind, String> {
+    let events = fs::read_to_string(folder.join("events")).map_err(while_doing("the monitor's events"))?;
+    let last = events.lines().last().ok_or("the monitor has written no event")?;
+    serde_json::from_str(last).map(|event: Event| event.kind).map_err(|error| format!("{last}: {error}"))
 }
 
 fn tail(text: &str) -> String {

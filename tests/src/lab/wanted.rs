@@ -44,8 +44,9 @@ pub struct Wanted {
     /// Nodes that share a zone.
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
     pub nodes_per_zone: u32,
-    #[arg(long, default_value_t = 2)]
-    pub cpus: u32,
+    /// Processors of a node; by default two, and one where they are emulated (`-smp` of QEMU without KVM).
+    #[arg(long)]
+    pub cpus: Option<u32>,
     #[arg(long, default_value_t = 2048)]
     pub memory_mib: u64,
     /// Size of a node's disk; it takes what is written.
@@ -78,9 +79,10 @@ impl Wanted {
     fn machine(&self, node: &Node, number: u32, kernel: PathBuf) -> Result<Machine, LabError> {
         let mut bridges = vec![self.bridge.clone()];
         bridges.extend(self.trunk.clone());
+        let acceleration = Acceleration::best();
         Ok(Machine {
-            acceleration: Acceleration::best(),
-            cpus: self.cpus,
+            acceleration,
+            cpus: self.cpus.unwrap_or(acceleration.dependable_cpus()),
             memory_mib: self.memory_mib,
             disk_mib: self.disk_mib,
             bridges,
