@@ -3,22 +3,24 @@
 use std::collections::HashMap;
 use std::fs::OpenOptions;
 
-use crate::bridging::Bridging;
+use crate::backend::Backend;
 use crate::desired::Surroundings;
 use crate::{conntrack, nft};
 
 /// Name of each capability to why it is missing; an empty reason means that it is there.
-pub fn detect(bridging: Bridging) -> HashMap<String, String> {
+pub fn detect(backend: &dyn Backend) -> HashMap<String, String> {
     let reason = |outcome: crate::error::Result<()>| match outcome {
         Ok(()) => String::new(),
         Err(error) => error.to_string(),
     };
-    HashMap::from([
+    let mut capabilities = HashMap::from([
         ("local".into(), tun_device()),
         ("nftables".into(), reason(nft::probe())),
         ("conntrack".into(), reason(conntrack::probe())),
-        ("security-groups".into(), bridging.problem().to_owned()),
-    ])
+        ("security-groups".into(), String::new()),
+    ]);
+    capabilities.extend(backend.missing().into_iter().map(|(name, reason)| (name.to_owned(), reason)));
+    capabilities
 }
 
 /// The same of the kinds of segments that reach other nodes.

@@ -4,9 +4,9 @@ use std::collections::BTreeMap;
 use std::time::SystemTime;
 
 use crate::api::{ElasticIpState, InterfaceState, Limited, NodeNetwork, SecurityGroupRuleState, ShowReply, TrunkState};
+use crate::backend::{Bound, Counter, Counters};
 use crate::desired::{ElasticIp, GroupRule, Interface, InterfaceId, Network, SecurityGroup, Segment, Trunk};
 use crate::links::Observed;
-use crate::nft::{self, Counter, Counters, Set, limits};
 use crate::service::unix_ns;
 
 pub fn show(
@@ -57,19 +57,18 @@ fn interface_state(
 
 fn limited(interface: &Interface, counters: &Counters) -> Limited {
     let packets = |counter: Option<&Counter>| counter.map_or(0, |counter| counter.packets);
-    let frames = |set: &Set| packets(counters.limited_frames.get(&set.name).and_then(|by| by.get(&interface.tap)));
-    let connections =
-        |set: &Set| packets(counters.limited_connections.get(&set.name).and_then(|by| by.get(&interface.mark.get())));
+    let frames = |bound| packets(counters.limited_frames.get(&(bound, interface.tap.clone())));
+    let connections = |bound| packets(counters.limited_connections.get(&(bound, interface.mark.get())));
     Limited {
-        arp_packets: frames(&limits::ARP_FLOOD),
-        dhcp_packets: frames(&limits::DHCP_FLOOD),
-        gateway_packets: frames(&limits::GATEWAY_FLOOD),
-        broadcast_packets: frames(&limits::BROADCAST_FLOOD),
-        fragments: frames(&limits::FRAGMENT_FLOOD) + frames(&limits::FRAGMENT_BYTES),
-        opened_too_fast: connections(&limits::OPENED.rate),
-        opened_too_many: connections(&limits::OPENED.refused),
-        taken_too_fast: connections(&limits::TAKEN.rate),
-        taken_too_many: connections(&limits::TAKEN.refused),
+        arp_packets: frames(Bound::Arp),
+        dhcp_packets: frames(Bound::Dhcp),
+        gateway_packets: frames(Bound::Gateway),
+        broadcast_packets: frames(Bound::Broadcast),
+        fragments: frames(Bound::Fragments),
+        opened_too_fast: connections(Bound::OpenedTooFast),
+        opened_too_many: connections(Bound::OpenedTooMany),
+        taken_too_fast: connections(Bound::TakenTooFast),
+        taken_too_many: connections(Bound::TakenTooMany),
     }
 }
 
@@ -103,7 +102,7 @@ fn trunk_state(segment: &Segment, trunk: &Trunk, observed: &Observed, counters: 
 
 fn rule_states(group: &SecurityGroup, counters: &Counters) -> Vec<SecurityGroupRuleState> {
     let state = |rule: &GroupRule| {
-        let key = (nft::chain_of(&group.id, rule.direction), rule.id.to_string());
+        let key = (group.id.to_string(), rule.id.to_string());
         let counter = counters.group_rules.get(&key).copied().unwrap_or_default();
         SecurityGroupRuleState {
             security_group: group.id.to_string(),

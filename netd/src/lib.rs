@@ -22,6 +22,8 @@ pub mod cli;
 #[cfg(feature = "daemon")]
 mod announce;
 #[cfg(feature = "daemon")]
+mod backend;
+#[cfg(feature = "daemon")]
 mod bridging;
 #[cfg(feature = "daemon")]
 mod capabilities;

@@ -5,24 +5,25 @@
 //! and run again. The order keeps every moment safe:
 //!
 //! 1. what is gone is closed (taps first), segments are made;
-//! 2. the nftables transaction: from here on, rules and maps are the new ones for every packet;
+//! 2. the backend's rules: from here on, they are the new ones for every packet;
 //! 3. flows that contradict the new maps end;
 //! 4. the uplink answers for new addresses, new taps and trunk ports open;
 //! 5. new addresses are announced, DHCP and DNS learn of their clients.
 
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use tokio::sync::{Mutex, MutexGuard, broadcast, mpsc};
 
 use crate::announce::Announcer;
 use crate::api::NodeNetwork;
+use crate::backend::Backend;
 use crate::bridging::Bridging;
 use crate::desired::{InterfaceId, LinkName, Network, VpcId, VpcNumber};
 use crate::dhcp::{Given, Servers};
 use crate::error::{Error, Result};
-use crate::limits::Limits;
 use crate::links::{Ground, Links, NodeLinks, Observed, Plan, Site, Step, Uplink, plan};
 use crate::store::Store;
 use crate::{conntrack, dns, nft, sysctl};
@@ -57,7 +58,7 @@ struct State {
 
 pub struct Reconciler {
     node_links: NodeLinks,
-    limits: Limits,
+    backend: Arc<dyn Backend>,
     store: Store,
     announcer: Announcer,
     state: Mutex<State>,
@@ -77,7 +78,7 @@ impl Reconciler {
     /// `given` of the second value brings the leases; [`Self::record_leases`] must be run on it.
     pub fn new(
         node_links: NodeLinks,
-        limits: Limits,
+        backend: Arc<dyn Backend>,
         store: Store,
         upstreams: dns::Upstreams,
     ) -> (Self, mpsc::UnboundedReceiver<Given>) {
@@ -91,7 +92,7 @@ impl Reconciler {
         };
         let reconciler = Self {
             node_links,
-            limits,
+            backend,
             store,
             announcer: Announcer::default(),
             state: Mutex::new(state),
@@ -108,6 +109,7 @@ impl Reconciler {
         let links = Links::connect()?;
         let site = links.site(&self.node_links).await?;
         let network = Network::parse(&message, &site.around)?;
+        self.backend.check(&network)?;
         if let Some(current) = &state.current {
             self.check_generation(message.generation, current.message.generation)?;
         }
@@ -202,10 +204,8 @@ impl Reconciler {
     }
 
     async fn apply_rules(&self, network: &Network) -> Result<bool> {
-        let (network, uplink) = (network.clone(), self.uplink_name().to_string());
-        let bridging = self.node_links.kernel.bridging;
-        let limits = self.limits.clone();
-        off_thread(move || nft::apply(&network, &uplink, bridging, &limits)).await
+        let (network, backend) = (network.clone(), self.backend.clone());
+        off_thread(move || backend.apply(&network)).await
     }
 
     async fn end_stale_flows(&self, network: &Network) -> Result<()> {
@@ -266,6 +266,10 @@ impl Reconciler {
     pub async fn current(&self) -> Option<(NodeNetwork, Network)> {
         let state = self.state.lock().await;
         state.current.clone().map(|current| (current.message, current.network))
+    }
+
+    pub fn backend(&self) -> &Arc<dyn Backend> {
+        &self.backend
     }
 
     pub fn node_links(&self) -> &NodeLinks {

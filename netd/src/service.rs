@@ -109,7 +109,8 @@ impl Network for Service {
             return Ok(Response::new(ShowReply::default()));
         };
         let observed = Links::connect()?.observe().await?;
-        let counted = off_thread(crate::nft::counters).await?;
+        let backend = self.reconciler.backend().clone();
+        let counted = off_thread(move || backend.counters()).await?;
         let leases = self.reconciler.lease_times();
         Ok(Response::new(counters::show(message, &network, &observed, &counted, &leases)))
     }
@@ -117,14 +118,16 @@ impl Network for Service {
     async fn capabilities(&self, _request: Request<CapabilitiesRequest>) -> Reply<CapabilitiesReply> {
         let site = Links::connect()?.site(self.reconciler.node_links()).await?;
         let around = &site.around;
-        let bridging = self.reconciler.node_links().kernel.bridging;
-        let mut capabilities: HashMap<String, String> = off_thread(move || Ok(capabilities::detect(bridging))).await?;
+        let backend = self.reconciler.backend().clone();
+        let mut capabilities: HashMap<String, String> =
+            off_thread(move || Ok(capabilities::detect(backend.as_ref()))).await?;
         capabilities.extend(capabilities::of_trunks(around));
         Ok(Response::new(CapabilitiesReply {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             uplink: around.uplink.name.clone(),
             uplink_address: around.uplink.addresses.first().map_or_else(String::new, ToString::to_string),
             capabilities,
+            backend: self.reconciler.backend().name().to_owned(),
             trunk: around.trunk.as_ref().map_or_else(|_| String::new(), |trunk| trunk.name.to_string()),
             underlay_address: around
                 .underlay

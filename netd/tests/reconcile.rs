@@ -285,6 +285,7 @@ fn capabilities_name_what_is_missing() {
     for there in ["local", "nftables", "conntrack"] {
         assert_eq!(reply.capabilities[there], "", "{there}");
     }
+    assert_eq!(reply.backend, "nftables");
     assert!(reply.capabilities["vlan"].contains("--trunk"));
 }
 

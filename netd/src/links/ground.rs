@@ -16,7 +16,6 @@ use super::{Ground, Links, is_errno};
 use crate::bridging::Bridging;
 use crate::desired::{LinkName, MacAddress, Surroundings, TrunkLink, Underlay, UplinkAddresses};
 use crate::error::{Error, Result};
-use crate::reconcile::off_thread;
 
 /// Which interface is what, as the command line says, and what the kernel can make of them.
 #[derive(Debug, Clone)]
@@ -28,7 +27,7 @@ pub struct NodeLinks {
     pub kernel: Kernel,
 }
 
-/// What not every kernel has: kinds of links, of which an error says what is missing, and a way to judge neighbours.
+/// What not every kernel has: kinds of links, of which an error says what is missing, and how the backend judges neighbours there.
 #[derive(Debug, Clone)]
 pub struct Kernel {
     pub vlan: std::result::Result<(), String>,
@@ -56,11 +55,11 @@ pub struct Site {
 impl Kernel {
     /// Asks the kernel for a link of each kind without saying enough to make one: a kernel that knows the kind says what
     /// it misses, one that does not says so. No link is made, nor can one be left behind.
-    pub async fn probe(links: &Links) -> Result<Self> {
+    pub async fn probe(links: &Links, bridging: Bridging) -> Result<Self> {
         Ok(Self {
             vlan: links.knows_kind(InfoKind::Vlan, "802.1Q (CONFIG_VLAN_8021Q, module `8021q`)").await?,
             vxlan: links.knows_kind(InfoKind::Vxlan, "VXLAN (CONFIG_VXLAN, module `vxlan`)").await?,
-            bridging: off_thread(Bridging::detect).await?,
+            bridging,
         })
     }
 }

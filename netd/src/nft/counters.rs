@@ -3,34 +3,13 @@
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 
-use super::kernel::{self, Counter};
-use super::layout::{Name, Set, Table, is_grown};
+use super::kernel;
+use super::layout::{Set, Table, is_grown};
 use super::{any_tables, open, rules};
+use crate::backend::{Counter, Counters};
 use crate::desired::LinkName;
 use crate::error::{Error, Result};
 use crate::netfilter::{NetfilterSocket, text};
-
-/// Counters that the tables keep.
-#[derive(Debug, Default)]
-pub struct Counters {
-    /// Packets from outside to an elastic IP, by public address.
-    pub elastic_in: BTreeMap<Ipv4Addr, Counter>,
-    /// Packets that leave as an elastic IP, by public address.
-    pub elastic_out: BTreeMap<Ipv4Addr, Counter>,
-    /// Frames that anti-spoofing dropped, by tap or trunk port.
-    pub spoofed: BTreeMap<LinkName, Counter>,
-    /// Packets that no security group let in or out, by the interface's mark.
-    pub denied_in: BTreeMap<u32, Counter>,
-    pub denied_out: BTreeMap<u32, Counter>,
-    /// Frames of protocols that segments do not have, by tap.
-    pub foreign: BTreeMap<LinkName, Counter>,
-    /// Frames beyond a limit, by the limit's set and the tap.
-    pub limited_frames: BTreeMap<Name, BTreeMap<LinkName, Counter>>,
-    /// First packets of connections beyond a limit, by the limit's set and the interface's mark.
-    pub limited_connections: BTreeMap<Name, BTreeMap<u32, Counter>>,
-    /// First packets of connections that a rule of a security group let pass, by chain and the rule's id.
-    pub group_rules: BTreeMap<(String, String), Counter>,
-}
 
 /// Reads the counters back from the kernel.
 pub fn read() -> Result<Counters> {
@@ -45,21 +24,24 @@ pub fn read() -> Result<Counters> {
         denied_out: by(u32::from_ne_bytes, &mut socket, &[&ip, &bridge], &rules::DENIED_OUT)?,
         ..Counters::default()
     };
-    for set in rules::limits::BY_TAP {
-        counters.limited_frames.insert(set.name.clone(), by_link(&mut socket, &bridge, set)?);
+    for (bound, set) in rules::limits::BY_TAP {
+        for (tap, counter) in by_link(&mut socket, &bridge, set)? {
+            *counters.limited_frames.entry((bound, tap)).or_default() += counter;
+        }
     }
-    for set in rules::limits::BY_INTERFACE {
-        counters
-            .limited_connections
-            .insert(set.name.clone(), by(u32::from_ne_bytes, &mut socket, &[&ip, &bridge], set)?);
+    for (bound, set) in rules::limits::BY_INTERFACE {
+        let counted = by(u32::from_ne_bytes, &mut socket, &[&ip, &bridge], set)?;
+        counters.limited_connections.extend(counted.into_iter().map(|(mark, counter)| ((bound, mark), counter)));
     }
     for table in [&ip, &bridge] {
         let found = kernel::read_rules(&mut socket, table).map_err(Error::netfilter("reading the groups' rules"))?;
         for (chain, rules) in found.into_iter().filter(|(chain, _)| is_grown(chain)) {
             for rule in rules {
-                // As `rules/groups.rs` writes it. One rule of a group may be several here.
-                let Some((id, _)) = rule.comment.split_once(':') else { continue };
-                *counters.group_rules.entry((chain.clone(), id.to_owned())).or_default() += rule.counter;
+                // As `rules/groups.rs` writes both. One rule of a group may be several here.
+                let (Some((_, group)), Some((id, _))) = (chain.split_once('_'), rule.comment.split_once(':')) else {
+                    continue;
+                };
+                *counters.group_rules.entry((group.to_owned(), id.to_owned())).or_default() += rule.counter;
             }
         }
     }

@@ -7,6 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 
 use super::layout::{Elements, Set, Table, is_grown};
+use crate::backend::Counter;
 use crate::netfilter::{NetfilterSocket, attribute, attributes, put, text};
 
 // Attribute numbers that the `libc` crate does not have.
@@ -37,20 +38,6 @@ const COUNTER_BYTES: u16 = 1;
 const COUNTER_PACKETS: u16 = 2;
 /// Type of a comment in a rule's user data (`NFTNL_UDATA_RULE_COMMENT`).
 const USERDATA_COMMENT: u8 = 0;
-
-/// Packets and bytes.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Counter {
-    pub packets: u64,
-    pub bytes: u64,
-}
-
-impl std::ops::AddAssign for Counter {
-    fn add_assign(&mut self, other: Self) {
-        self.packets += other.packets;
-        self.bytes += other.bytes;
-    }
-}
 
 /// A rule as the kernel has it.
 #[derive(Debug, Clone)]

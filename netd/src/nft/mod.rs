@@ -32,14 +32,11 @@ use std::net::Ipv4Addr;
 use nftnl::ProtoFamily;
 
 pub use contents::Contents;
-pub use counters::{Counters, read as counters};
 pub use foreign::drop_policies;
-pub use kernel::Counter;
-pub use layout::Set;
-pub use rules::{chain_of, limits};
 
+use crate::backend::{Backend, Counters};
 use crate::bridging::Bridging;
-use crate::desired::Network;
+use crate::desired::{InvalidNetwork, LinkName, Network};
 use crate::error::{Error, Result};
 use crate::limits::Limits;
 use crate::netfilter::NetfilterSocket;
@@ -49,8 +46,52 @@ use layout::Table;
 /// Name of netd's tables.
 pub const TABLE: &str = "mallee";
 
+/// The backend that is nf_tables, by netlink.
+#[derive(Debug)]
+pub struct Nftables {
+    uplink: LinkName,
+    limits: Limits,
+    bridging: Bridging,
+}
+
+impl Nftables {
+    /// Finds out what this kernel's nf_tables can do.
+    pub fn new(uplink: LinkName, limits: Limits) -> Result<Self> {
+        Ok(Self { uplink, limits, bridging: Bridging::detect()? })
+    }
+}
+
+impl Backend for Nftables {
+    fn name(&self) -> &'static str {
+        "nftables"
+    }
+
+    fn bridging(&self) -> Bridging {
+        self.bridging
+    }
+
+    fn check(&self, _network: &Network) -> Result<(), InvalidNetwork> {
+        Ok(())
+    }
+
+    fn apply(&self, network: &Network) -> Result<bool> {
+        apply(network, self.uplink.as_str(), self.bridging, &self.limits)
+    }
+
+    fn counters(&self) -> Result<Counters> {
+        counters::read()
+    }
+
+    fn missing(&self) -> Vec<(&'static str, String)> {
+        match self.bridging.problem() {
+            "" => Vec::new(),
+            problem => vec![("security-groups", problem.to_owned())],
+        }
+    }
+}
+
 /// Makes the tables in the kernel hold what `network` needs. Returns whether anything was written.
-pub fn apply(network: &Network, uplink: &str, bridging: Bridging, limits: &Limits) -> Result<bool> {
+fn apply(network: &Network, uplink: &str, bridging: Bridging, limits: &Limits) -> Result<bool> {
     let contents = Contents::of(network);
     let mut socket = open()?;
     let mut transaction = Transaction::new();

@@ -7,6 +7,7 @@ use std::fs::File;
 use std::io::{Read, Write};
 use std::net::Ipv4Addr;
 use std::os::fd::AsFd;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use ipnet::Ipv4Net;
@@ -16,12 +17,14 @@ use rtnetlink::{LinkMessageBuilder, LinkUnspec, RouteMessageBuilder};
 
 use super::packet::{End, Endpoints, Packet, Seen, Traffic};
 use crate::api::{CapabilitiesReply, Interface, NodeNetwork, tap_name};
+use crate::backend::Backend;
 use crate::desired::{LinkName, MacAddress};
 use crate::dns::Upstreams;
 use crate::error::{Error, Result};
 use crate::limits::Limits;
 use crate::links::{Kernel, Links, NodeLinks, TapOptions, open_tap};
-use crate::reconcile::Reconciler;
+use crate::nft::Nftables;
+use crate::reconcile::{Reconciler, off_thread};
 use crate::store::Store;
 
 /// Bytes of `struct virtio_net_hdr`, which each frame on these taps begins with.
@@ -72,10 +75,12 @@ impl Replica {
         default_route(&links, &uplink).await?;
 
         let state = State(std::env::temp_dir().join(format!("mallee-trace-{:016x}", rand::random::<u64>())));
-        let node_links = NodeLinks { uplink, trunk, underlay, kernel: Kernel::probe(&links).await? };
+        let uplink_name = uplink.clone();
+        let backend = off_thread(move || Nftables::new(uplink_name, Limits::default().settled())).await?;
+        let kernel = Kernel::probe(&links, backend.bridging()).await?;
+        let node_links = NodeLinks { uplink, trunk, underlay, kernel };
         let upstreams = Upstreams::Fixed(Vec::new());
-        let (reconciler, _) =
-            Reconciler::new(node_links, Limits::default().settled(), Store::open(&state.0)?, upstreams);
+        let (reconciler, _) = Reconciler::new(node_links, Arc::new(backend), Store::open(&state.0)?, upstreams);
         reconciler.apply(network.clone()).await?;
         let uplink_mac = links.site(reconciler.node_links()).await?.uplink.mac;
         let uplink_mac = uplink_mac.ok_or_else(|| Error::Internal("a tap without a MAC".into()))?;

@@ -16,6 +16,7 @@ use nftnl::{ChainType, Hook};
 use super::bridge::{AFTER_IP_RULES, ETHER_ARP, FIRST};
 use super::ipv4::{AS_RECEIVED, AS_SENT};
 use super::{BRIDGES, DHCP_SERVER, ETHER_IPV4, GATEWAYS_OF, TAPS, base, chain, counting, set};
+use crate::backend::Bound;
 use crate::desired::Interface;
 use crate::limits::{Limits, Lists};
 use crate::nft::contents::{Contents, number};
@@ -33,9 +34,15 @@ pub const FRAGMENT_FLOOD: Set = counting("fragment_flood", 64, &[Type::LinkName]
 /// The same by bytes.
 pub const FRAGMENT_BYTES: Set = counting("fragment_bytes", 65, &[Type::LinkName]);
 
-/// The sets above.
-pub const BY_TAP: [&Set; 6] =
-    [&ARP_FLOOD, &DHCP_FLOOD, &GATEWAY_FLOOD, &BROADCAST_FLOOD, &FRAGMENT_FLOOD, &FRAGMENT_BYTES];
+/// The sets above, with what they count.
+pub const BY_TAP: [(Bound, &Set); 6] = [
+    (Bound::Arp, &ARP_FLOOD),
+    (Bound::Dhcp, &DHCP_FLOOD),
+    (Bound::Gateway, &GATEWAY_FLOOD),
+    (Bound::Broadcast, &BROADCAST_FLOOD),
+    (Bound::Fragments, &FRAGMENT_FLOOD),
+    (Bound::Fragments, &FRAGMENT_BYTES),
+];
 
 // --- sets of both tables: interfaces, by what their packets are marked with ---
 
@@ -61,7 +68,12 @@ pub const TAKEN: Way = Way {
 };
 
 /// Sets of both that interfaces are in from the start.
-pub const BY_INTERFACE: [&Set; 4] = [&OPENED.rate, &OPENED.refused, &TAKEN.rate, &TAKEN.refused];
+pub const BY_INTERFACE: [(Bound, &Set); 4] = [
+    (Bound::OpenedTooFast, &OPENED.rate),
+    (Bound::OpenedTooMany, &OPENED.refused),
+    (Bound::TakenTooFast, &TAKEN.rate),
+    (Bound::TakenTooMany, &TAKEN.refused),
+];
 
 pub fn bridge_sets(limits: &Limits) -> Vec<Set> {
     let packets = |set, per_second| Set { limit: Some(Limit::Packets { per_second }), ..set };
@@ -181,10 +193,10 @@ fn ways(limits: &Limits) -> [Chain; 2] {
 
 impl Contents {
     pub(in crate::nft) fn add_limits_of(&mut self, interface: &Interface) {
-        for set in BY_TAP {
+        for (_, set) in BY_TAP {
             self.put_bridge(set, interface.tap.padded().to_vec());
         }
-        for set in BY_INTERFACE {
+        for (_, set) in BY_INTERFACE {
             self.put_both(set, number(interface.mark.get()), Vec::new());
         }
     }

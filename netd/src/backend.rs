@@ -1,0 +1,89 @@
+//! Who judges and translates packets: one trait, and what its implementations tell in common.
+//!
+//! netd hands a [`Backend`] the whole parsed network. The backend reads what the kernel has of its rules, and writes what differs, each change in as few
+//! steps as its kernel interface knows; what is written is complete whenever it is cut off and run again. Links, addresses, routes and connections are not
+//! its business.
+//!
+//! * [`Nftables`](crate::nft::Nftables): tables of nf_tables by netlink; one transaction.
+//!
+//! What may not happen here: touching a rule, chain or table that is not netd's own; a network being taken in part, because a backend lacks
+//! something. What it lacks it refuses or tells ([`Backend::check`], [`Backend::missing`]).
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::net::Ipv4Addr;
+
+use crate::bridging::Bridging;
+use crate::desired::{InvalidNetwork, LinkName, Network};
+use crate::error::Result;
+
+/// What makes the kernel judge and translate packets as a network says.
+pub trait Backend: fmt::Debug + Send + Sync {
+    /// Its name, as a capability is named.
+    fn name(&self) -> &'static str;
+
+    /// How it judges what passes between two instances on one bridge. The bridges and their ports are made for that.
+    fn bridging(&self) -> Bridging;
+
+    /// Refuses what this backend cannot serve in whole.
+    fn check(&self, network: &Network) -> Result<(), InvalidNetwork>;
+
+    /// Makes the rules in the kernel those of `network`; returns whether anything was written. May block for a moment.
+    fn apply(&self, network: &Network) -> Result<bool>;
+
+    /// Reads back what the rules have counted.
+    fn counters(&self) -> Result<Counters>;
+
+    /// What of a node's network it does not have, by the name of the capability, and why; nothing where it has all that netd knows.
+    fn missing(&self) -> Vec<(&'static str, String)>;
+}
+
+/// Packets and bytes.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Counter {
+    pub packets: u64,
+    pub bytes: u64,
+}
+
+impl std::ops::AddAssign for Counter {
+    fn add_assign(&mut self, other: Self) {
+        self.packets += other.packets;
+        self.bytes += other.bytes;
+    }
+}
+
+/// What one interface may only use so much of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Bound {
+    Arp,
+    Dhcp,
+    Gateway,
+    Broadcast,
+    Fragments,
+    OpenedTooFast,
+    OpenedTooMany,
+    TakenTooFast,
+    TakenTooMany,
+}
+
+/// What a backend has counted.
+#[derive(Debug, Default)]
+pub struct Counters {
+    /// Packets to an elastic IP, by public address.
+    pub elastic_in: BTreeMap<Ipv4Addr, Counter>,
+    /// Packets that leave as an elastic IP, by public address.
+    pub elastic_out: BTreeMap<Ipv4Addr, Counter>,
+    /// Frames that anti-spoofing dropped, by tap or trunk port.
+    pub spoofed: BTreeMap<LinkName, Counter>,
+    /// Frames of protocols that segments do not have, by tap.
+    pub foreign: BTreeMap<LinkName, Counter>,
+    /// Packets that no security group let in or out, by the interface's mark.
+    pub denied_in: BTreeMap<u32, Counter>,
+    pub denied_out: BTreeMap<u32, Counter>,
+    /// Frames beyond a bound, by tap.
+    pub limited_frames: BTreeMap<(Bound, LinkName), Counter>,
+    /// First packets of connections beyond a bound, by the interface's mark.
+    pub limited_connections: BTreeMap<(Bound, u32), Counter>,
+    /// First packets of connections that a rule of a security group let pass, by the ids of group and rule.
+    pub group_rules: BTreeMap<(String, String), Counter>,
+}
