@@ -82,6 +82,7 @@ ids! {
     SubnetId = "subnet";
     SecurityGroupId = "sg";
     SecurityGroupRuleId = "sgr";
+    PrefixListId = "pl";
     /// A network interface.
     InterfaceId = "eni";
     /// That an interface is part of an instance.

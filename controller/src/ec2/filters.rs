@@ -38,7 +38,7 @@ macro_rules! untagged {
     )*};
 }
 
-tagged!(Instance, Image, KeyPairInfo, Address, Vpc, Subnet, SecurityGroup, SecurityGroupRule);
+tagged!(Instance, Image, KeyPairInfo, Address, Vpc, Subnet, SecurityGroup, SecurityGroupRule, ManagedPrefixList);
 untagged!(Region, AvailabilityZone, InstanceTypeInfo, InstanceStatus, TagDescription);
 
 /// The things that pass all filters.

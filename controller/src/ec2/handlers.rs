@@ -12,6 +12,10 @@ pub(super) use super::instances::{
 };
 pub(super) use super::key_pairs::{create_key_pair, delete_key_pair, describe_key_pairs, import_key_pair};
 pub(super) use super::places::{describe_availability_zones, describe_regions, describe_subnets, describe_vpcs};
+pub(super) use super::prefix_lists::{
+    create_managed_prefix_list, delete_managed_prefix_list, describe_managed_prefix_lists,
+    get_managed_prefix_list_entries, modify_managed_prefix_list,
+};
 pub(super) use super::security_groups::{
     authorize_security_group_egress, authorize_security_group_ingress, create_security_group, delete_security_group,
     describe_security_group_rules, describe_security_groups, modify_instance_attribute,

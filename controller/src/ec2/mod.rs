@@ -25,6 +25,7 @@ mod console;
 pub mod error;
 mod filters;
 mod handlers;
+mod idempotency;
 pub mod images;
 pub mod instance_types;
 mod instances;
@@ -37,6 +38,7 @@ pub mod model {
 }
 mod pages;
 mod places;
+mod prefix_lists;
 mod security_groups;
 mod tagging;
 

@@ -13,9 +13,9 @@ use super::Refusal;
 const LEAST: i32 = 5;
 const MOST: i32 = 1000;
 
-/// One page of `items`, and the token of the next one. `key` must be unique.
+/// [`page_of`] with EC2's usual bounds for `MaxResults`.
 pub(crate) fn page<T>(
-    mut items: Vec<T>,
+    items: Vec<T>,
     key: impl Fn(&T) -> String,
     max_results: Option<i32>,
     next_token: Option<&str>,
@@ -25,6 +25,16 @@ pub(crate) fn page<T>(
             "Value ( {max} ) for parameter maxResults is invalid. Expecting a value between {LEAST} and {MOST}."
         )));
     }
+    page_of(items, key, max_results, next_token)
+}
+
+/// One page of `items`, and the token of the next one. `key` must be unique, and `max_results` be in bounds.
+pub(crate) fn page_of<T>(
+    mut items: Vec<T>,
+    key: impl Fn(&T) -> String,
+    max_results: Option<i32>,
+    next_token: Option<&str>,
+) -> Result<(Vec<T>, Option<String>), Refusal> {
     items.sort_by_cached_key(&key);
     if let Some(token) = next_token.filter(|token| !token.is_empty()) {
         let last =

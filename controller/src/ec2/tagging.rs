@@ -115,7 +115,7 @@ pub(crate) async fn delete_tags(context: &Context, request: DeleteTagsRequest) -
 /// What an id names, when it names something of the account. (The places' ids belong to the cloud.)
 async fn kind_of(connection: &mut SqliteConnection, account: &str, resource: &str) -> Result<&'static str, Refusal> {
     // Table, column of the id, EC2's word for the kind, code of the refusal.
-    const OWNED: [(&str, &str, &str, &str); 7] = [
+    const OWNED: [(&str, &str, &str, &str); 8] = [
         ("i-", "SELECT 1 FROM instances WHERE account_id = ? AND id = ?", "instance", "InvalidInstanceID.NotFound"),
         ("ami-", "SELECT 1 FROM images WHERE account_id = ? AND id = ?", "image", "InvalidAMIID.NotFound"),
         ("key-", "SELECT 1 FROM key_pairs WHERE account_id = ? AND id = ?", "key-pair", "InvalidKeyPair.NotFound"),
@@ -137,6 +137,12 @@ async fn kind_of(connection: &mut SqliteConnection, account: &str, resource: &st
              WHERE owner.account_id = ? AND rule.id = ?",
             "security-group-rule",
             "InvalidSecurityGroupRuleId.NotFound",
+        ),
+        (
+            "pl-",
+            "SELECT 1 FROM prefix_lists WHERE account_id = ? AND id = ?",
+            "prefix-list",
+            "InvalidPrefixListID.NotFound",
         ),
         ("vol-", "SELECT 1 FROM instances WHERE account_id = ? AND volume_id = ?", "volume", "InvalidVolume.NotFound"),
     ];
@@ -187,6 +193,7 @@ fn resource_type(kind: &str) -> Option<ResourceType> {
         ResourceType::ELASTIC_IP,
         ResourceType::SECURITY_GROUP,
         ResourceType::SECURITY_GROUP_RULE,
+        ResourceType::PREFIX_LIST,
         ResourceType::VOLUME,
     ]
     .into_iter()

@@ -14,13 +14,13 @@ use mallee_netd::api as net;
 use super::segments::{self, Reach};
 use crate::Cloud;
 use crate::error::{Error, Result};
-use crate::ids::{InstanceId, SecurityGroupId};
+use crate::ids::{InstanceId, PrefixListId, SecurityGroupId};
 use crate::state::images::{Image, Part};
 use crate::state::instances::Instance;
 use crate::state::lifecycle::{InstanceState, Wanted};
 use crate::state::network::{Subnet, Vpc};
 use crate::state::security_groups::{self, Rule};
-use crate::state::{addresses, images, instances, network, nodes};
+use crate::state::{addresses, images, instances, network, nodes, prefix_lists};
 
 /// A node's desired state, and what of it is news.
 pub(super) struct Desired {
@@ -39,6 +39,8 @@ struct Surroundings<'a> {
     /// Names.
     groups: HashMap<SecurityGroupId, String>,
     rules: Vec<Rule>,
+    /// Networks. Those of IPv6 are left out: they reach no instance.
+    prefix_lists: HashMap<PrefixListId, Vec<String>>,
     /// Private addresses, wherever the instances are.
     members: HashMap<SecurityGroupId, Vec<String>>,
     reach: Reach,
@@ -58,6 +60,7 @@ pub(super) async fn of_node(cloud: &Cloud, name: &str) -> Result<Desired> {
         public_ips: addresses::on_node(&mut tx, name).await?,
         groups: security_groups::all(&mut tx).await?.into_iter().map(|group| (group.id, group.name)).collect(),
         rules: security_groups::all_rules(&mut tx).await?,
+        prefix_lists: prefix_lists::all_ipv4(&mut tx).await?,
         members: members(security_groups::members(&mut tx).await?),
         reach: Reach::read(&mut tx, cloud, &node).await?,
     };
@@ -149,7 +152,7 @@ impl Surroundings<'_> {
             public_pools: config.public_pools.iter().map(ToString::to_string).collect(),
             remotes: self.reach.remotes.clone(),
             security_groups: self.security_groups(here),
-            prefix_lists: Vec::new(),
+            prefix_lists: self.prefix_lists(here),
         })
     }
 
@@ -180,10 +183,38 @@ impl Surroundings<'_> {
         let peers: BTreeSet<&SecurityGroupId> = of_own().filter_map(|rule| rule.peer_group.as_ref()).collect();
         let group = |id: &SecurityGroupId| net::SecurityGroup {
             id: id.to_string(),
-            rules: of_own().filter(|rule| rule.group_id == *id).filter_map(group_rule).collect(),
+            rules: of_own().filter(|rule| rule.group_id == *id).filter_map(|rule| self.group_rule(rule)).collect(),
             members: if peers.contains(id) { self.members.get(id).cloned().unwrap_or_default() } else { Vec::new() },
         };
         own.union(&peers).map(|id| group(id)).collect()
+    }
+
+    /// Those that rules of the instances' groups name.
+    fn prefix_lists(&self, here: &[Instance]) -> Vec<net::PrefixList> {
+        let own: BTreeSet<&SecurityGroupId> = here.iter().flat_map(|one| &one.security_groups).collect();
+        let of_own = self.rules.iter().filter(|rule| own.contains(&rule.group_id));
+        let named: BTreeSet<&PrefixListId> = of_own.filter_map(|rule| rule.prefix_list.as_ref()).collect();
+        let list = |id: &PrefixListId| {
+            self.prefix_lists.get(id).map(|cidrs| net::PrefixList { id: id.to_string(), cidrs: cidrs.clone() })
+        };
+        named.into_iter().filter_map(list).collect()
+    }
+
+    /// `None` for a rule about IPv6, which reaches no instance.
+    fn group_rule(&self, rule: &Rule) -> Option<net::SecurityGroupRule> {
+        use net::security_group_rule::Peer;
+        let cidr = || rule.cidr_ipv4.clone().map(Peer::Cidr);
+        let group = || rule.peer_group.as_ref().map(|id| Peer::SecurityGroup(id.to_string()));
+        let list = rule.prefix_list.as_ref().filter(|id| self.prefix_lists.contains_key(id));
+        let list = || list.map(|id| Peer::PrefixList(id.to_string()));
+        Some(net::SecurityGroupRule {
+            id: rule.id.to_string(),
+            egress: rule.egress,
+            protocol: rule.protocol,
+            from_port: rule.from_port,
+            to_port: rule.to_port,
+            peer: Some(cidr().or_else(group).or_else(list)?),
+        })
     }
 
     fn interface(&self, one: &Instance) -> net::Interface {
@@ -209,20 +240,6 @@ impl Surroundings<'_> {
             segment: self.subnet.id.to_string(),
         })
     }
-}
-
-/// `None` for a rule about IPv6, which reaches no instance.
-fn group_rule(rule: &Rule) -> Option<net::SecurityGroupRule> {
-    let cidr = || rule.cidr_ipv4.clone().map(net::security_group_rule::Peer::Cidr);
-    let group = || rule.peer_group.as_ref().map(|id| net::security_group_rule::Peer::SecurityGroup(id.to_string()));
-    Some(net::SecurityGroupRule {
-        id: rule.id.to_string(),
-        egress: rule.egress,
-        protocol: rule.protocol,
-        from_port: rule.from_port,
-        to_port: rule.to_port,
-        peer: Some(cidr().or_else(group)?),
-    })
 }
 
 fn boot_image(image: &Image) -> api::BootImage {

@@ -21,6 +21,7 @@ pub mod key_pairs;
 pub mod lifecycle;
 pub mod network;
 pub mod nodes;
+pub mod prefix_lists;
 pub mod security_groups;
 pub mod segments;
 pub mod tags;

@@ -9,7 +9,7 @@ use sqlx::SqliteConnection;
 
 use super::network;
 use crate::error::Result;
-use crate::ids::{SecurityGroupId, SecurityGroupRuleId, VpcId};
+use crate::ids::{PrefixListId, SecurityGroupId, SecurityGroupRuleId, VpcId};
 
 /// One row of `security_groups`.
 #[derive(Debug, Clone, sqlx::FromRow)]
@@ -32,10 +32,11 @@ pub struct Rule {
     /// Ports, or ICMP's type and code; -1 for any, or where they mean nothing.
     pub from_port: i32,
     pub to_port: i32,
-    /// Exactly one of these three is there.
+    /// Exactly one of these four is there.
     pub cidr_ipv4: Option<String>,
     pub cidr_ipv6: Option<String>,
     pub peer_group: Option<SecurityGroupId>,
+    pub prefix_list: Option<PrefixListId>,
     pub description: Option<String>,
 }
 
@@ -64,6 +65,7 @@ impl Rule {
             cidr_ipv4: None,
             cidr_ipv6: None,
             peer_group: None,
+            prefix_list: None,
             description: None,
         }
     }
@@ -77,8 +79,8 @@ impl Rule {
     pub fn allows_same(&self, other: &Rule) -> bool {
         (&self.group_id, self.egress, self.protocol, self.from_port, self.to_port)
             == (&other.group_id, other.egress, other.protocol, other.from_port, other.to_port)
-            && (&self.cidr_ipv4, &self.cidr_ipv6, &self.peer_group)
-                == (&other.cidr_ipv4, &other.cidr_ipv6, &other.peer_group)
+            && (&self.cidr_ipv4, &self.cidr_ipv6, &self.peer_group, &self.prefix_list)
+                == (&other.cidr_ipv4, &other.cidr_ipv6, &other.peer_group, &other.prefix_list)
     }
 }
 
@@ -160,11 +162,19 @@ pub async fn all_rules(connection: &mut SqliteConnection) -> Result<Vec<Rule>> {
     Ok(sqlx::query_as("SELECT * FROM security_group_rules ORDER BY group_id, id").fetch_all(connection).await?)
 }
 
+/// The groups with a rule that names the prefix list.
+pub async fn naming(connection: &mut SqliteConnection, list: &PrefixListId) -> Result<Vec<SecurityGroupId>> {
+    Ok(sqlx::query_scalar("SELECT DISTINCT group_id FROM security_group_rules WHERE prefix_list = ? ORDER BY group_id")
+        .bind(list)
+        .fetch_all(connection)
+        .await?)
+}
+
 pub async fn insert_rule(connection: &mut SqliteConnection, rule: &Rule) -> Result<()> {
     sqlx::query(
         "INSERT INTO security_group_rules \
-         (id, group_id, egress, protocol, from_port, to_port, cidr_ipv4, cidr_ipv6, peer_group, description) \
-         VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+         (id, group_id, egress, protocol, from_port, to_port, cidr_ipv4, cidr_ipv6, peer_group, prefix_list, description) \
+         VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
     )
     .bind(&rule.id)
     .bind(&rule.group_id)
@@ -175,6 +185,7 @@ pub async fn insert_rule(connection: &mut SqliteConnection, rule: &Rule) -> Resu
     .bind(&rule.cidr_ipv4)
     .bind(&rule.cidr_ipv6)
     .bind(&rule.peer_group)
+    .bind(&rule.prefix_list)
     .bind(&rule.description)
     .execute(connection)
     .await?;

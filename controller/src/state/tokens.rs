@@ -54,12 +54,13 @@ pub async fn insert(
     Ok(())
 }
 
-/// Forgets tokens of before `before` whose instances are all gone: a token lives as long as what it
-/// made, and a day at least.
+/// Forgets tokens of before `before` whose instances or prefix lists are gone: a token lives as long as
+/// what it made, and a day at least.
 pub async fn forget_old(connection: &mut SqliteConnection, before: i64) -> Result<()> {
     sqlx::query(
         "DELETE FROM client_tokens WHERE created_ns < ? \
-         AND resource NOT IN (SELECT reservation_id FROM instances)",
+         AND resource NOT IN (SELECT reservation_id FROM instances) \
+         AND resource NOT IN (SELECT id FROM prefix_lists)",
     )
     .bind(before)
     .execute(connection)

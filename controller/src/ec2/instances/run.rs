@@ -8,7 +8,7 @@ use std::collections::{BTreeSet, HashMap};
 use std::net::Ipv4Addr;
 
 use super::super::model::{Reservation, ResourceType, RunInstancesRequest};
-use super::super::{Context, Refusal, lookup, security_groups, tagging};
+use super::super::{Context, Refusal, idempotency, lookup, security_groups, tagging};
 use super::request::Launch;
 use super::view::Surroundings;
 use crate::clock;
@@ -19,7 +19,6 @@ use crate::state::images::Image;
 use crate::state::instances::{self, Instance, PrivateIp};
 use crate::state::lifecycle::InstanceState;
 use crate::state::network::{self, Subnet};
-use crate::state::tokens::{self, Earlier};
 use crate::state::{Tx, key_pairs, nodes};
 
 /// `RunInstances`.
@@ -103,7 +102,7 @@ pub(crate) async fn run_instances(context: &Context, request: RunInstancesReques
     woken.extend(others);
     let others = security_groups::touch(&mut tx, &groups, &woken).await?;
     woken.extend(others);
-    remember(context, &mut tx, &launch, &reservation_id).await?;
+    idempotency::remember(context, &mut tx, launch.client_token.as_deref(), reservation_id.to_string()).await?;
     let answer = reservation(context, &mut tx, &reservation_id).await?;
     let begun = clock::unix_ns();
     context.commit(tx).await?;
@@ -114,25 +113,12 @@ pub(crate) async fn run_instances(context: &Context, request: RunInstancesReques
 
 /// The reservation of an earlier call with the same client token.
 async fn earlier(context: &Context, tx: &mut Tx, launch: &Launch) -> Result<Option<ReservationId>, Refusal> {
-    let Some(token) = &launch.client_token else { return Ok(None) };
-    let Some(earlier) = tokens::find(tx, context.account(), context.operation.name(), token).await? else {
-        return Ok(None);
+    let made = idempotency::earlier(context, tx, launch.client_token.as_deref()).await?;
+    let parse = |id: String| {
+        ReservationId::parse(&id)
+            .map_err(|malformed| Refusal::internal(&format!("a client token's reservation: {malformed}")))
     };
-    if earlier.fingerprint != context.fingerprint {
-        return Err(Refusal::client(
-            "IdempotentParameterMismatch",
-            format!("The client token {token} was used by an earlier call with other parameters: use another token"),
-        ));
-    }
-    let id = ReservationId::parse(&earlier.resource)
-        .map_err(|malformed| Refusal::internal(&format!("a client token's reservation: {malformed}")))?;
-    Ok(Some(id))
-}
-
-async fn remember(context: &Context, tx: &mut Tx, launch: &Launch, reservation: &ReservationId) -> Result<(), Refusal> {
-    let Some(token) = &launch.client_token else { return Ok(()) };
-    let call = Earlier { fingerprint: context.fingerprint.clone(), resource: reservation.to_string() };
-    Ok(tokens::insert(tx, context.account(), context.operation.name(), token, &call).await?)
+    made.map(parse).transpose()
 }
 
 /// A reservation as the state has it within this transaction.

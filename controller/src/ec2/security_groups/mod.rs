@@ -24,7 +24,7 @@ use crate::state::security_groups::{self, DEFAULT_NAME, Rule, SecurityGroup as R
 use crate::state::{Tx, network, nodes, tags};
 pub(crate) use membership::{chosen, modify_instance_attribute, modify_network_interface_attribute};
 pub(crate) use rules::{
-    authorize_security_group_egress, authorize_security_group_ingress, describe_security_group_rules,
+    authorize_security_group_egress, authorize_security_group_ingress, describe_security_group_rules, over_quota,
     revoke_security_group_egress, revoke_security_group_ingress,
 };
 
@@ -49,6 +49,8 @@ const CIDR6: Field = |rule| rule.ipv6_ranges.iter().flatten().filter_map(|range|
 const PEER: Field = |rule| rule.user_id_group_pairs.iter().flatten().filter_map(|pair| pair.group_id.clone()).collect();
 const PEER_NAME: Field =
     |rule| rule.user_id_group_pairs.iter().flatten().filter_map(|pair| pair.group_name.clone()).collect();
+const PREFIX_LIST: Field =
+    |rule| rule.prefix_list_ids.iter().flatten().filter_map(|list| list.prefix_list_id.clone()).collect();
 const PROTOCOL: Field = |rule| one(&rule.ip_protocol);
 const FROM_PORT: Field = |rule| number(rule.from_port);
 const TO_PORT: Field = |rule| number(rule.to_port);
@@ -64,6 +66,7 @@ const GROUPS: Table<SecurityGroup> = &[
     ("ip-permission.from-port", |group| of_rules(&group.ip_permissions, FROM_PORT)),
     ("ip-permission.group-id", |group| of_rules(&group.ip_permissions, PEER)),
     ("ip-permission.group-name", |group| of_rules(&group.ip_permissions, PEER_NAME)),
+    ("ip-permission.prefix-list-id", |group| of_rules(&group.ip_permissions, PREFIX_LIST)),
     ("ip-permission.protocol", |group| of_rules(&group.ip_permissions, PROTOCOL)),
     ("ip-permission.to-port", |group| of_rules(&group.ip_permissions, TO_PORT)),
     ("egress.ip-permission.cidr", |group| of_rules(&group.ip_permissions_egress, CIDR)),
@@ -71,6 +74,7 @@ const GROUPS: Table<SecurityGroup> = &[
     ("egress.ip-permission.from-port", |group| of_rules(&group.ip_permissions_egress, FROM_PORT)),
     ("egress.ip-permission.group-id", |group| of_rules(&group.ip_permissions_egress, PEER)),
     ("egress.ip-permission.group-name", |group| of_rules(&group.ip_permissions_egress, PEER_NAME)),
+    ("egress.ip-permission.prefix-list-id", |group| of_rules(&group.ip_permissions_egress, PREFIX_LIST)),
     ("egress.ip-permission.protocol", |group| of_rules(&group.ip_permissions_egress, PROTOCOL)),
     ("egress.ip-permission.to-port", |group| of_rules(&group.ip_permissions_egress, TO_PORT)),
 ];
@@ -208,7 +212,7 @@ pub(crate) async fn touch(
     Ok(concerned)
 }
 
-fn wake(context: &Context, concerned: &BTreeSet<String>) {
+pub(crate) fn wake(context: &Context, concerned: &BTreeSet<String>) {
     concerned.iter().for_each(|node| context.cloud.nodes.wake(node));
 }
 

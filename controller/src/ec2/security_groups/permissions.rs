@@ -6,9 +6,10 @@
 use ipnet::{Ipv4Net, Ipv6Net};
 
 use super::{Row, by_id, by_name};
-use crate::ec2::Refusal;
-use crate::ec2::model::{IpPermission, IpRange, Ipv6Range, UserIdGroupPair};
+use crate::ec2::model::{IpPermission, IpRange, Ipv6Range, PrefixListId, UserIdGroupPair};
+use crate::ec2::{Refusal, prefix_lists};
 use crate::ids::{SecurityGroupId, SecurityGroupRuleId};
+use crate::state::prefix_lists::PrefixList;
 use crate::state::security_groups::{ALL_TRAFFIC, ANY, Rule};
 
 const ICMP: i32 = 1;
@@ -32,6 +33,13 @@ pub struct Asked {
     pub peer_owner: Option<String>,
 }
 
+/// What of the account's own a rule may name.
+#[derive(Clone, Copy)]
+pub struct Own<'a> {
+    pub groups: &'a [Row],
+    pub prefix_lists: &'a [PrefixList],
+}
+
 /// A kind of traffic.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Traffic {
@@ -41,8 +49,8 @@ struct Traffic {
 }
 
 impl Asked {
-    /// The rules meant, of `group` among the account's `own`.
-    pub fn rules(self, own: &[Row], group: &Row, egress: bool) -> Result<Vec<Rule>, Refusal> {
+    /// The rules meant, of `group`.
+    pub fn rules(self, own: Own, group: &Row, egress: bool) -> Result<Vec<Rule>, Refusal> {
         let mut permissions = self.permissions;
         let simple = [&self.protocol, &self.cidr, &self.peer_name].into_iter().any(Option::is_some);
         if simple && !permissions.is_empty() {
@@ -87,7 +95,7 @@ impl Asked {
     }
 }
 
-fn rules_of(permission: IpPermission, own: &[Row], group: &Row, egress: bool) -> Result<Vec<Rule>, Refusal> {
+fn rules_of(permission: IpPermission, own: Own, group: &Row, egress: bool) -> Result<Vec<Rule>, Refusal> {
     let traffic = traffic(&permission)?;
     let start = |description: Option<String>| {
         check_description(description.as_deref())?;
@@ -101,6 +109,7 @@ fn rules_of(permission: IpPermission, own: &[Row], group: &Row, egress: bool) ->
             cidr_ipv4: None,
             cidr_ipv6: None,
             peer_group: None,
+            prefix_list: None,
             description,
         })
     };
@@ -121,19 +130,20 @@ fn rules_of(permission: IpPermission, own: &[Row], group: &Row, egress: bool) ->
         rules.push(Rule { cidr_ipv6: Some(network.trunc().to_string()), ..start(range.description)? });
     }
     for pair in permission.user_id_group_pairs.into_iter().flatten() {
-        let peer = peer(&pair, own, group)?;
+        let peer = peer(&pair, own.groups, group)?;
         rules.push(Rule { peer_group: Some(peer), ..start(pair.description)? });
     }
-    if let Some(list) = permission.prefix_list_ids.into_iter().flatten().next() {
-        let id = list.prefix_list_id.unwrap_or_default();
-        return Err(Refusal::client(
-            "InvalidPrefixListID.NotFound",
-            format!("The prefix list ID '{id}' does not exist: this cloud has no prefix lists yet"),
-        ));
+    for list in permission.prefix_list_ids.into_iter().flatten() {
+        let id = list
+            .prefix_list_id
+            .as_deref()
+            .ok_or_else(|| Refusal::missing_parameter("IpPermissions.PrefixListIds.PrefixListId"))?;
+        let found = prefix_lists::by_id(own.prefix_lists, id)?;
+        rules.push(Rule { prefix_list: Some(found.id.clone()), ..start(list.description)? });
     }
     if rules.is_empty() {
         return Err(Refusal::invalid_parameter(
-            "A permission names nobody: give it IpRanges, Ipv6Ranges or UserIdGroupPairs",
+            "A permission names nobody: give it IpRanges, Ipv6Ranges, UserIdGroupPairs or PrefixListIds",
         ));
     }
     Ok(rules)
@@ -212,7 +222,9 @@ fn check_description(text: Option<&str>) -> Result<(), Refusal> {
 
 /// A rule as EC2's messages write one.
 pub fn in_words(rule: &Rule) -> String {
-    let peer = [rule.cidr_ipv4.as_deref(), rule.cidr_ipv6.as_deref(), rule.peer_group.as_ref().map(|id| id.as_str())];
+    let group = rule.peer_group.as_ref().map(|id| id.as_str());
+    let list = rule.prefix_list.as_ref().map(|id| id.as_str());
+    let peer = [rule.cidr_ipv4.as_deref(), rule.cidr_ipv6.as_deref(), group, list];
     let peer = peer.into_iter().flatten().next().unwrap_or_default();
     let protocol = match rule.protocol {
         ALL_TRAFFIC => "ALL".to_owned(),
@@ -268,6 +280,9 @@ fn add_peer(permission: &mut IpPermission, rule: &Rule, group: &Row) {
             user_id: Some(group.account_id.clone()),
             ..UserIdGroupPair::default()
         });
+    } else if let Some(list) = &rule.prefix_list {
+        let list = PrefixListId { description, prefix_list_id: Some(list.to_string()) };
+        permission.prefix_list_ids.get_or_insert_default().push(list);
     }
 }
 
@@ -287,11 +302,15 @@ mod tests {
         }
     }
 
+    fn of(groups: &[Row]) -> Own<'_> {
+        Own { groups, prefix_lists: &[] }
+    }
+
     fn simple(protocol: &str, from_port: Option<i32>, to_port: Option<i32>, cidr: &str) -> Result<Vec<Rule>, Refusal> {
         let asked =
             Asked { protocol: Some(protocol.into()), from_port, to_port, cidr: Some(cidr.into()), ..Asked::default() };
         let own = [group("web")];
-        asked.rules(&own, &own[0], false)
+        asked.rules(of(&own), &own[0], false)
     }
 
     #[test]
@@ -315,12 +334,12 @@ mod tests {
         assert_eq!(code(simple("carrier-pigeon", None, None, "0.0.0.0/0")), "InvalidParameterValue");
         assert_eq!(code(simple("tcp", Some(1), Some(1), "0.0.0.0/33")), "InvalidParameterValue");
         let own = [group("web")];
-        assert_eq!(code(Asked::default().rules(&own, &own[0], false)), "MissingParameter");
+        assert_eq!(code(Asked::default().rules(of(&own), &own[0], false)), "MissingParameter");
         let nobody = IpPermission { ip_protocol: Some("-1".into()), ..IpPermission::default() };
         let asked = Asked { permissions: vec![nobody], ..Asked::default() };
-        assert_eq!(code(asked.rules(&own, &own[0], false)), "InvalidParameterValue");
+        assert_eq!(code(asked.rules(of(&own), &own[0], false)), "InvalidParameterValue");
         let stranger = Asked { peer_name: Some("nobody".into()), ..Asked::default() };
-        assert_eq!(code(stranger.rules(&own, &own[0], false)), "InvalidGroup.NotFound");
+        assert_eq!(code(stranger.rules(of(&own), &own[0], false)), "InvalidGroup.NotFound");
     }
 
     #[test]
@@ -339,7 +358,7 @@ mod tests {
             ..IpPermission::default()
         };
         let asked = Asked { permissions: vec![permission], ..Asked::default() };
-        let rules = asked.rules(&own, &own[0], false).unwrap();
+        let rules = asked.rules(of(&own), &own[0], false).unwrap();
         assert_eq!(rules.len(), 3);
         let shown = shown(&rules.iter().collect::<Vec<_>>(), false, &own[0]);
         assert_eq!(shown.len(), 1);

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeSet, HashMap};
 
-use super::permissions::{Asked, in_words, protocol_name};
+use super::permissions::{Asked, Own, in_words, protocol_name};
 use super::{named, touch, wake};
 use crate::ec2::filters::{self, Table, flag, one};
 use crate::ec2::model::{
@@ -13,7 +13,8 @@ use crate::ec2::model::{
     TagSpecification,
 };
 use crate::ec2::{Context, Refusal, lookup, pages, tagging};
-use crate::ids::SecurityGroupRuleId;
+use crate::ids::{SecurityGroupId, SecurityGroupRuleId};
+use crate::state::prefix_lists::{self, PrefixList};
 use crate::state::security_groups::{self, Rule};
 use crate::state::tags;
 
@@ -80,14 +81,16 @@ async fn authorize(
     let mut tx = context.cloud.db.begin().await?;
     let group = named(&mut tx, context, of.id.as_deref(), of.name.as_deref()).await?;
     let own = security_groups::of_account(&mut tx, context.account()).await?;
-    let rules = asked.rules(&own, &group, of.egress)?;
+    let lists = prefix_lists::of_account(&mut tx, context.account()).await?;
+    let rules = asked.rules(Own { groups: &own, prefix_lists: &lists }, &group, of.egress)?;
     let mut there = security_groups::rules_of_account(&mut tx, context.account()).await?;
     there.retain(|rule| rule.group_id == group.id && rule.egress == of.egress);
     if let Some(twice) = rules.iter().find(|rule| there.iter().any(|other| other.allows_same(rule))) {
         let message = format!("the specified rule \"{}\" already exists", in_words(twice));
         return Err(Refusal::client("InvalidPermission.Duplicate", message));
     }
-    if there.len() + rules.len() > RULES_MOST {
+    there.extend(rules.iter().cloned());
+    if !over_quota(&there, &lists).is_empty() {
         let message = format!("The maximum number of rules per security group ({RULES_MOST}) has been reached.");
         return Err(Refusal::client("RulesPerSecurityGroupLimitExceeded", message));
     }
@@ -101,6 +104,21 @@ async fn authorize(
     context.commit(tx).await?;
     wake(context, &concerned);
     Ok(rules.iter().map(|rule| shown(rule, context.account(), &tags)).collect())
+}
+
+/// Those of the groups whose rules are more than EC2's quota lets them be. A rule that names a prefix list counts as many times as
+/// the list may have entries (Amazon VPC User Guide, "Reference prefix lists in your AWS resources").
+pub(crate) fn over_quota(rules: &[Rule], lists: &[PrefixList]) -> BTreeSet<SecurityGroupId> {
+    let weight = |rule: &Rule| {
+        let list = rule.prefix_list.as_ref().and_then(|id| lists.iter().find(|list| list.id == *id));
+        list.map_or(1, |list| usize::try_from(list.max_entries).unwrap_or(usize::MAX))
+    };
+    let mut counts: HashMap<(&SecurityGroupId, bool), usize> = HashMap::new();
+    for rule in rules {
+        let count = counts.entry((&rule.group_id, rule.egress)).or_default();
+        *count = count.saturating_add(weight(rule));
+    }
+    counts.into_iter().filter(|(_, count)| *count > RULES_MOST).map(|((group, _), _)| group.clone()).collect()
 }
 
 /// `RevokeSecurityGroupIngress`.
@@ -146,7 +164,8 @@ async fn revoke(
     let revoked = match ids {
         [] => {
             let own = security_groups::of_account(&mut tx, context.account()).await?;
-            let rules = asked.rules(&own, &group, of.egress)?;
+            let lists = prefix_lists::of_account(&mut tx, context.account()).await?;
+            let rules = asked.rules(Own { groups: &own, prefix_lists: &lists }, &group, of.egress)?;
             let found = |rule: &Rule| there.iter().find(|other| other.allows_same(rule)).cloned();
             rules.iter().map(|rule| found(rule).ok_or_else(|| no_such_rule(rule))).collect::<Result<Vec<_>, _>>()?
         }
@@ -215,6 +234,7 @@ fn shown(rule: &Rule, account: &str, tags: &HashMap<String, Vec<tags::Tag>>) -> 
         to_port: Some(rule.to_port),
         cidr_ipv4: rule.cidr_ipv4.clone(),
         cidr_ipv6: rule.cidr_ipv6.clone(),
+        prefix_list_id: rule.prefix_list.as_ref().map(ToString::to_string),
         referenced_group_info: rule.peer_group.as_ref().map(|peer| ReferencedSecurityGroup {
             group_id: Some(peer.to_string()),
             user_id: Some(account.to_owned()),
@@ -236,8 +256,8 @@ fn shown_revoked(rule: Rule) -> RevokedSecurityGroupRule {
         to_port: Some(rule.to_port),
         cidr_ipv4: rule.cidr_ipv4,
         cidr_ipv6: rule.cidr_ipv6,
+        prefix_list_id: rule.prefix_list.map(Into::into),
         referenced_group_id: rule.peer_group.map(Into::into),
         description: rule.description,
-        ..RevokedSecurityGroupRule::default()
     }
 }
