@@ -2,7 +2,8 @@
 //!
 //! `cargo bench -p mallee-netd`, as root; a part of `make bench`. Node and outside are network namespaces, an instance is a host in user
 //! space behind its real tap, netd is the real program (`tests/common`). With `iptables-legacy-restore` on `PATH`, the same flows are sent
-//! through as many rules of its kind. The first argument that is a folder gets the figures as JSON.
+//! through as many rules of its kind. The first argument that is a folder gets the figures as JSON; one that is not chooses among
+//! `addresses`, `iptables` and `reconcile`.
 
 #[path = "../tests/common/mod.rs"]
 mod common;
@@ -23,9 +24,39 @@ const GROUPS: usize = 1000;
 const RULES: u16 = 50;
 const FLOWS: usize = 1000;
 const MOVES: u32 = 100;
+const CHANGES: u64 = 1000;
 
 fn main() {
     let mut report = Report::default();
+    if is_asked("addresses") {
+        addresses(&mut report);
+    }
+    if is_asked("iptables") {
+        for size in SIZES.into_iter().chain([10_000]) {
+            match iptables(size) {
+                Some(took) => report.add(&format!("new flow through an elastic IP, {size} addresses, iptables"), took),
+                None => println!("iptables is not here"),
+            }
+        }
+    }
+    if is_asked("reconcile") {
+        reconcile(&mut report);
+    }
+    report.write();
+}
+
+/// Whether the command line names this part, or none.
+fn is_asked(part: &str) -> bool {
+    let named: Vec<_> =
+        arguments().filter(|argument| !argument.starts_with('-') && !PathBuf::from(argument).is_dir()).collect();
+    named.is_empty() || named.iter().any(|name| name == part)
+}
+
+fn arguments() -> impl Iterator<Item = String> {
+    std::env::args().skip(1)
+}
+
+fn addresses(report: &mut Report) {
     for size in SIZES {
         let lab = Lab::new();
         let mut desired = network(size, &[]);
@@ -33,17 +64,13 @@ fn main() {
         let _guest = answering(1);
         report.add(&format!("new flow through an elastic IP, {size} addresses, netd"), flows(&lab, public(1)));
         if size == SIZES[2] {
-            report.add(&format!("move of one address of {size}, whole call"), moves(&lab, &mut desired));
+            report.add(
+                &format!("move of one address of {size}, the whole network handed over"),
+                moves(&lab, &mut desired),
+            );
+            report.add(&format!("move of one address of {size}, as a change"), changes(&lab, &desired));
         }
     }
-    for size in SIZES.into_iter().chain([10_000]) {
-        match iptables(size) {
-            Some(took) => report.add(&format!("new flow through an elastic IP, {size} addresses, iptables"), took),
-            None => println!("iptables is not here"),
-        }
-    }
-    reconcile(&mut report);
-    report.write();
 }
 
 fn private(n: u32) -> Ipv4Addr {
@@ -136,6 +163,27 @@ fn moves(lab: &Lab, desired: &mut api::NodeNetwork) -> Vec<f64> {
         .collect()
 }
 
+/// The same by saying what changes: question to answer, in milliseconds.
+fn changes(lab: &Lab, desired: &api::NodeNetwork) -> Vec<f64> {
+    let mut change = lab.netd.changes();
+    let mut elastic_ips: Vec<_> = desired.elastic_ips[..2].to_vec();
+    (0..CHANGES)
+        .map(|n| {
+            let (first, second) = (elastic_ips[0].private_ip.clone(), elastic_ips[1].private_ip.clone());
+            (elastic_ips[0].private_ip, elastic_ips[1].private_ip) = (second, first);
+            let asked = api::ElasticIpChange {
+                base: desired.generation + n,
+                generation: desired.generation + n + 1,
+                associate: elastic_ips.clone(),
+                release: vec![],
+            };
+            let begun = Instant::now();
+            assert!(change(asked).unwrap().changed);
+            begun.elapsed().as_secs_f64() * 1e3
+        })
+        .collect()
+}
+
 /// The whole network, cold and unchanged, in milliseconds.
 fn reconcile(report: &mut Report) {
     let rules: Vec<_> = (0..RULES).map(|n| (INGRESS, (6, 1000 + i32::from(n), 1000 + i32::from(n)), from(n))).collect();
@@ -196,7 +244,7 @@ impl Report {
     }
 
     fn write(&self) {
-        let folder = std::env::args().skip(1).map(PathBuf::from).find(|path| path.is_dir());
+        let folder = arguments().map(PathBuf::from).find(|path| path.is_dir());
         let Some(folder) = folder else { return };
         let lines: Vec<_> = self.0.iter().map(|(name, samples)| format!("{name:?}: {samples:?}")).collect();
         std::fs::write(folder.join("network.json"), format!("{{{}}}\n", lines.join(",\n"))).unwrap();

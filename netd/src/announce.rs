@@ -40,6 +40,15 @@ impl Announcer {
         *self.held() = addresses;
     }
 
+    /// Those of `gone` are here no longer, those of `new` are.
+    pub fn change(&self, gone: impl Iterator<Item = Ipv4Addr>, new: impl Iterator<Item = Ipv4Addr>) {
+        let mut held = self.held();
+        for address in gone {
+            held.remove(&address);
+        }
+        held.extend(new);
+    }
+
     /// Announces `addresses` now, and those still held twice again.
     pub fn announce(&self, uplink_index: u32, mac: MacAddress, addresses: Vec<Ipv4Addr>) -> Result<()> {
         if addresses.is_empty() {

@@ -14,7 +14,7 @@ use std::fmt;
 use std::net::Ipv4Addr;
 
 use crate::bridging::Bridging;
-use crate::desired::{InvalidNetwork, LinkName, Network};
+use crate::desired::{ElasticChange, InvalidNetwork, LinkName, Network};
 use crate::error::Result;
 
 /// What makes the kernel judge and translate packets as a network says.
@@ -25,11 +25,21 @@ pub trait Backend: fmt::Debug + Send + Sync {
     /// How it judges what passes between two instances on one bridge. The bridges and their ports are made for that.
     fn bridging(&self) -> Bridging;
 
-    /// Refuses what this backend cannot serve in whole.
+    /// Refuses what this backend cannot serve in whole. It serves any elastic IPs, which may change without its being asked.
     fn check(&self, network: &Network) -> Result<(), InvalidNetwork>;
 
-    /// Makes the rules in the kernel those of `network`; returns whether anything was written. May block for a moment.
-    fn apply(&self, network: &Network) -> Result<bool>;
+    /// Makes the rules in the kernel those of `network`; returns whether anything was written. May block for a moment. Networks of one `version` are the
+    /// same, but for elastic IPs that [`Backend::change_elastic_ips`] was told of.
+    fn apply(&self, network: &Network, version: u64) -> Result<bool>;
+
+    /// The same where `network` differs from what was applied last by this change alone. An error may only say that the kernel is not as
+    /// it was left.
+    fn change_elastic_ips(&self, network: &Network, _change: &ElasticChange, version: u64) -> Result<bool> {
+        self.apply(network, version)
+    }
+
+    /// What the backend remembers of the kernel's rules is not to be trusted: it reads them again.
+    fn forget(&self) {}
 
     /// Reads back what the rules have counted.
     fn counters(&self) -> Result<Counters>;

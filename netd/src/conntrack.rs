@@ -8,7 +8,7 @@
 //! Addresses mean nothing without their VPC. Which one a flow was opened from is told by the zone of its first packet's addresses, and which one it was opened
 //! to by way of an elastic IP is told by its mark (`nft/rules/vpcs.rs`).
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::io;
 use std::net::Ipv4Addr;
 
@@ -25,6 +25,11 @@ const MARK: u16 = 8;
 const ID: u16 = 12;
 /// Of a flow both of whose tuples are in one zone; else each tuple has its own.
 const ZONE: u16 = 18;
+const FILTER: u16 = 25;
+const FILTER_ORIGINAL: u16 = 1;
+const FILTER_REPLY: u16 = 2;
+/// `CTA_FILTER_F_CTA_IP_DST` of the kernel's own `nf_conntrack_netlink.c`: the bits have no name in its headers.
+const FILTER_BY_DESTINATION: u32 = 1 << 1;
 const TUPLE_IP: u16 = 1;
 const TUPLE_ZONE: u16 = 3;
 const IP_V4_SOURCE: u16 = 1;
@@ -44,50 +49,74 @@ struct Flow {
     mark: u32,
 }
 
+/// A private address and the VPC that it is in.
+pub type Place = (VpcNumber, Ipv4Addr);
+
+/// What a public address stands for; none where it stands for nothing.
+pub type Standing = Option<Place>;
+
+impl Flow {
+    /// The VPC that it was opened from.
+    fn from(&self) -> Option<VpcNumber> {
+        VpcNumber::new(self.zone.into())
+    }
+
+    /// The VPC that it was opened to by way of an elastic IP.
+    fn to(&self) -> Option<VpcNumber> {
+        VpcNumber::new(self.mark)
+    }
+
+    /// True when it is translated otherwise than a new flow would be. `standing` says what an elastic IP stands for, and nothing of an address that is none.
+    fn contradicts(&self, standing: impl Fn(Ipv4Addr) -> Option<Standing>) -> bool {
+        self.is_inbound_stale(standing(self.destination)) || self.is_outbound_stale(standing(self.reply_destination))
+    }
+
+    /// A flow to a public address must go to the instance that it now stands for.
+    fn is_inbound_stale(&self, standing: Option<Standing>) -> bool {
+        match standing {
+            Some(Some((vpc, private))) => (self.to(), self.reply_source) != (Some(vpc), private),
+            Some(None) => self.reply_source != self.destination,
+            None => false,
+        }
+    }
+
+    /// A flow that leaves as a public address must be of the instance that now has it.
+    fn is_outbound_stale(&self, standing: Option<Standing>) -> bool {
+        let translated = self.reply_destination != self.source;
+        let own = self.from().map(|vpc| (vpc, self.source));
+        translated && standing.is_some_and(|place| place.is_none() || place != own)
+    }
+}
+
 /// What a network says of flows, in the form in which it is asked for each of them.
 struct Judge<'a> {
     network: &'a Network,
-    public_of: BTreeMap<(VpcNumber, Ipv4Addr), Ipv4Addr>,
-    instances: BTreeSet<(VpcNumber, Ipv4Addr)>,
+    instances: BTreeSet<Place>,
     vpcs: BTreeSet<VpcNumber>,
 }
 
 impl<'a> Judge<'a> {
     fn new(network: &'a Network) -> Self {
-        Self {
-            network,
-            public_of: network.elastic_ips.values().map(|e| (network.place_of(e), e.public)).collect(),
-            instances: network.private_addresses(),
-            vpcs: network.vpcs.values().copied().collect(),
-        }
+        Self { network, instances: network.private_addresses(), vpcs: network.vpcs.values().copied().collect() }
     }
 
     /// True when the flow contradicts the network: it is translated otherwise than a new flow would
     /// be, or belongs to an instance or a VPC that is gone.
     fn is_stale(&self, flow: &Flow) -> bool {
-        let (from, to) = (VpcNumber::new(flow.zone.into()), VpcNumber::new(flow.mark));
+        let (from, to) = (flow.from(), flow.to());
         // Within a VPC nothing marks it.
         let asked = to.or(from.filter(|_| flow.reply_source == flow.destination));
-        self.is_inbound_stale(flow, to)
-            || self.is_outbound_stale(flow, from)
+        flow.contradicts(|address| self.standing(address))
             || [from, to].into_iter().flatten().any(|vpc| !self.vpcs.contains(&vpc))
             || from.is_some_and(|vpc| self.is_of_nobody(vpc, flow.source))
             || asked.is_some_and(|vpc| self.is_of_nobody(vpc, flow.reply_source))
     }
 
-    /// A flow to a public address must go to the instance that it now stands for.
-    fn is_inbound_stale(&self, flow: &Flow, to: Option<VpcNumber>) -> bool {
-        match self.network.elastic_ips.get(&flow.destination).map(|elastic| self.network.place_of(elastic)) {
-            Some((vpc, private)) => (to, flow.reply_source) != (Some(vpc), private),
-            None => self.network.in_pool(flow.destination) && flow.reply_source != flow.destination,
+    fn standing(&self, address: Ipv4Addr) -> Option<Standing> {
+        match self.network.elastic_ips.get(&address) {
+            Some(elastic) => Some(Some(self.network.place_of(elastic))),
+            None => self.network.in_pool(address).then_some(None),
         }
-    }
-
-    /// A flow that leaves as a public address must be of the instance that now has it.
-    fn is_outbound_stale(&self, flow: &Flow, from: Option<VpcNumber>) -> bool {
-        let translated = flow.reply_destination != flow.source;
-        let public = from.and_then(|vpc| self.public_of.get(&(vpc, flow.source)));
-        translated && self.network.in_pool(flow.reply_destination) && public != Some(&flow.reply_destination)
     }
 
     /// An address of a VPC's segment that no instance has now.
@@ -106,15 +135,61 @@ impl<'a> Judge<'a> {
 /// Ends every flow that contradicts `network`; returns how many.
 pub fn end_stale_flows(network: &Network) -> Result<usize> {
     let judge = Judge::new(network);
-    let mut socket = NetfilterSocket::open().map_err(Error::netfilter("opening a netfilter socket"))?;
-    let stale = socket
-        .dump(message(GET), libc::AF_INET as u8, &[], |entry| {
-            Ok(match read_flow(entry)? {
-                Some(flow) if judge.is_stale(&flow) => Some((flow, identity(entry)?)),
-                _ => None,
-            })
+    let mut socket = open()?;
+    let stale = list(&mut socket, &[], |flow| judge.is_stale(flow))?;
+    end(&mut socket, stale)
+}
+
+/// Ends every flow of these elastic IPs that is translated as they stood before; returns how many. `standing` says what each stands for now, and nothing of
+/// others; it may come to say otherwise meanwhile.
+///
+/// For one address the kernel looks for its flows, which takes it a look at its whole table for each direction, but hands over no others. Those of several are found
+/// in one list of all flows.
+pub fn end_moved_flows(addresses: &[Ipv4Addr], standing: impl Fn(Ipv4Addr) -> Option<Standing>) -> Result<usize> {
+    let is_stale = |flow: &Flow| flow.contradicts(&standing);
+    let mut socket = open()?;
+    let stale = match addresses {
+        [address] => {
+            let mut stale = list(&mut socket, &to(*address, TUPLE_ORIGINAL, FILTER_ORIGINAL), is_stale)?;
+            stale.extend(list(&mut socket, &to(*address, TUPLE_REPLY, FILTER_REPLY), is_stale)?);
+            stale
+        }
+        _ => list(&mut socket, &[], is_stale)?,
+    };
+    end(&mut socket, stale)
+}
+
+fn open() -> Result<NetfilterSocket> {
+    NetfilterSocket::open().map_err(Error::netfilter("opening a netfilter socket"))
+}
+
+/// Asks for the flows alone that have `address` as the destination in this direction's tuple. A kernel older than 5.8 does not know of filters and lists all.
+fn to(address: Ipv4Addr, tuple: u16, direction: u16) -> Vec<u8> {
+    let nest = |kind: u16, inner: &[u8]| {
+        let mut outer = Vec::new();
+        put(&mut outer, kind | NESTED, inner);
+        outer
+    };
+    let mut addresses = Vec::new();
+    put(&mut addresses, IP_V4_SOURCE, &Ipv4Addr::UNSPECIFIED.octets());
+    put(&mut addresses, IP_V4_DESTINATION, &address.octets());
+    let mut flags = Vec::new();
+    put(&mut flags, direction, &FILTER_BY_DESTINATION.to_ne_bytes());
+    [nest(tuple, &nest(TUPLE_IP, &addresses)), nest(FILTER, &flags)].concat()
+}
+
+/// The flows that are stale, with what names each.
+fn list(socket: &mut NetfilterSocket, filter: &[u8], is_stale: impl Fn(&Flow) -> bool) -> Result<Vec<(Flow, Vec<u8>)>> {
+    let stale = socket.dump(message(GET), libc::AF_INET as u8, filter, |entry| {
+        Ok(match read_flow(entry)? {
+            Some(flow) if is_stale(&flow) => Some((flow, identity(entry)?)),
+            _ => None,
         })
-        .map_err(Error::netfilter("listing conntrack entries"))?;
+    });
+    stale.map_err(Error::netfilter("listing conntrack entries"))
+}
+
+fn end(socket: &mut NetfilterSocket, stale: Vec<(Flow, Vec<u8>)>) -> Result<usize> {
     for (flow, identity) in &stale {
         match socket.request(message(DELETE), libc::AF_INET as u8, 0, identity) {
             Ok(()) => tracing::debug!(?flow, "ended a flow"),

@@ -48,14 +48,17 @@ pub async fn run(options: Daemon, limits: Limits) -> Result<()> {
     Ok(())
 }
 
+/// Of so many comparisons one reads everything, also what the kernel should have told of.
+const THOROUGH_EVERY: u32 = 6;
+
 /// Compares the kernel with the desired network, at once and then again and again. The first round
 /// is what brings a node's network back before its controller is there.
 async fn mend_forever(reconciler: Arc<Reconciler>, every: Duration) {
     let mut ticks = tokio::time::interval(every);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    loop {
+    for round in (0..THOROUGH_EVERY).cycle() {
         ticks.tick().await;
-        match reconciler.mend().await {
+        match reconciler.mend(round == 0).await {
             Ok(true) => tracing::info!("the kernel's network was not as desired; it is now"),
             Ok(false) => {}
             Err(error) => tracing::warn!(%error, "the network could not be mended; trying again"),

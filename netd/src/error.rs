@@ -21,6 +21,12 @@ pub enum Error {
     )]
     OlderGeneration { given: u64, applied: u64, state: PathBuf },
 
+    #[error(
+        "the change is made for generation {base} and would lead to {given}, but generation {applied} is in force; \
+         hand over the whole network"
+    )]
+    OtherBase { base: u64, given: u64, applied: u64 },
+
     /// A request over rtnetlink (links, addresses, routes, neighbours).
     #[error("{doing}: {source}")]
     Link { doing: String, source: rtnetlink::Error },
@@ -93,6 +99,7 @@ impl From<Error> for tonic::Status {
             Error::OlderGeneration { .. } | Error::NoUplink(_) | Error::ForeignLink { .. } | Error::WireTaken(_) => {
                 Self::failed_precondition(message)
             }
+            Error::OtherBase { .. } => Self::aborted(message),
             _ => Self::internal(message),
         }
     }

@@ -114,6 +114,30 @@ impl NetfilterSocket {
         }
     }
 
+    /// Asks for one thing; `read` gets the attributes of the answer.
+    pub fn ask<T>(&mut self, kind: u16, family: u8, read: impl Fn(&[u8]) -> io::Result<T>) -> io::Result<T> {
+        let message = self.message(kind, family, libc::NLM_F_REQUEST as u16, &[]);
+        self.socket.send_to(&message, &SocketAddr::new(0, 0), 0)?;
+        let mut buffer = Vec::with_capacity(RECEIVE_BUFFER);
+        loop {
+            buffer.clear();
+            match self.socket.recv(&mut buffer, 0) {
+                Ok(_) => {}
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                Err(error) => return Err(error),
+            }
+            for message in Messages(&buffer) {
+                let message = message?;
+                if message.sequence == self.sequence {
+                    return match message.error()? {
+                        Some(error) => Err(error),
+                        None => read(message.body.get(FAMILY_HEADER..).ok_or_else(malformed)?),
+                    };
+                }
+            }
+        }
+    }
+
     /// Dumps a table of the kernel. `each` gets the message type and the attributes of each entry.
     /// The result holds one consistent view: where the kernel says that the table changed while it
     /// was read, it is read again.

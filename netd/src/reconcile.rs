@@ -9,24 +9,32 @@
 //! 3. flows that contradict the new maps end;
 //! 4. the uplink answers for new addresses, new taps and trunk ports open;
 //! 5. new addresses are announced, DHCP and DNS learn of their clients.
+//!
+//! To read all of the kernel's network takes longer than to change it. So what was read is kept for as long as the kernel tells of no other change than netd's own
+//! (`links/known.rs`, the backend), and a call that changes nothing, or only elastic IPs (`elastic.rs`), costs little more than to compare it
+//! with the network that there is. [`Reconciler::mend`] reads everything now and then in any case.
+
+mod elastic;
+mod flows;
 
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use tokio::sync::{Mutex, MutexGuard, broadcast, mpsc};
+use tokio::sync::{Mutex, broadcast, mpsc};
 
 use crate::announce::Announcer;
 use crate::api::NodeNetwork;
 use crate::backend::Backend;
 use crate::bridging::Bridging;
-use crate::desired::{InterfaceId, LinkName, Network, VpcId, VpcNumber};
+use crate::desired::{ElasticChange, ElasticIp, InterfaceId, LinkName, Network, VpcId, VpcNumber, parse_elastic_ips};
 use crate::dhcp::{Given, Servers};
 use crate::error::{Error, Result};
-use crate::links::{Ground, Links, NodeLinks, Observed, Plan, Site, Step, Uplink, plan};
+use crate::links::{Ground, Known, Links, NodeLinks, Observed, Plan, Site, Step, Uplink, plan};
 use crate::store::Store;
-use crate::{conntrack, dns, nft, sysctl};
+use crate::{api, conntrack, dns, nft, sysctl};
+use flows::MovedFlows;
 
 /// Events that a slow watcher may lag behind before it loses some.
 const EVENTS_KEPT: usize = 1024;
@@ -39,16 +47,38 @@ pub struct LeaseEvent {
 }
 
 /// The network that is in force, or that netd works towards.
-#[derive(Debug, Clone)]
 struct Current {
-    message: NodeNetwork,
-    network: Network,
+    /// As it was handed over, but for the elastic IPs, which are in `network` alone.
+    rest: NodeNetwork,
+    network: Arc<Network>,
+    /// A network that differs in more than elastic IPs that were changed alone has another.
+    version: u64,
+}
+
+impl Current {
+    /// As it would be handed over.
+    fn message(&self) -> NodeNetwork {
+        let elastic_ips = self.network.elastic_ips.values().map(ElasticIp::message).collect();
+        NodeNetwork { elastic_ips, ..self.rest.clone() }
+    }
+
+    fn change(&mut self, change: &ElasticChange, generation: u64) {
+        self.rest.generation = generation;
+        let network = Arc::make_mut(&mut self.network);
+        network.generation = generation;
+        network.change_elastic_ips(change);
+    }
 }
 
 struct State {
     current: Option<Current>,
+    /// What the current network was last judged by; none until then.
+    site: Option<Site>,
+    known: Known,
     dhcp: Servers,
     dns: dns::Servers,
+    /// The version of the network that DHCP and DNS last heard of.
+    told: Option<u64>,
     /// What stands for each VPC in the kernel, as it was last.
     vpcs: BTreeMap<VpcId, VpcNumber>,
     /// False until the network was once made whole since netd started: after a crash it cannot be
@@ -61,6 +91,7 @@ pub struct Reconciler {
     backend: Arc<dyn Backend>,
     store: Store,
     announcer: Announcer,
+    moved: MovedFlows,
     state: Mutex<State>,
     leases: std::sync::Mutex<BTreeMap<InterfaceId, SystemTime>>,
     events: broadcast::Sender<LeaseEvent>,
@@ -85,8 +116,11 @@ impl Reconciler {
         let (sender, given) = mpsc::unbounded_channel();
         let state = State {
             current: None,
+            site: None,
+            known: Known::default(),
             dhcp: Servers::new(sender),
             dns: dns::Servers::new(upstreams),
+            told: None,
             vpcs: BTreeMap::new(),
             flows_checked: false,
         };
@@ -95,6 +129,7 @@ impl Reconciler {
             backend,
             store,
             announcer: Announcer::default(),
+            moved: MovedFlows::default(),
             state: Mutex::new(state),
             leases: std::sync::Mutex::default(),
             events: broadcast::channel(EVENTS_KEPT).0,
@@ -108,23 +143,76 @@ impl Reconciler {
         let mut state = self.state.lock().await;
         let links = Links::connect()?;
         let site = links.site(&self.node_links).await?;
-        let network = Network::parse(&message, &site.around)?;
-        self.backend.check(&network)?;
+        let generation = message.generation;
         if let Some(current) = &state.current {
-            self.check_generation(message.generation, current.message.generation)?;
+            self.check_generation(generation, current.rest.generation)?;
         }
-        if state.current.as_ref().map(|current| &current.message) != Some(&message) {
-            self.store.save(&message)?;
-            state.current = Some(Current { message, network: network.clone() });
-        }
-        let changed = self.converge(&mut state, &links, &network, &site).await?;
-        Ok(Outcome { generation: network.generation, changed, took: start.elapsed() })
+        let changed = match state.same_but_for_elastic_ips(message, &site) {
+            Ok(elastic_ips) => self.take_elastic_ips(&mut state, &site, generation, &elastic_ips).await?,
+            Err(message) => {
+                self.take_whole(&mut state, *message, &site)?;
+                false
+            }
+        };
+        let changed = self.converge(&mut state, &links, &site).await? || changed;
+        Ok(Outcome { generation, changed, took: start.elapsed() })
     }
 
     fn check_generation(&self, given: u64, applied: u64) -> Result<()> {
         if given < applied {
             return Err(Error::OlderGeneration { given, applied, state: self.store.path() });
         }
+        Ok(())
+    }
+
+    /// Takes up a network that differs from the current one at most in its elastic IPs. Returns whether the kernel was changed.
+    async fn take_elastic_ips(
+        &self,
+        state: &mut State,
+        site: &Site,
+        generation: u64,
+        messages: &[api::ElasticIp],
+    ) -> Result<bool> {
+        let wanted = parse_elastic_ips(messages)?;
+        let Some(current) = &mut state.current else { return Ok(false) };
+        let change = current.network.elastic_difference(&wanted, &site.around.uplink)?;
+        let base = current.rest.generation;
+        if base == generation && change.is_empty() {
+            return Ok(false);
+        }
+        if generation > base {
+            let appended = self.store.append(&change.message(base, generation))?;
+            off_thread(move || appended.settle()).await?;
+            current.change(&change, generation);
+        } else {
+            current.change(&change, generation);
+            self.store.save(&current.message())?;
+        }
+        if change.is_empty() {
+            return Ok(false);
+        }
+        match self.change_kernel(state, site, &change).await {
+            Ok(()) => {
+                // Unless it is done, all are looked at next time.
+                let checked = std::mem::replace(&mut state.flows_checked, false);
+                self.end_flows_of(state, &change).await?;
+                state.flows_checked = checked;
+                Ok(true)
+            }
+            Err(error) => {
+                tracing::warn!(%error, "the kernel's network was not as desired; mending it");
+                self.forget(state);
+                Ok(false)
+            }
+        }
+    }
+
+    fn take_whole(&self, state: &mut State, mut message: NodeNetwork, site: &Site) -> Result<()> {
+        let network = Network::parse(&message, &site.around)?;
+        self.backend.check(&network)?;
+        self.store.save(&message)?;
+        message.elastic_ips.clear();
+        state.set(message, network, Some(site.clone()));
         Ok(())
     }
 
@@ -135,55 +223,66 @@ impl Reconciler {
 
     /// What the network stands on may not be there yet: then it is taken up later (see [`Self::mend`]).
     async fn take_up(&self, state: &mut State) -> Result<()> {
-        let Some(message) = self.store.load()? else { return Ok(()) };
+        let Some(mut message) = self.store.load()? else { return Ok(()) };
         let around = match Links::connect()?.site(&self.node_links).await {
             Ok(site) => site.around,
             Err(Error::NoUplink(_)) => Default::default(),
             Err(error) => return Err(error),
         };
         match Network::parse(&message, &around) {
-            Ok(network) => state.current = Some(Current { message, network }),
+            Ok(network) => {
+                message.elastic_ips.clear();
+                state.set(message, network, None);
+            }
             Err(error) => tracing::error!(%error, "the stored network cannot be now; waiting for what it needs"),
         }
         Ok(())
     }
 
-    /// Makes the kernel equal to the desired network again, whatever happened to it.
-    pub async fn mend(&self) -> Result<bool> {
+    /// Makes the kernel equal to the desired network again, whatever happened to it. What the kernel did not tell of is found by a `thorough` look
+    /// alone.
+    pub async fn mend(&self, thorough: bool) -> Result<bool> {
         let mut state = self.state.lock().await;
         if state.current.is_none() {
             self.take_up(&mut state).await?;
         }
-        let Some(current) = &mut state.current else { return Ok(false) };
+        let Some(current) = &state.current else { return Ok(false) };
         let links = Links::connect()?;
         let site = links.site(&self.node_links).await?;
         // The node's own addresses may be others than when the network was handed over.
-        match Network::parse(&current.message, &site.around) {
-            Ok(network) => current.network = network,
-            Err(error) => tracing::warn!(%error, "the network could no longer be handed over as it is"),
+        if state.site.as_ref() != Some(&site) {
+            match Network::parse(&current.message(), &site.around) {
+                Ok(network) => {
+                    let rest = current.rest.clone();
+                    state.set(rest, network, Some(site.clone()));
+                }
+                Err(error) => tracing::warn!(%error, "the network could no longer be handed over as it is"),
+            }
         }
-        let network = current.network.clone();
-        self.converge(&mut state, &links, &network, &site).await
+        if thorough {
+            self.forget(&mut state);
+        }
+        self.converge(&mut state, &links, &site).await
     }
 
-    async fn converge(
-        &self,
-        state: &mut MutexGuard<'_, State>,
-        links: &Links,
-        network: &Network,
-        site: &Site,
-    ) -> Result<bool> {
-        let observed = links.observe().await?;
-        let mut network = network.clone();
-        network.number_vpcs(&state.vpcs, &observed.routing.numbers());
-        state.vpcs = network.vpcs.clone();
+    /// From now on nothing is known of the kernel: everything is read again.
+    fn forget(&self, state: &mut State) {
+        state.known.forget();
+        state.told = None;
+        self.backend.forget();
+    }
+
+    async fn converge(&self, state: &mut State, links: &Links, site: &Site) -> Result<bool> {
+        let observed = state.known.observe(links).await?;
+        let Some((network, version)) = state.numbered(&observed) else { return Ok(false) };
         let network = &network;
         let plan = plan(network, &observed, site.ground)?;
         self.announcer.hold(network.elastic_ips.keys().copied().collect());
 
         perform(links, &plan.before_rules).await?;
-        let rules_changed = self.apply_rules(network).await?;
-        if rules_changed || !state.flows_checked {
+        let rules_changed = self.apply_rules(network, version).await?;
+        if rules_changed || !state.flows_checked || self.moved.failed() {
+            state.flows_checked = false;
             self.end_stale_flows(network).await?;
             state.flows_checked = true;
         }
@@ -191,24 +290,23 @@ impl Reconciler {
         perform(links, &plan.after_rules).await?;
         self.announce(&plan, &site.uplink)?;
 
-        // Links that were made have an index only now.
-        let observed = if plan.is_empty() { observed } else { links.observe().await? };
-        let index_of = indexes(observed);
-        state.dhcp.apply(network, |bridge| index_of.get(bridge).copied())?;
-        // Instances run without names too; the next round tries again.
-        if let Err(error) = state.dns.apply(network, |bridge| index_of.get(bridge).copied()) {
-            tracing::warn!(%error, "instances cannot ask for names");
+        if state.told != Some(version) || !plan.is_empty() {
+            let indexes = bridge_indexes(links, network, &observed, &plan).await?;
+            state.tell(network, version, &indexes)?;
+            self.forget_leases(network);
         }
-        self.forget_leases(network);
+        if plan.is_empty() {
+            state.known.keep(observed);
+        }
         Ok(rules_changed || settings_changed || !plan.is_empty())
     }
 
-    async fn apply_rules(&self, network: &Network) -> Result<bool> {
+    async fn apply_rules(&self, network: &Arc<Network>, version: u64) -> Result<bool> {
         let (network, backend) = (network.clone(), self.backend.clone());
-        off_thread(move || backend.apply(&network)).await
+        off_thread(move || backend.apply(&network, version)).await
     }
 
-    async fn end_stale_flows(&self, network: &Network) -> Result<()> {
+    async fn end_stale_flows(&self, network: &Arc<Network>) -> Result<()> {
         let network = network.clone();
         let ended = off_thread(move || conntrack::end_stale_flows(&network)).await?;
         if ended > 0 {
@@ -263,9 +361,9 @@ impl Reconciler {
     }
 
     /// The desired network with its parsed form.
-    pub async fn current(&self) -> Option<(NodeNetwork, Network)> {
+    pub async fn current(&self) -> Option<(NodeNetwork, Arc<Network>)> {
         let state = self.state.lock().await;
-        state.current.clone().map(|current| (current.message, current.network))
+        state.current.as_ref().map(|current| (current.message(), current.network.clone()))
     }
 
     pub fn backend(&self) -> &Arc<dyn Backend> {
@@ -288,8 +386,70 @@ async fn perform(links: &Links, steps: &[Step]) -> Result<()> {
     Ok(())
 }
 
-fn indexes(observed: Observed) -> BTreeMap<LinkName, u32> {
-    observed.links.into_iter().map(|(name, link)| (name, link.index)).collect()
+/// The link index of each segment's bridge, after the plan was performed.
+async fn bridge_indexes(
+    links: &Links,
+    network: &Network,
+    observed: &Observed,
+    plan: &Plan,
+) -> Result<BTreeMap<LinkName, u32>> {
+    let mut indexes = BTreeMap::new();
+    for bridge in network.segments.values().map(|segment| &segment.bridge) {
+        // Links that were made have an index only now.
+        let index = match observed.links.get(bridge).filter(|_| plan.is_empty()) {
+            Some(link) => Some(link.index),
+            None => links.index_of(bridge).await?,
+        };
+        indexes.extend(index.map(|index| (bridge.clone(), index)));
+    }
+    Ok(indexes)
+}
+
+impl State {
+    /// The elastic IPs of a network that is the current one in everything else; any other network comes back whole.
+    fn same_but_for_elastic_ips(
+        &self,
+        mut message: NodeNetwork,
+        site: &Site,
+    ) -> std::result::Result<Vec<api::ElasticIp>, Box<NodeNetwork>> {
+        let Some(current) = self.current.as_ref().filter(|_| self.site.as_ref() == Some(site)) else {
+            return Err(Box::new(message));
+        };
+        let elastic_ips = std::mem::take(&mut message.elastic_ips);
+        let generation = std::mem::replace(&mut message.generation, current.rest.generation);
+        if message == current.rest {
+            return Ok(elastic_ips);
+        }
+        (message.elastic_ips, message.generation) = (elastic_ips, generation);
+        Err(Box::new(message))
+    }
+
+    fn set(&mut self, rest: NodeNetwork, network: Network, site: Option<Site>) {
+        let version = self.current.as_ref().map_or(0, |current| current.version + 1);
+        self.current = Some(Current { rest, network: Arc::new(network), version });
+        self.site = site;
+    }
+
+    /// The current network with the numbers that its VPCs have in the kernel, and its version.
+    fn numbered(&mut self, observed: &Observed) -> Option<(Arc<Network>, u64)> {
+        let current = self.current.as_mut()?;
+        let network = Arc::make_mut(&mut current.network);
+        network.number_vpcs(&self.vpcs, &observed.routing.numbers());
+        self.vpcs = network.vpcs.clone();
+        Some((current.network.clone(), current.version))
+    }
+
+    /// Tells DHCP and DNS of their clients. `indexes` are those of the bridges.
+    fn tell(&mut self, network: &Network, version: u64, indexes: &BTreeMap<LinkName, u32>) -> Result<()> {
+        self.told = None;
+        self.dhcp.apply(network, |bridge| indexes.get(bridge).copied())?;
+        match self.dns.apply(network, |bridge| indexes.get(bridge).copied()) {
+            Ok(()) => self.told = Some(version),
+            // Instances run without names too; the next round tries again.
+            Err(error) => tracing::warn!(%error, "instances cannot ask for names"),
+        }
+        Ok(())
+    }
 }
 
 /// Removes everything that netd owns in this network namespace. Returns whether there was anything.

@@ -18,12 +18,12 @@ use tonic::{Request, Response, Status};
 
 use crate::api::network_server::{Network, NetworkServer};
 use crate::api::{
-    ApplyReply, ApplyRequest, CapabilitiesReply, CapabilitiesRequest, LeaseGiven, NetworkEvent, ShowReply, ShowRequest,
-    WatchRequest, network_event,
+    ApplyReply, ApplyRequest, CapabilitiesReply, CapabilitiesRequest, ElasticIpChange, LeaseGiven, NetworkEvent,
+    ShowReply, ShowRequest, WatchRequest, network_event,
 };
 use crate::error::{Error, Result};
 use crate::links::Links;
-use crate::reconcile::{LeaseEvent, Reconciler, off_thread};
+use crate::reconcile::{LeaseEvent, Outcome, Reconciler, off_thread};
 use crate::{capabilities, counters};
 
 pub struct Service {
@@ -81,27 +81,14 @@ impl Network for Service {
             .into_inner()
             .desired
             .ok_or_else(|| Status::invalid_argument("the request has no `desired` network"))?;
-        let generation = desired.generation;
-        // On a task of its own: a caller that hangs up does not stop the work half way.
         let reconciler = self.reconciler.clone();
-        let applied = tokio::spawn(async move { reconciler.apply(desired).await }).await;
-        let outcome = applied.map_err(|error| Status::internal(format!("applying failed: {error}")))?;
-        match outcome {
-            Ok(outcome) => {
-                if outcome.changed {
-                    tracing::info!(generation, took = ?outcome.took, "applied");
-                }
-                Ok(Response::new(ApplyReply {
-                    generation: outcome.generation,
-                    changed: outcome.changed,
-                    took_us: u64::try_from(outcome.took.as_micros()).unwrap_or(u64::MAX),
-                }))
-            }
-            Err(error) => {
-                tracing::warn!(generation, %error, "applying failed");
-                Err(error.into())
-            }
-        }
+        answer(desired.generation, async move { reconciler.apply(desired).await }).await
+    }
+
+    async fn change_elastic_ips(&self, request: Request<ElasticIpChange>) -> Reply<ApplyReply> {
+        let change = request.into_inner();
+        let reconciler = self.reconciler.clone();
+        answer(change.generation, async move { reconciler.change_elastic_ips(change).await }).await
     }
 
     async fn show(&self, _request: Request<ShowRequest>) -> Reply<ShowReply> {
@@ -144,6 +131,28 @@ impl Network for Service {
             Err(lagged) => Err(Status::data_loss(format!("{lagged}; read `show` and watch again"))),
         });
         Ok(Response::new(Box::pin(events)))
+    }
+}
+
+/// What a caller is told of a network that is being applied, or of a change.
+async fn answer(generation: u64, work: impl Future<Output = Result<Outcome>> + Send + 'static) -> Reply<ApplyReply> {
+    // On a task of its own: a caller that hangs up does not stop the work half way.
+    let outcome = tokio::spawn(work).await.map_err(|error| Status::internal(format!("applying failed: {error}")))?;
+    match outcome {
+        Ok(outcome) => {
+            if outcome.changed {
+                tracing::info!(generation, took = ?outcome.took, "applied");
+            }
+            Ok(Response::new(ApplyReply {
+                generation: outcome.generation,
+                changed: outcome.changed,
+                took_us: u64::try_from(outcome.took.as_micros()).unwrap_or(u64::MAX),
+            }))
+        }
+        Err(error) => {
+            tracing::warn!(generation, %error, "applying failed");
+            Err(error.into())
+        }
     }
 }
 

@@ -26,7 +26,7 @@ impl Network {
             self.interfaces.values().map(|interface| (&interface.segment, interface.ipv4)).collect();
         self.check_groups()?;
         for elastic in self.elastic_ips.values() {
-            self.check_elastic_ip(elastic, uplink, &held)?;
+            self.check_elastic_ip(elastic, uplink, |segment, private| held.contains(&(segment, private)))?;
         }
         for remote in self.remotes.values() {
             self.check_remote(remote)?;
@@ -62,12 +62,12 @@ impl Network {
         Ok(())
     }
 
-    /// `held` is every private address that an interface has.
-    fn check_elastic_ip(
+    /// `is_held` tells whether an interface has the private address.
+    pub(super) fn check_elastic_ip(
         &self,
         elastic: &ElasticIp,
         uplink: &UplinkAddresses,
-        held: &BTreeSet<(&SegmentId, Ipv4Addr)>,
+        is_held: impl Fn(&SegmentId, Ipv4Addr) -> bool,
     ) -> Result {
         let item = format!("elastic IP {}", elastic.public);
         if !self.segments.contains_key(&elastic.segment) {
@@ -90,7 +90,7 @@ impl Network {
             let problem = format!("is an end of the public network on {}", uplink.name);
             return Err(InvalidNetwork::new(item, problem));
         }
-        if !held.contains(&(&elastic.segment, elastic.private)) {
+        if !is_held(&elastic.segment, elastic.private) {
             let problem = format!(
                 "stands for {}, which no interface on {} has; give the interface too, or leave the elastic IP out",
                 elastic.private, elastic.segment

@@ -6,6 +6,7 @@
 //! the node itself (the uplink's own network) is handed in.
 
 mod check;
+mod elastic;
 mod groups;
 mod numbers;
 mod parse;
@@ -21,6 +22,7 @@ use ipnet::Ipv4Net;
 
 use crate::api::{DNS_ADDRESS, METADATA_ADDRESS};
 use crate::dns;
+pub use elastic::{ElasticChange, parse_elastic_ips};
 pub use groups::{Direction, GroupRule, MAX_GROUPS, Peer, SecurityGroup, Traffic};
 pub use numbers::{InterfaceMark, VpcNumber};
 pub use trunk::{RemoteInterface, Surroundings, Trunk, TrunkLink, Underlay, UplinkAddresses, VlanId, Vni, Wire};
@@ -129,6 +131,11 @@ impl Network {
     /// The bridge of an interface or elastic IP's segment. Parsing made sure that it is there.
     pub fn bridge_of(&self, segment: &SegmentId) -> &LinkName {
         &self.segments[segment].bridge
+    }
+
+    /// Whether an interface here has the address.
+    pub fn is_held(&self, segment: &SegmentId, address: Ipv4Addr) -> bool {
+        self.interfaces.values().any(|interface| interface.ipv4 == address && interface.segment == *segment)
     }
 
     /// What an elastic IP stands for, with its VPC.

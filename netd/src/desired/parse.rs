@@ -10,7 +10,10 @@ use std::str::FromStr;
 use ipnet::Ipv4Net;
 
 use super::trunk::{parse_kind, parse_remote};
-use super::{ElasticIp, Interface, InterfaceMark, InvalidNetwork, LinkName, Network, Segment, Surroundings, groups};
+use super::{
+    ElasticIp, Interface, InterfaceMark, InvalidNetwork, LinkName, Network, Segment, Surroundings, groups,
+    parse_elastic_ips,
+};
 use crate::api;
 
 /// Smallest datagram that every IPv4 host must take (RFC 791, section 3.1).
@@ -34,9 +37,7 @@ impl Network {
             interfaces: unique(&message.interfaces, "interface", |interface| {
                 parse_interface(interface).map(|interface| (interface.id.clone(), interface))
             })?,
-            elastic_ips: unique(&message.elastic_ips, "elastic IP", |elastic| {
-                parse_elastic_ip(elastic).map(|elastic| (elastic.public, elastic))
-            })?,
+            elastic_ips: parse_elastic_ips(&message.elastic_ips)?,
             public_pools: message
                 .public_pools
                 .iter()
@@ -59,7 +60,7 @@ impl Network {
 }
 
 /// Parses each message; two that have the same key are an error.
-fn unique<M, K: Ord + Display + Clone, V>(
+pub(super) fn unique<M, K: Ord + Display + Clone, V>(
     messages: &[M],
     what: &str,
     parse: impl Fn(&M) -> Result<(K, V)>,
@@ -126,7 +127,7 @@ fn parse_interface(message: &api::Interface) -> Result<Interface> {
     })
 }
 
-fn parse_elastic_ip(message: &api::ElasticIp) -> Result<ElasticIp> {
+pub(super) fn parse_elastic_ip(message: &api::ElasticIp) -> Result<ElasticIp> {
     let item = format!("elastic IP {}", message.public_ip);
     Ok(ElasticIp {
         public: field(&item, "public_ip", &message.public_ip)?,

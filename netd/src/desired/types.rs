@@ -14,6 +14,9 @@ pub const MAX_LINK_NAME: usize = 15;
 pub struct MacAddress([u8; 6]);
 
 impl MacAddress {
+    /// The first in order.
+    pub const LEAST: Self = Self([0, 0, 0, 0, 0, 1]);
+
     /// The address made of `octets`, unless it is a group address or all zeros (IEEE 802-2014,
     /// clause 8.2: the first octet's lowest bit marks a group).
     pub fn new(octets: [u8; 6]) -> Option<Self> {

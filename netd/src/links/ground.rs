@@ -36,7 +36,7 @@ pub struct Kernel {
 }
 
 /// The public side's interface.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Uplink {
     pub index: u32,
     /// None on a link without Ethernet, which needs no ARP.
@@ -44,7 +44,7 @@ pub struct Uplink {
 }
 
 /// What the network stands on, as it is now.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Site {
     pub uplink: Uplink,
     pub around: Surroundings,

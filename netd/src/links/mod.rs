@@ -1,6 +1,7 @@
 //! Links, addresses, routes and neighbours, through rtnetlink.
 //!
 //! * `observed.rs`: what the kernel has, read back.
+//! * `known.rs`, `monitor.rs`: what was read is what there is for as long as the kernel tells of nothing else.
 //! * `plan.rs`: from desired and observed to the list of steps between them; a pure function.
 //! * `perform.rs`: does one step.
 //! * `tap.rs`: makes a persistent tap, which rtnetlink cannot.
@@ -13,6 +14,8 @@
 //! carry netd's *protocol* ([`PROTOCOL`]). Nothing else is ever changed or removed.
 
 mod ground;
+mod known;
+mod monitor;
 mod observed;
 mod perform;
 mod plan;
@@ -28,10 +31,11 @@ use crate::desired::LinkName;
 use crate::error::{Error, Result};
 
 pub use ground::{Kernel, NodeLinks, Site, Uplink};
+pub use known::Known;
 #[cfg(test)]
 pub use observed::Traffic;
 pub use observed::{Link, LinkKind, Observed, PortOf};
-pub use plan::{Ground, Plan, Step, plan};
+pub use plan::{Ground, Plan, Step, plan, plan_elastic_ips};
 pub use tap::{TapOptions, create as create_tap, open as open_tap};
 
 /// The link group of netd's bridges and taps: "mall" in ASCII.

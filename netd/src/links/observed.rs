@@ -108,6 +108,12 @@ pub struct Traffic {
 impl Links {
     /// Reads everything that [`Observed`] holds.
     pub async fn observe(&self) -> Result<Observed> {
+        let mut observed = self.observe_all_but_proxies().await?;
+        self.observe_proxies(&mut observed).await?;
+        Ok(observed)
+    }
+
+    pub(super) async fn observe_all_but_proxies(&self) -> Result<Observed> {
         let mut observed = Observed::default();
         let names = self.observe_links(&mut observed).await?;
         self.observe_addresses(&names, &mut observed).await?;
@@ -182,8 +188,7 @@ impl Links {
     }
 
     async fn observe_neighbours(&self, own: &BTreeMap<u32, LinkName>, observed: &mut Observed) -> Result<()> {
-        let request = || self.handle.neighbours().get().set_address_family(AddressFamily::Inet);
-        let mut entries = request().execute();
+        let mut entries = self.handle.neighbours().get().set_address_family(AddressFamily::Inet).execute();
         while let Some(message) = entries.try_next().await.map_err(Error::link("listing neighbours"))? {
             let permanent = message.header.state == NeighbourState::Permanent;
             if let (Some(name), Some(ip), Some(mac), true) =
@@ -192,7 +197,13 @@ impl Links {
                 observed.neighbours.insert((name.clone(), ip), mac);
             }
         }
-        let mut proxies = request().proxies().execute();
+        Ok(())
+    }
+
+    pub(super) async fn observe_proxies(&self, observed: &mut Observed) -> Result<()> {
+        observed.proxies.clear();
+        let request = self.handle.neighbours().get().set_address_family(AddressFamily::Inet);
+        let mut proxies = request.proxies().execute();
         while let Some(message) = proxies.try_next().await.map_err(Error::link("listing proxy neighbours"))? {
             let ours = message.attributes.contains(&NeighbourAttribute::Protocol(PROTOCOL));
             let proxy = message.header.flags.contains(NeighbourFlags::Proxy);
@@ -210,9 +221,8 @@ impl Links {
             let Some((ip, index)) = destination_and_link(&message) else { continue };
             let Some(name) = own.get(&index) else { continue };
             observed.routing.add_route(&message, name);
-            let is_main = vpcs::table_of(&message) == u32::from(RouteHeader::RT_TABLE_MAIN);
-            if message.header.protocol == PROTOCOL && message.header.destination_prefix_length == 32 && is_main {
-                observed.routes.insert(ip, (name.clone(), vpcs::source(&message)));
+            if let Some(source) = host_route(&message) {
+                observed.routes.insert(ip, (name.clone(), source));
             }
         }
         Ok(())
@@ -220,6 +230,12 @@ impl Links {
 }
 
 impl Observed {
+    /// The MACs that frames to a port are forwarded for.
+    pub fn forwarding_of<'a>(&'a self, port: &'a LinkName) -> impl Iterator<Item = MacAddress> + 'a {
+        let from_first = self.forwarding.range((port.clone(), MacAddress::LEAST)..);
+        from_first.take_while(move |(name, _)| name == port).map(|(_, mac)| *mac)
+    }
+
     /// Takes up one entry of the forwarding tables. The bridges' and the VXLANs' come in one list; only an entry of a
     /// VXLAN's has a destination.
     fn add_forwarding(&mut self, name: &LinkName, message: &NeighbourMessage) {
@@ -236,7 +252,7 @@ impl Observed {
     }
 }
 
-fn link_name(message: &LinkMessage) -> String {
+pub(super) fn link_name(message: &LinkMessage) -> String {
     message
         .attributes
         .iter()
@@ -379,7 +395,7 @@ fn link_layer_address(message: &NeighbourMessage) -> Option<MacAddress> {
     })
 }
 
-fn destination(message: &NeighbourMessage) -> Option<Ipv4Addr> {
+pub(super) fn destination(message: &NeighbourMessage) -> Option<Ipv4Addr> {
     message.attributes.iter().find_map(|attribute| match attribute {
         NeighbourAttribute::Destination(NeighbourAddress::Inet(ip)) => Some(*ip),
         // Of a forwarding entry: the message's family is the bridge's and says nothing of the address.
@@ -390,7 +406,14 @@ fn destination(message: &NeighbourMessage) -> Option<Ipv4Addr> {
     })
 }
 
-fn destination_and_link(message: &RouteMessage) -> Option<(Ipv4Addr, u32)> {
+/// The source of what the node sends by it, where it is one of netd's host routes.
+pub(super) fn host_route(message: &RouteMessage) -> Option<Option<Ipv4Addr>> {
+    let is_main = vpcs::table_of(message) == u32::from(RouteHeader::RT_TABLE_MAIN);
+    let ours = message.header.protocol == PROTOCOL && message.header.destination_prefix_length == 32 && is_main;
+    ours.then(|| vpcs::source(message))
+}
+
+pub(super) fn destination_and_link(message: &RouteMessage) -> Option<(Ipv4Addr, u32)> {
     let mut ip = None;
     let mut output = None;
     for attribute in &message.attributes {

@@ -6,6 +6,7 @@
 //! The order is such that nothing is ever open that should be closed: taps and trunk ports go before the
 //! rules that guard them do, and come after.
 
+mod elastic;
 mod trunk;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -18,6 +19,7 @@ use super::{Link, LinkKind, Observed, PortOf};
 use crate::bridging::Bridging;
 use crate::desired::{Interface, LinkName, MacAddress, Network, Segment, VpcNumber, Wire};
 use crate::error::{Error, Result};
+pub use elastic::plan_elastic_ips;
 
 /// One change to the kernel.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -408,7 +410,7 @@ fn plan_attachment<'a>(
     }
     // Forwarding entries go when a port leaves its bridge.
     let entries: BTreeSet<MacAddress> = match attached {
-        true => observed.forwarding.iter().filter(|(name, _)| name == port).map(|(_, mac)| *mac).collect(),
+        true => observed.forwarding_of(port).collect(),
         false => BTreeSet::new(),
     };
     for mac in entries.difference(macs) {

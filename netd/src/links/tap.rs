@@ -30,7 +30,7 @@ pub struct TapOptions {
 
 /// Makes the tap. `mark` is run while the tap is there but would still go with a crash.
 pub async fn create<F: Future<Output = Result<()>>>(name: &LinkName, options: TapOptions, mark: F) -> Result<()> {
-    let device = attach(name, options).map_err(Error::io(format!("making the tap {name}")))?;
+    let device = open(name, options).map_err(Error::io(format!("making the tap {name}")))?;
     mark.await?;
     // SAFETY: the descriptor is open; the argument is a flag.
     let kept = unsafe { tun_set_persist(device.as_raw_fd(), 1) };
@@ -38,13 +38,8 @@ pub async fn create<F: Future<Output = Result<()>>>(name: &LinkName, options: Ta
     Ok(())
 }
 
-/// Opens the tap, which is made if it is not there and then goes when the descriptor closes.
+/// Opens the tap and gives it its owner. One that is not there is made, and goes when the descriptor closes.
 pub fn open(name: &LinkName, options: TapOptions) -> io::Result<File> {
-    attach(name, options)
-}
-
-/// A tap that goes when the descriptor closes, with its owner.
-fn attach(name: &LinkName, options: TapOptions) -> io::Result<File> {
     let device = OpenOptions::new().read(true).write(true).open(TUN_DEVICE)?;
     let fd = device.as_raw_fd();
     let request = interface_request(name, options.multi_queue);

@@ -12,7 +12,7 @@ use nftnl::{Batch, MsgType, NlMsg, Policy};
 
 use super::expr::{c_string, counter, limit, out_of_memory};
 use super::kernel::{Found, FoundRule};
-use super::layout::{Chain, Elements, Set, Table, Type, is_grown};
+use super::layout::{Chain, Elements, NO_ELEMENTS, Set, Table, Type, is_grown};
 use super::rule::Rule;
 use crate::error::{Error, Result};
 use crate::netfilter::{NetfilterSocket, Refusal};
@@ -46,7 +46,7 @@ impl Transaction {
     }
 
     /// Makes the table anew, whatever there is of it.
-    pub fn replace_table(&mut self, table: &Table, elements: impl Fn(&Set) -> Elements) {
+    pub fn replace_table<'a>(&mut self, table: &Table, elements: impl Fn(&Set) -> &'a Elements) {
         let nft_table = nftnl::Table::new(c_string(table.name), table.family);
         // Added first so that there is something to delete.
         self.add(format!("table {}", table.name), &nft_table, MsgType::Add);
@@ -65,14 +65,20 @@ impl Transaction {
         }
         // After the chains that elements jump to.
         for set in table.sets.iter().filter(|set| !set.is_of_kernel()) {
-            self.change_elements(table, set, &Elements::new(), &elements(set));
+            self.change_elements(table, set, &NO_ELEMENTS, elements(set));
         }
     }
 
-    /// Makes what grows with the network as it is in `table`, and the sets hold `elements`. The rest of the table is as it should be
-    /// (see [`Found::has_layout_of`]). Rules that stay keep what they counted.
-    pub fn change_table(&mut self, table: &Table, found: &Found, elements: impl Fn(&Set) -> Elements) {
-        for set in table.sets.iter().filter(|set| !found.sets.contains_key(&*set.name)) {
+    /// Makes what grows with the network as it is in `table`, and the sets, which hold `held`, hold `elements`. The rest of the table is as it
+    /// should be (see [`Found::has_layout_of`]). Rules that stay keep what they counted.
+    pub fn change_table<'a>(
+        &mut self,
+        table: &Table,
+        found: &Found,
+        held: impl Fn(&Set) -> &'a Elements,
+        elements: impl Fn(&Set) -> &'a Elements,
+    ) {
+        for set in table.sets.iter().filter(|set| !found.sets.contains(&*set.name)) {
             self.add_set(table, set);
         }
         for chain in table.chains.iter().filter(|chain| !found.chains.contains(&*chain.name)) {
@@ -82,7 +88,7 @@ impl Transaction {
             self.change_rules(table, chain, found.rules_of(&chain.name));
         }
         for set in table.sets.iter().filter(|set| !set.is_of_kernel()) {
-            self.change_elements(table, set, &found.elements(set), &elements(set));
+            self.change_elements(table, set, held(set), elements(set));
         }
         // What is gone is named by no rule and no element any more.
         let wanted: BTreeSet<&str> = table.chains.iter().map(|chain| &*chain.name).collect();
@@ -92,7 +98,7 @@ impl Transaction {
             self.add(format!("deleting chain {name}"), &nft_chain, MsgType::Del);
         }
         let wanted: BTreeSet<&str> = table.sets.iter().map(|set| &*set.name).collect();
-        for name in found.sets.keys().filter(|name| !wanted.contains(name.as_str())) {
+        for name in found.sets.iter().filter(|name| !wanted.contains(name.as_str())) {
             self.add(format!("deleting set {name}"), &SetMessage::named(table, name), MsgType::Del);
         }
     }

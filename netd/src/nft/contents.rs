@@ -7,19 +7,19 @@ use std::net::Ipv4Addr;
 
 use nftnl::ProtoFamily;
 
-use super::layout::{Elements, Name, Set, Table};
+use super::layout::{Elements, NO_ELEMENTS, Name, Set, Table};
 use super::rules;
-use crate::desired::{Direction, Interface, LinkName, MacAddress, Network, Segment, VpcNumber};
+use crate::desired::{Direction, ElasticIp, Interface, LinkName, MacAddress, Network, Segment, VpcNumber};
 
 /// The elements of every set and map, by family and name.
+#[derive(Debug)]
 pub struct Contents {
     sets: BTreeMap<(u16, Name), Elements>,
 }
 
 impl Contents {
     pub fn of(network: &Network) -> Self {
-        let mut contents = Self { sets: BTreeMap::new() };
-        contents.add_elastic_ips(network);
+        let mut contents = Self::of_elastic_ips(network, network.elastic_ips.values());
         contents.add_segments(network);
         for interface in network.interfaces.values() {
             contents.add_interface(network, interface);
@@ -32,9 +32,27 @@ impl Contents {
         contents
     }
 
+    /// Those of these elastic IPs alone.
+    pub fn of_elastic_ips<'a>(network: &Network, elastic_ips: impl Iterator<Item = &'a ElasticIp>) -> Self {
+        let mut contents = Self { sets: BTreeMap::new() };
+        contents.add_elastic_ips(network, elastic_ips);
+        contents
+    }
+
     /// The elements that `set` is to hold.
-    pub fn of_set(&self, table: &Table, set: &Set) -> Elements {
-        self.sets.get(&(table.family as u16, set.name.clone())).cloned().unwrap_or_default()
+    pub fn of_set(&self, table: &Table, set: &Set) -> &Elements {
+        self.sets.get(&(table.family as u16, set.name.clone())).unwrap_or(&NO_ELEMENTS)
+    }
+
+    /// Takes the elements of `gone` out and puts those of `new` in.
+    pub fn replace(&mut self, gone: Self, new: Self) {
+        for (set, elements) in gone.sets {
+            let held = self.sets.entry(set).or_default();
+            elements.keys().for_each(|key| drop(held.remove(key)));
+        }
+        for (set, elements) in new.sets {
+            self.sets.entry(set).or_default().extend(elements);
+        }
     }
 
     pub(super) fn put(&mut self, family: ProtoFamily, set: &Set, key: Vec<u8>, value: Vec<u8>) {
@@ -56,8 +74,8 @@ impl Contents {
         self.put(ProtoFamily::Bridge, set, key, Vec::new());
     }
 
-    fn add_elastic_ips(&mut self, network: &Network) {
-        for elastic in network.elastic_ips.values() {
+    fn add_elastic_ips<'a>(&mut self, network: &Network, elastic_ips: impl Iterator<Item = &'a ElasticIp>) {
+        for elastic in elastic_ips {
             let public = address(elastic.public);
             let private = place(network.vpc_number(&elastic.segment), elastic.private);
             self.put_both(&rules::EIP_IN, public.clone(), private.clone());

@@ -6,9 +6,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 
-use super::layout::{Elements, Set, Table, is_grown};
+use super::layout::{Elements, NO_ELEMENTS, Set, Table, is_grown};
 use crate::backend::Counter;
-use crate::netfilter::{NetfilterSocket, attribute, attributes, put, text};
+use crate::netfilter::{NetfilterSocket, attribute, attributes, number, put, text};
 
 // Attribute numbers that the `libc` crate does not have.
 const RULE_TABLE: u16 = 1;
@@ -38,6 +38,7 @@ const COUNTER_BYTES: u16 = 1;
 const COUNTER_PACKETS: u16 = 2;
 /// Type of a comment in a rule's user data (`NFTNL_UDATA_RULE_COMMENT`).
 const USERDATA_COMMENT: u8 = 0;
+const GENERATION_ID: u16 = 1;
 
 /// A rule as the kernel has it.
 #[derive(Debug, Clone)]
@@ -53,8 +54,10 @@ pub struct FoundRule {
 pub struct Found {
     pub chains: BTreeSet<String>,
     /// Each chain's rules, in order.
-    rules: BTreeMap<String, Vec<FoundRule>>,
-    pub sets: BTreeMap<String, Elements>,
+    pub rules: BTreeMap<String, Vec<FoundRule>>,
+    pub sets: BTreeSet<String>,
+    /// What is in the sets, but for those whose elements are the kernel's own affair.
+    pub elements: BTreeMap<String, Elements>,
 }
 
 impl Found {
@@ -70,12 +73,12 @@ impl Found {
         let fixed_sets = || table.sets.iter().filter(|set| !is_grown(&set.name));
         self.chains.iter().filter(|name| !is_grown(name)).count() == fixed_chains().count()
             && fixed_chains().all(chain_is_as_wanted)
-            && self.sets.keys().filter(|name| !is_grown(name)).count() == fixed_sets().count()
-            && fixed_sets().all(|set| self.sets.contains_key(&*set.name))
+            && self.sets.iter().filter(|name| !is_grown(name)).count() == fixed_sets().count()
+            && fixed_sets().all(|set| self.sets.contains(&*set.name))
     }
 
-    pub fn elements(&self, set: &Set) -> Elements {
-        self.sets.get(&*set.name).cloned().unwrap_or_default()
+    pub fn elements(&self, set: &Set) -> &Elements {
+        self.elements.get(&*set.name).unwrap_or(&NO_ELEMENTS)
     }
 
     pub fn rules_of(&self, chain: &str) -> &[FoundRule] {
@@ -96,19 +99,26 @@ pub fn read(socket: &mut NetfilterSocket, table: &Table) -> io::Result<Option<Fo
     if !exists(socket, table)? {
         return Ok(None);
     }
-    let mut found =
-        Found { chains: read_chains(socket, table)?, rules: read_rules(socket, table)?, sets: BTreeMap::new() };
+    let mut found = Found {
+        chains: read_chains(socket, table)?,
+        rules: read_rules(socket, table)?,
+        sets: read_set_names(socket, table)?.into_iter().collect(),
+        elements: BTreeMap::new(),
+    };
     let is_of_kernel = |name: &str| table.sets.iter().any(|set| set.name == name && set.is_of_kernel());
-    for name in read_set_names(socket, table)? {
-        if is_of_kernel(&name) {
-            found.sets.insert(name, Elements::new());
-            continue;
-        }
-        let entries = read_elements(socket, table, &name)?;
-        let elements = entries.into_iter().map(|entry| (entry.key, entry.value)).collect();
-        found.sets.insert(name, elements);
+    for name in found.sets.iter().filter(|name| !is_of_kernel(name)) {
+        let entries = read_elements(socket, table, name)?;
+        found.elements.insert(name.clone(), entries.into_iter().map(|entry| (entry.key, entry.value)).collect());
     }
     Ok(Some(found))
+}
+
+/// The generation of all tables of the network namespace, whosever they are: each transaction makes it one more.
+pub fn generation(socket: &mut NetfilterSocket) -> io::Result<u32> {
+    socket.ask(kind(libc::NFT_MSG_GETGEN), 0, |answer| {
+        let id = attribute(answer, GENERATION_ID)?.and_then(number);
+        id.ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "the kernel does not tell its generation"))
+    })
 }
 
 /// The counters of a set's elements, by key.
@@ -140,27 +150,31 @@ fn named_in_table(entry: &[u8], table_kind: u16, name_kind: u16, table: &Table) 
     Ok(if of_table { attribute(entry, name_kind)?.map(text) } else { None })
 }
 
-/// The rules of a table by chain.
+/// The rules of a table by chain. Asked for chain by chain: where a dump of a whole table goes on in the next message, the kernel counts all
+/// rules from the first again, so that it takes the square of their number.
 pub fn read_rules(socket: &mut NetfilterSocket, table: &Table) -> io::Result<BTreeMap<String, Vec<FoundRule>>> {
+    let chains = read_chains(socket, table)?;
+    chains.into_iter().map(|chain| Ok((chain.clone(), read_rules_of(socket, table, &chain)?))).collect()
+}
+
+/// The rules of a chain, in order.
+pub fn read_rules_of(socket: &mut NetfilterSocket, table: &Table, chain: &str) -> io::Result<Vec<FoundRule>> {
     let mut request = Vec::new();
     put(&mut request, RULE_TABLE, &terminated(table.name));
-    let rules = socket.dump(kind(libc::NFT_MSG_GETRULE), table.family as u8, &request, |entry| {
-        let Some(chain) = named_in_table(entry, RULE_TABLE, RULE_CHAIN, table)? else {
+    put(&mut request, RULE_CHAIN, &terminated(chain));
+    socket.dump(kind(libc::NFT_MSG_GETRULE), table.family as u8, &request, |entry| {
+        // A kernel that does not know the filter tells of every chain's.
+        let Some(name) = named_in_table(entry, RULE_TABLE, RULE_CHAIN, table)? else { return Ok(None) };
+        if name != chain {
             return Ok(None);
-        };
+        }
         let handle = attribute(entry, RULE_HANDLE)?.and_then(|value| value.try_into().ok());
-        let rule = FoundRule {
+        Ok(Some(FoundRule {
             handle: handle.map_or(0, u64::from_be_bytes),
             comment: attribute(entry, RULE_USERDATA)?.and_then(comment).unwrap_or_default(),
             counter: counter_among(attribute(entry, RULE_EXPRESSIONS)?.unwrap_or_default())?,
-        };
-        Ok(Some((chain, rule)))
-    })?;
-    let mut by_chain: BTreeMap<String, Vec<FoundRule>> = BTreeMap::new();
-    for (chain, rule) in rules {
-        by_chain.entry(chain).or_default().push(rule);
-    }
-    Ok(by_chain)
+        }))
+    })
 }
 
 /// The counter in a rule's list of expressions.

@@ -25,6 +25,8 @@ pub fn is_grown(name: &str) -> bool {
 /// chain that is jumped to.
 pub type Elements = BTreeMap<Vec<u8>, Vec<u8>>;
 
+pub static NO_ELEMENTS: Elements = Elements::new();
+
 /// The types that keys and values have, with the numbers that the `nft` program gives them, so that
 /// it prints them as what they are (nftables, `include/datatype.h`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -8,6 +8,7 @@
 //! * `counters.rs`: what the tables have counted.
 //! * `foreign.rs`: what of others' drops packets of instances, to be told.
 //! * `batch.rs`: writes a difference as one netlink batch, which is one transaction.
+//! * `ruleset.rs`: from a network to the difference, by what is known of the kernel or read from it.
 //!
 //! Rules do not depend on the network, but for those of security groups: they only name sets and maps. So an ordinary change, such as
 //! moving an elastic IP, touches map elements and nothing else, and a packet costs the same with one
@@ -25,23 +26,25 @@ mod kernel;
 mod layout;
 mod rule;
 mod rules;
+mod ruleset;
 
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use nftnl::ProtoFamily;
 
-pub use contents::Contents;
 pub use foreign::drop_policies;
 
 use crate::backend::{Backend, Counters};
 use crate::bridging::Bridging;
-use crate::desired::{InvalidNetwork, LinkName, Network};
+use crate::desired::{ElasticChange, InvalidNetwork, LinkName, Network};
 use crate::error::{Error, Result};
 use crate::limits::Limits;
 use crate::netfilter::NetfilterSocket;
 use batch::Transaction;
 use layout::Table;
+use ruleset::Ruleset;
 
 /// Name of netd's tables.
 pub const TABLE: &str = "mallee";
@@ -49,15 +52,20 @@ pub const TABLE: &str = "mallee";
 /// The backend that is nf_tables, by netlink.
 #[derive(Debug)]
 pub struct Nftables {
-    uplink: LinkName,
-    limits: Limits,
     bridging: Bridging,
+    ruleset: Mutex<Ruleset>,
 }
 
 impl Nftables {
     /// Finds out what this kernel's nf_tables can do.
     pub fn new(uplink: LinkName, limits: Limits) -> Result<Self> {
-        Ok(Self { uplink, limits, bridging: Bridging::detect()? })
+        let bridging = Bridging::detect()?;
+        Ok(Self { bridging, ruleset: Mutex::new(Ruleset::new(uplink, bridging, limits)) })
+    }
+
+    fn ruleset(&self) -> MutexGuard<'_, Ruleset> {
+        // What is known is taken out before anything is done that could fail.
+        self.ruleset.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -74,8 +82,16 @@ impl Backend for Nftables {
         Ok(())
     }
 
-    fn apply(&self, network: &Network) -> Result<bool> {
-        apply(network, self.uplink.as_str(), self.bridging, &self.limits)
+    fn apply(&self, network: &Network, version: u64) -> Result<bool> {
+        self.ruleset().apply(network, version)
+    }
+
+    fn change_elastic_ips(&self, network: &Network, change: &ElasticChange, _version: u64) -> Result<bool> {
+        self.ruleset().change_elastic_ips(network, change)
+    }
+
+    fn forget(&self) {
+        self.ruleset().forget();
     }
 
     fn counters(&self) -> Result<Counters> {
@@ -88,26 +104,6 @@ impl Backend for Nftables {
             problem => vec![("security-groups", problem.to_owned())],
         }
     }
-}
-
-/// Makes the tables in the kernel hold what `network` needs. Returns whether anything was written.
-fn apply(network: &Network, uplink: &str, bridging: Bridging, limits: &Limits) -> Result<bool> {
-    let contents = Contents::of(network);
-    let mut socket = open()?;
-    let mut transaction = Transaction::new();
-    for table in rules::tables(uplink, bridging, limits, network) {
-        let found = kernel::read(&mut socket, &table).map_err(Error::netfilter("reading nftables"))?;
-        match found {
-            Some(found) if found.has_layout_of(&table) => {
-                transaction.change_table(&table, &found, |set| contents.of_set(&table, set));
-            }
-            _ => {
-                tracing::info!(family = ?table.family, "making the nftables table anew");
-                transaction.replace_table(&table, |set| contents.of_set(&table, set));
-            }
-        }
-    }
-    transaction.commit(&mut socket)
 }
 
 /// Removes netd's tables. Returns whether there were any.
@@ -133,7 +129,7 @@ pub fn probe() -> Result<()> {
 
 /// The tables by name alone.
 fn any_tables() -> [Table; 2] {
-    rules::tables("unused", Bridging::Apart, &Limits::default(), &Network::default())
+    rules::tables("unused", Bridging::Apart, &Limits::default(), &Network::default(), |_| true)
 }
 
 /// Whether rules on a bridge may ask for a frame's connection. Found out by asking for such a rule, in a table that is gone again at the end of the
@@ -150,7 +146,7 @@ pub fn has_bridge_conntrack() -> Result<bool> {
         }],
     };
     let mut transaction = Transaction::new();
-    transaction.replace_table(&table, |_| layout::Elements::new());
+    transaction.replace_table(&table, |_| &layout::NO_ELEMENTS);
     transaction.delete_table(&table);
     match transaction.commit(&mut open()?) {
         Ok(_) => Ok(true),
@@ -175,7 +171,7 @@ pub fn trace(from: Ipv4Addr, to: Ipv4Addr) -> Result<()> {
             Some(layout::Base { kind: nftnl::ChainType::Filter, hook: nftnl::Hook::PreRouting, priority: first });
         let chains = vec![layout::Chain { name: "trace".into(), base, rules }];
         let table = Table { family, name: "mallee_trace", sets: vec![], chains };
-        transaction.replace_table(&table, |_| layout::Elements::new());
+        transaction.replace_table(&table, |_| &layout::NO_ELEMENTS);
     }
     transaction.commit(&mut open()?)?;
     Ok(())

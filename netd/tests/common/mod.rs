@@ -246,6 +246,12 @@ impl Netd {
         }
     }
 
+    /// Makes changes of elastic IPs over one connection, as a caller does that stays.
+    pub fn changes(&self) -> impl FnMut(api::ElasticIpChange) -> Result<api::ApplyReply, tonic::Status> + '_ {
+        let mut client = self.runtime.block_on(async { self.client() });
+        move |change| self.runtime.block_on(async { Ok(client.change_elastic_ips(change).await?.into_inner()) })
+    }
+
     pub fn show(&self) -> api::ShowReply {
         self.runtime.block_on(async { self.client().show(api::ShowRequest {}).await }).unwrap().into_inner()
     }

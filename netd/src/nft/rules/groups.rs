@@ -64,10 +64,10 @@ pub fn members_of(group: &GroupId) -> Set {
     }
 }
 
-/// Adds the chains of all groups, and the sets that their rules name.
-pub fn grow(table: &mut Table, network: &Network) {
+/// Adds the chains of the groups that are `asked` for, and the sets that the rules of all name.
+pub fn grow(table: &mut Table, network: &Network, asked: impl Fn(&SecurityGroup) -> bool) {
     table.sets.extend(network.peer_groups().into_iter().map(members_of));
-    for group in network.security_groups.values() {
+    for group in network.security_groups.values().filter(|group| asked(group)) {
         for direction in [Direction::Inbound, Direction::Outbound] {
             table.chains.push(group_chain(group, direction));
         }

@@ -38,12 +38,12 @@ mod vpcs;
 
 use std::borrow::Cow;
 
-use nftnl::{ChainType, Hook};
+use nftnl::{ChainType, Hook, ProtoFamily};
 
 use super::layout::{Base, Chain, Set, Table, Type};
 use super::rule::Rule;
 use crate::bridging::Bridging;
-use crate::desired::{MAX_GROUPS, Network};
+use crate::desired::{MAX_GROUPS, Network, SecurityGroup};
 use crate::limits::Limits;
 pub use groups::{chain_of, members_of};
 
@@ -127,15 +127,27 @@ pub const SELVES: Set = set("selves", 8, &[Type::LinkName, Type::LinkName]);
 pub const ETHER_IPV4: u16 = 0x0800;
 const DHCP_SERVER: u16 = 67;
 
-/// netd's two tables: that of IPv4, then that of bridges.
-pub fn tables(uplink: &str, bridging: Bridging, limits: &Limits, network: &Network) -> [Table; 2] {
+/// netd's two tables: that of IPv4, then that of bridges. Of security groups, they have the chains of those that are `asked` for.
+pub fn tables(
+    uplink: &str,
+    bridging: Bridging,
+    limits: &Limits,
+    network: &Network,
+    asked: impl Fn(&SecurityGroup) -> bool,
+) -> [Table; 2] {
     let mut tables = [ipv4::table(uplink, limits), bridge::table(bridging, limits)];
     let judging = |table: &&mut Table| table.sets.contains(&DENIED_IN);
     for table in tables.iter_mut().filter(judging) {
-        groups::grow(table, network);
+        groups::grow(table, network, &asked);
         vpcs::grow(table, network);
     }
     tables
+}
+
+/// The sets that say what elastic IPs stand for, of each table.
+pub fn elastic_ip_sets(bridging: Bridging) -> [(ProtoFamily, Vec<Set>); 2] {
+    let of_bridges = if bridging == Bridging::Conntrack { vec![EIP_IN, EIP_OUT] } else { vec![] };
+    [(ProtoFamily::Ipv4, vec![EIP_IN, EIP_OUT, EIP_IN_COUNT, EIP_OUT_COUNT]), (ProtoFamily::Bridge, of_bridges)]
 }
 
 fn base(kind: ChainType, hook: Hook, priority: i32) -> Option<Base> {

@@ -1,0 +1,161 @@
+//! netd's tables in the kernel, and what is known of them.
+//!
+//! To read a large ruleset back takes longer than everything else that netd does. But every transaction on any table of the network namespace has a number
+//! (its *generation*), which the kernel tells for the asking. So what netd itself wrote, or has read, is what there is for as long as the generation
+//! is the one that this led to; a change is then worked out from memory, and of the kernel only the rules of chains that change are read,
+//! for their handles. Whoever else makes a transaction makes netd read everything again.
+//!
+//! What may not happen here: knowledge that outlives a transaction of somebody else's, or one of netd's that failed.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::batch::Transaction;
+use super::contents::Contents;
+use super::kernel::{self, Found};
+use super::layout::{Set, Table, is_grown};
+use super::rules::{self, chain_of};
+use super::{TABLE, open};
+use crate::bridging::Bridging;
+use crate::desired::{Direction, ElasticChange, GroupId, LinkName, Network, SecurityGroup};
+use crate::error::{Error, Result};
+use crate::limits::Limits;
+use crate::netfilter::NetfilterSocket;
+
+#[derive(Debug)]
+pub struct Ruleset {
+    uplink: LinkName,
+    bridging: Bridging,
+    limits: Limits,
+    known: Option<Known>,
+}
+
+/// What the tables hold, as of a generation.
+#[derive(Debug)]
+struct Known {
+    generation: u32,
+    /// Which of the callers' networks this is.
+    version: u64,
+    groups: BTreeMap<GroupId, SecurityGroup>,
+    contents: Contents,
+    /// Of each table, the names of its chains and sets.
+    chains: [BTreeSet<String>; 2],
+    sets: [BTreeSet<String>; 2],
+}
+
+impl Ruleset {
+    pub fn new(uplink: LinkName, bridging: Bridging, limits: Limits) -> Self {
+        Self { uplink, bridging, limits, known: None }
+    }
+
+    /// From now on nothing is known: everything is read again.
+    pub fn forget(&mut self) {
+        self.known = None;
+    }
+
+    /// Makes the tables in the kernel hold what `network` needs. Two networks with the same `version` have the same rules and contents. Returns
+    /// whether anything was written.
+    pub fn apply(&mut self, network: &Network, version: u64) -> Result<bool> {
+        let mut socket = open()?;
+        let generation = kernel::generation(&mut socket).map_err(Error::netfilter("reading nftables"))?;
+        let known = self.known.take().filter(|known| known.generation == generation);
+        if known.as_ref().is_some_and(|known| known.version == version) {
+            self.known = known;
+            return Ok(false);
+        }
+        let contents = Contents::of(network);
+        let differs =
+            |group: &SecurityGroup| known.as_ref().is_none_or(|known| known.groups.get(&group.id) != Some(group));
+        let tables = rules::tables(self.uplink.as_str(), self.bridging, &self.limits, network, differs);
+        let mut transaction = Transaction::new();
+        for (at, table) in tables.iter().enumerate() {
+            match &known {
+                Some(known) => {
+                    let found = known.found(&mut socket, at, table, network)?;
+                    let held = |set: &Set| known.contents.of_set(table, set);
+                    transaction.change_table(table, &found, held, |set| contents.of_set(table, set));
+                }
+                None => change_from_kernel(&mut transaction, &mut socket, table, &contents)?,
+            }
+        }
+        let wrote = transaction.commit(&mut socket)?;
+        let kept = |at: usize| known.as_ref().map(|known| known.chains_kept(at, network)).unwrap_or_default();
+        let chains = [0, 1].map(|at| {
+            let made = tables[at].chains.iter().map(|chain| chain.name.to_string());
+            kept(at).into_iter().chain(made).collect()
+        });
+        let sets = [0, 1].map(|at| tables[at].sets.iter().map(|set| set.name.to_string()).collect());
+        let generation = if wrote { next(generation) } else { generation };
+        let groups = network.security_groups.clone();
+        self.known = Some(Known { generation, version, groups, contents, chains, sets });
+        Ok(wrote)
+    }
+
+    /// Makes the change in one transaction that says nothing of other elastic IPs; `network` is as it is after it. What the maps hold of those that
+    /// change is taken to be what it should be: if it is not, the kernel refuses the whole.
+    pub fn change_elastic_ips(&mut self, network: &Network, change: &ElasticChange) -> Result<bool> {
+        let known = self.known.take();
+        let gone = Contents::of_elastic_ips(network, change.before.iter());
+        let new = Contents::of_elastic_ips(network, change.after.iter());
+        let mut transaction = Transaction::new();
+        for (family, sets) in rules::elastic_ip_sets(self.bridging) {
+            let table = Table { family, name: TABLE, sets: vec![], chains: vec![] };
+            for set in sets {
+                transaction.change_elements(&table, &set, gone.of_set(&table, &set), new.of_set(&table, &set));
+            }
+        }
+        let wrote = transaction.commit(&mut open()?)?;
+        self.known = known.map(|mut known| {
+            known.contents.replace(gone, new);
+            known.generation = if wrote { next(known.generation) } else { known.generation };
+            known
+        });
+        Ok(wrote)
+    }
+}
+
+impl Known {
+    /// A table as it is, but for what stays in any case: the chains of groups that are the same in `network`. The rules are those of chains
+    /// that may change.
+    fn found(&self, socket: &mut NetfilterSocket, at: usize, table: &Table, network: &Network) -> Result<Found> {
+        let kept = self.chains_kept(at, network);
+        let chains: BTreeSet<String> = self.chains[at].difference(&kept).cloned().collect();
+        let mut rules = BTreeMap::new();
+        for chain in table.chains.iter().filter(|chain| is_grown(&chain.name) && chains.contains(&*chain.name)) {
+            let found = kernel::read_rules_of(socket, table, &chain.name);
+            rules.insert(chain.name.to_string(), found.map_err(Error::netfilter("reading rules"))?);
+        }
+        Ok(Found { chains, rules, sets: self.sets[at].clone(), elements: BTreeMap::new() })
+    }
+
+    /// The chains of groups that are in `network` as they were.
+    fn chains_kept(&self, at: usize, network: &Network) -> BTreeSet<String> {
+        let same = network.security_groups.values().filter(|group| self.groups.get(&group.id) == Some(group));
+        let chains =
+            same.flat_map(|group| [Direction::Inbound, Direction::Outbound].map(|way| chain_of(&group.id, way)));
+        chains.filter(|name| self.chains[at].contains(name)).collect()
+    }
+}
+
+fn change_from_kernel(
+    transaction: &mut Transaction,
+    socket: &mut NetfilterSocket,
+    table: &Table,
+    contents: &Contents,
+) -> Result<()> {
+    let found = kernel::read(socket, table).map_err(Error::netfilter("reading nftables"))?;
+    match found {
+        Some(found) if found.has_layout_of(table) => {
+            transaction.change_table(table, &found, |set| found.elements(set), |set| contents.of_set(table, set));
+        }
+        _ => {
+            tracing::info!(family = ?table.family, "making the nftables table anew");
+            transaction.replace_table(table, |set| contents.of_set(table, set));
+        }
+    }
+    Ok(())
+}
+
+/// The generation after one transaction; none has the number 0 (`nf_tables_commit`).
+fn next(generation: u32) -> u32 {
+    generation.checked_add(1).unwrap_or(1)
+}

@@ -1,0 +1,99 @@
+//! Changing elastic IPs alone.
+//!
+//! What this costs does not depend on how large the network is: nothing is read of the kernel, the maps get the few elements that differ in one transaction, and routes
+//! and proxy neighbours are set as they are to be, whatever they were. Where the kernel refuses, it is not as it should be; then everything is
+//! read and mended, as by [`Reconciler::apply`].
+
+use std::time::Instant;
+
+use super::{Outcome, Reconciler, State, off_thread, perform};
+use crate::api::ElasticIpChange;
+use crate::conntrack;
+use crate::desired::ElasticChange;
+use crate::error::{Error, Result};
+use crate::links::{Links, Site, plan_elastic_ips};
+
+impl Reconciler {
+    /// Makes the change, if it is for the network that is in force. Flows that it ends, end after the reply.
+    pub async fn change_elastic_ips(&self, message: ElasticIpChange) -> Result<Outcome> {
+        let start = Instant::now();
+        let mut state = self.state.lock().await;
+        let (base, generation) = (message.base, message.generation);
+        let applied = state.current.as_ref().map_or(0, |current| current.rest.generation);
+        let site = state.site.clone().filter(|_| base == applied && generation > base);
+        let Some((current, site)) = state.current.as_mut().zip(site) else {
+            return Err(Error::OtherBase { base, given: generation, applied });
+        };
+        let change = current.network.elastic_change(&message, &site.around.uplink)?;
+        let appended = self.store.append(&message)?;
+        let is_long = appended.is_long;
+        // The kernel forgets everything with the crash that the disk must outlast, so neither waits for the other.
+        let settled = tokio::spawn(off_thread(move || appended.settle()));
+        current.change(&change, generation);
+        if !change.is_empty() {
+            self.make(&mut state, &site, &change).await?;
+        }
+        settled.await.map_err(|error| Error::Internal(format!("writing the journal failed: {error}")))??;
+        if let Some(current) = state.current.as_ref().filter(|_| is_long) {
+            self.store.save(&current.message())?;
+        }
+        Ok(Outcome { generation, changed: !change.is_empty(), took: start.elapsed() })
+    }
+
+    /// Makes the kernel follow a change that was made to the network.
+    async fn make(&self, state: &mut State, site: &Site, change: &ElasticChange) -> Result<()> {
+        if let Err(error) = self.change_kernel(state, site, change).await {
+            tracing::warn!(%error, "the kernel's network was not as desired; mending it");
+            let links = Links::connect()?;
+            let site = links.site(&self.node_links).await?;
+            self.forget(state);
+            self.converge(state, &links, &site).await?;
+        } else if let Some(current) = &state.current {
+            let network = &current.network;
+            let standing = |address| network.elastic_ips.get(&address).map(|elastic| network.place_of(elastic));
+            self.moved.end(change.addresses().into_iter().map(|address| (address, standing(address))).collect());
+        }
+        Ok(())
+    }
+
+    /// The steps of the change, in the order of [`Reconciler::converge`]. An error leaves it to that to go on.
+    pub(super) async fn change_kernel(&self, state: &mut State, site: &Site, change: &ElasticChange) -> Result<()> {
+        let Some(current) = &state.current else { return Ok(()) };
+        let network = current.network.clone();
+        let plan = plan_elastic_ips(&network, change, site.uplink.index);
+        self.announcer.change(
+            change.before.iter().map(|elastic| elastic.public),
+            change.after.iter().map(|elastic| elastic.public),
+        );
+        // What the kernel tells of these steps is no news.
+        state.known.expect(&plan);
+        let links = if plan.is_empty() { None } else { Some(Links::connect()?) };
+        if let Some(links) = &links {
+            perform(links, &plan.before_rules).await?;
+        }
+        let (backend, change, version) = (self.backend.clone(), change.clone(), current.version);
+        off_thread(move || backend.change_elastic_ips(&network, &change, version)).await?;
+        if let Some(links) = &links {
+            perform(links, &plan.after_rules).await?;
+            self.announce(&plan, &site.uplink)?;
+            state.known.hear();
+        }
+        Ok(())
+    }
+
+    /// Ends the flows that the change made wrong, before it is answered for.
+    pub(super) async fn end_flows_of(&self, state: &State, change: &ElasticChange) -> Result<()> {
+        let Some(current) = &state.current else { return Ok(()) };
+        let (network, moved) = (current.network.clone(), change.addresses());
+        let standing = move |address| {
+            let place = || network.elastic_ips.get(&address).map(|elastic| network.place_of(elastic));
+            moved.contains(&address).then(place)
+        };
+        let addresses: Vec<_> = change.addresses().into_iter().collect();
+        let ended = off_thread(move || conntrack::end_moved_flows(&addresses, standing)).await?;
+        if ended > 0 {
+            tracing::info!(ended, "ended flows of elastic IPs that have moved");
+        }
+        Ok(())
+    }
+}
