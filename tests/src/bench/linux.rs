@@ -1,21 +1,28 @@
-//! A Linux guest that counts something and prints it (`guest::disk_bench`, `guest::net_bench`): how each monitor boots it, and what it prints.
+//! A Linux guest that counts something and prints it (`guest::disk_bench`, `guest::net_bench`), or only that it is up: how each monitor boots it, and what it
+//! prints.
 //!
 //! Each monitor gets the same kernel, initrd, command line and memory, and one processor. It has to be run where KVM runs Linux: on hardware, or in a node
 //! of the virtual lab.
 
 use std::{
     fs,
-    io::{BufRead, BufReader},
+    io::{BufRead, BufReader, Read, Seek},
     path::{Path, PathBuf},
-    process::{Child, Command, Stdio},
+    process::{Child, ChildStdout, Command, Stdio},
+    sync::mpsc,
+    time::{Duration, Instant},
 };
 
 use mallee_vmm::api::{BootSource, MachineConfig, VmConfig};
+use serde_json::{Value, json};
 
 use super::{
     error::BenchError,
-    monitors::{MEMORY_MIB, version},
+    monitors::{self, MEMORY_MIB, version, words},
 };
+
+/// A guest that has not said what it was booted for by then will not: in a node of the lab one boots in some seconds and counts for ten.
+const BOUND: Duration = Duration::from_secs(180);
 
 /// A monitor with the command that boots the guest; the serial port is its standard output.
 pub struct Monitor {
@@ -61,53 +68,112 @@ impl Guest<'_> {
             ..VmConfig::default()
         };
         add(&mut config);
+        let path = self.write(name, &config)?;
+        Ok(monitor(program, name, words(&["--config-file", &path])))
+    }
+
+    /// Firecracker, with the members of its configuration that `devices` has: `drives`, `network-interfaces`.
+    pub fn firecracker(&self, program: &Path, name: &str, devices: Value) -> Result<Monitor, BenchError> {
+        let mut config = json!({
+            "boot-source": {
+                "kernel_image_path": self.kernel(),
+                "initrd_path": self.initrd(),
+                "boot_args": self.command_line(),
+            },
+            "machine-config": { "vcpu_count": 1, "mem_size_mib": MEMORY_MIB },
+            "drives": [],
+        });
+        if let (Value::Object(config), Value::Object(devices)) = (&mut config, devices) {
+            config.extend(devices);
+        }
+        let path = self.write(name, &config)?;
+        Ok(monitor(program, name, words(&["--no-api", "--config-file", &path])))
+    }
+
+    /// Cloud Hypervisor, with the devices that `more` words describe.
+    pub fn cloud_hypervisor(&self, program: &Path, name: &str, more: &[&str]) -> Monitor {
+        let (kernel, initrd) = (self.kernel().display().to_string(), self.initrd().display().to_string());
+        let (memory, line) = (format!("size={MEMORY_MIB}M"), self.command_line());
+        let machine = [
+            ["--kernel", &kernel],
+            ["--initramfs", &initrd],
+            ["--cmdline", &line],
+            ["--cpus", "boot=1"],
+            ["--memory", &memory],
+            ["--serial", "tty"],
+            ["--console", "off"],
+        ];
+        monitor(program, name, words(&[machine.as_flattened(), more].concat()))
+    }
+
+    /// QEMU's microvm, with the devices that `more` words describe.
+    pub fn qemu(&self, program: &Path, name: &str, more: &[&str]) -> Monitor {
+        let (initrd, line) = (self.initrd().display().to_string(), self.command_line());
+        let mut arguments = monitors::microvm(&self.kernel());
+        arguments.extend(words(&["-initrd", &initrd, "-append", &line]));
+        arguments.extend(words(more));
+        monitor(program, name, arguments)
+    }
+
+    /// Writes a monitor's configuration; its path.
+    fn write(&self, name: &str, config: &impl serde::Serialize) -> Result<String, BenchError> {
         let path = self.work.join(format!("{}.json", name.replace(' ', "-")));
-        serde_json::to_vec(&config)
+        serde_json::to_vec(config)
             .map_err(std::io::Error::other)
             .and_then(|text| fs::write(&path, text))
             .map_err(|source| BenchError::File { action: "writing", path: path.clone(), source })?;
-        let arguments = vec!["--config-file".into(), path.display().to_string()];
-        Ok(Monitor { name: name.to_owned(), version: version(program), program: program.to_owned(), arguments })
-    }
-
-    /// QEMU's microvm, with the devices that `words` describe.
-    pub fn qemu(&self, program: &Path, name: &str, words: &[(&str, String)]) -> Monitor {
-        let machine = [
-            ("-M", "microvm,x-option-roms=off,pit=off,pic=off,rtc=off".to_owned()),
-            ("-accel", "kvm".into()),
-            ("-cpu", "host,arch-capabilities=off".into()),
-            ("-smp", "1".into()),
-            ("-m", MEMORY_MIB.to_string()),
-            ("-display", "none".into()),
-            ("-serial", "stdio".into()),
-            ("-kernel", self.kernel().display().to_string()),
-            ("-initrd", self.initrd().display().to_string()),
-            ("-append", self.command_line()),
-        ];
-        let mut arguments: Vec<String> = ["-nodefaults", "-no-user-config", "-no-reboot"].map(Into::into).to_vec();
-        arguments.extend(machine.iter().chain(words).flat_map(|(name, value)| [(*name).to_owned(), value.clone()]));
-        Monitor { name: name.to_owned(), version: version(program), program: program.to_owned(), arguments }
+        Ok(path.display().to_string())
     }
 }
 
+fn monitor(program: &Path, name: &str, arguments: Vec<String>) -> Monitor {
+    Monitor { name: name.to_owned(), version: version(program), program: program.to_owned(), arguments }
+}
+
 impl Monitor {
-    /// One boot; what `counted` finds in a line of the guest's.
-    pub fn run<T>(&self, counted: impl Fn(&str) -> Option<T>) -> Result<T, BenchError> {
+    /// One boot; what `counted` finds in a line of the guest's, and how long after the monitor's start that line came.
+    pub fn run<T>(&self, counted: impl Fn(&str) -> Option<T>) -> Result<(T, Duration), BenchError> {
+        let failed = |source| BenchError::Start { monitor: self.name.clone(), source };
+        let mut errors = tempfile::tempfile().map_err(failed)?;
         let mut command = Command::new(&self.program);
-        command.args(&self.arguments).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
-        let child = command.spawn().map_err(|source| BenchError::Start { monitor: self.name.clone(), source })?;
-        let mut child = Ending(child);
+        command.args(&self.arguments).stdin(Stdio::null()).stdout(Stdio::piped());
+        command.stderr(errors.try_clone().map_err(failed)?);
+        let begun = Instant::now();
+        let mut child = Ending(command.spawn().map_err(failed)?);
+        let lines = child.0.stdout.take().map(lines_of);
         let mut said = String::new();
-        for line in child.0.stdout.take().into_iter().flat_map(|output| BufReader::new(output).lines()) {
-            let Ok(line) = line else { continue };
+        while let Some((arrived, line)) = lines.as_ref().and_then(|lines| next(lines, begun)) {
             if let Some(found) = counted(&line) {
-                return Ok(found);
+                return Ok((found, arrived - begun));
             }
             said.push_str(&line);
             said.push('\n');
         }
+        drop(child);
+        let _ = errors.rewind().and_then(|()| errors.read_to_string(&mut said));
         Err(BenchError::Silent { monitor: self.name.clone(), said: said.trim().to_owned() })
     }
+}
+
+/// The lines and when each came, read by a thread so that a monitor that says nothing can be given up.
+fn lines_of(output: ChildStdout) -> mpsc::Receiver<(Instant, String)> {
+    let (tell, told) = mpsc::channel();
+    std::thread::spawn(move || {
+        let mut output = BufReader::new(output);
+        let mut line = Vec::new();
+        while output.read_until(b'\n', &mut line).is_ok_and(|length| length > 0) {
+            if tell.send((Instant::now(), String::from_utf8_lossy(&line).trim_end().to_owned())).is_err() {
+                return;
+            }
+            line.clear();
+        }
+    });
+    told
+}
+
+/// The next line, if one comes within the bound.
+fn next(lines: &mpsc::Receiver<(Instant, String)>, begun: Instant) -> Option<(Instant, String)> {
+    lines.recv_timeout(BOUND.saturating_sub(begun.elapsed())).ok()
 }
 
 /// A child that does not outlive its measurement.

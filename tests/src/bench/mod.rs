@@ -1,6 +1,6 @@
 //! Measurements of the monitor, each beside its peers in the same run.
 //!
-//! Every monitor gets the same kernel and the same memory and no device but the serial port. Runs
+//! Every monitor gets the same kernel and the same memory, and no device but the serial port and what is measured. Runs
 //! alternate between the monitors, so that a machine that grows slower is slower for all of them. What
 //! is written down ([`record`]) is every sample, the median of each series and the ratio of each peer to
 //! `mallee-vmm`, with the machine's facts ([`facts`]): a number without its machine says nothing.
@@ -20,5 +20,6 @@ pub mod net;
 pub mod record;
 pub mod serial;
 pub mod snapshot;
+pub mod up;
 
 pub use error::BenchError;

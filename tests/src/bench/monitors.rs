@@ -17,6 +17,10 @@ pub const MEMORY_MIB: u64 = 128;
 /// Name of our own monitor in the series; the others are set in relation to it.
 pub const OURS: &str = "mallee-vmm";
 
+/// The peers' programs, and their names in the series.
+pub const FIRECRACKER: &str = "firecracker";
+pub const CLOUD_HYPERVISOR: &str = "cloud-hypervisor";
+
 /// Name of the floor in the series.
 pub const FLOOR: &str = "floor";
 
@@ -39,8 +43,8 @@ impl Monitor {
 /// Every monitor that is here, ours first. `folder` takes their configuration files.
 pub fn present(places: &Places, kernel: &Path, folder: &Path) -> Result<Vec<Monitor>, BenchError> {
     let mut monitors = vec![ours(places, kernel, folder)?];
-    monitors.extend(on_path("firecracker").map(|program| firecracker(program, folder)));
-    monitors.extend(on_path("cloud-hypervisor").map(|program| cloud_hypervisor(program, kernel)));
+    monitors.extend(on_path(FIRECRACKER).map(|program| firecracker(program, folder)));
+    monitors.extend(on_path(CLOUD_HYPERVISOR).map(|program| cloud_hypervisor(program, kernel)));
     monitors.extend(on_path(QEMU).map(|program| qemu_microvm(program, kernel)));
     Ok(monitors)
 }
@@ -74,7 +78,7 @@ fn ours(places: &Places, kernel: &Path, folder: &Path) -> Result<Monitor, BenchE
 
 fn firecracker(program: PathBuf, folder: &Path) -> Monitor {
     Monitor {
-        name: "firecracker",
+        name: FIRECRACKER,
         version: version(&program),
         program,
         arguments: words(&["--no-api", "--config-file", &config_file(folder).display().to_string()]),
@@ -84,7 +88,7 @@ fn firecracker(program: PathBuf, folder: &Path) -> Monitor {
 fn cloud_hypervisor(program: PathBuf, kernel: &Path) -> Monitor {
     let memory = format!("size={MEMORY_MIB}M");
     Monitor {
-        name: "cloud-hypervisor",
+        name: CLOUD_HYPERVISOR,
         version: version(&program),
         program,
         arguments: words(&[
@@ -102,42 +106,44 @@ fn cloud_hypervisor(program: PathBuf, kernel: &Path) -> Monitor {
     }
 }
 
-/// `arch-capabilities=off`: QEMU would write an MSR that a software KVM refuses, and end.
 fn qemu_microvm(program: PathBuf, kernel: &Path) -> Monitor {
+    Monitor { name: "qemu-microvm", version: version(&program), program, arguments: microvm(kernel) }
+}
+
+/// QEMU's words for a microvm like everybody's: one processor, [`MEMORY_MIB`], the serial port on standard output.
+///
+/// `arch-capabilities=off`: QEMU would write an MSR that a software KVM refuses, and end.
+pub fn microvm(kernel: &Path) -> Vec<String> {
     let memory = MEMORY_MIB.to_string();
-    Monitor {
-        name: "qemu-microvm",
-        version: version(&program),
-        program,
-        arguments: words(&[
-            "-M",
-            "microvm,x-option-roms=off,pit=off,pic=off,rtc=off",
-            "-accel",
-            "kvm",
-            "-cpu",
-            "host,arch-capabilities=off",
-            "-smp",
-            "1",
-            "-m",
-            &memory,
-            "-nodefaults",
-            "-no-user-config",
-            "-display",
-            "none",
-            "-serial",
-            "stdio",
-            "-no-reboot",
-            "-kernel",
-            &kernel.display().to_string(),
-        ]),
-    }
+    words(&[
+        "-M",
+        "microvm,x-option-roms=off,pit=off,pic=off,rtc=off",
+        "-accel",
+        "kvm",
+        "-cpu",
+        "host,arch-capabilities=off",
+        "-smp",
+        "1",
+        "-m",
+        &memory,
+        "-nodefaults",
+        "-no-user-config",
+        "-display",
+        "none",
+        "-serial",
+        "stdio",
+        "-no-reboot",
+        "-kernel",
+        &kernel.display().to_string(),
+    ])
 }
 
 fn config_file(folder: &Path) -> PathBuf {
     folder.join("vm.json")
 }
 
-fn words(words: &[&str]) -> Vec<String> {
+/// Words of a command line.
+pub fn words(words: &[&str]) -> Vec<String> {
     words.iter().map(|&word| word.to_owned()).collect()
 }
 

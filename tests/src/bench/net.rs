@@ -14,46 +14,55 @@ use std::{
 };
 
 use mallee_vmm::api::NetworkInterface;
+use serde_json::json;
 
 use super::{
     error::BenchError,
     linux::{Guest, Monitor},
-    monitors::OURS,
+    monitors::{CLOUD_HYPERVISOR, FIRECRACKER, OURS, on_path},
 };
 use crate::guest::net_bench::{COUNTED_PORT, ECHO_PORT, HOST, MAC, SINK_PORT, SOURCE_PORT};
+use crate::lab::machine::QEMU;
 
 /// The tap that all monitors use, one after the other.
 const TAP: &str = "malleebench0";
 const VHOST_DEVICE: &str = "/dev/vhost-net";
 
-/// Ours, by its threads and, where the host has it, by vhost-net.
-#[allow(clippy::needless_update, reason = "what a VMM offers grows; this states what it wants of it")]
-pub fn ours(program: &Path, guest: &Guest) -> Result<Vec<Monitor>, BenchError> {
-    ways()
-        .map(|(vhost_net, suffix)| {
-            guest.ours(program, &format!("{OURS}{suffix}"), |config| {
-                config.network_interfaces.push(NetworkInterface {
-                    iface_id: "eth0".into(),
-                    host_dev_name: TAP.into(),
-                    guest_mac: Some(MAC.into()),
-                    vhost_net,
-                    ..NetworkInterface::default()
-                });
-            })
-        })
-        .collect()
-}
-
-/// QEMU's microvm by the same ways.
-pub fn qemu(program: &Path, guest: &Guest) -> Vec<Monitor> {
-    ways()
-        .map(|(vhost_net, suffix)| {
+/// Every monitor that is here; ours and QEMU's microvm also by vhost-net, where the host has it.
+pub fn present(ours: &Path, guest: &Guest) -> Result<Vec<Monitor>, BenchError> {
+    let mut monitors = ways()
+        .map(|(vhost_net, suffix)| with_interface(ours, guest, vhost_net, &format!("{OURS}{suffix}")))
+        .collect::<Result<Vec<_>, _>>()?;
+    if let Some(program) = on_path(FIRECRACKER) {
+        let interface = json!({ "iface_id": "eth0", "host_dev_name": TAP, "guest_mac": MAC });
+        monitors.push(guest.firecracker(&program, FIRECRACKER, json!({ "network-interfaces": [interface] }))?);
+    }
+    if let Some(program) = on_path(CLOUD_HYPERVISOR) {
+        let interface = format!("tap={TAP},mac={MAC}");
+        monitors.push(guest.cloud_hypervisor(&program, CLOUD_HYPERVISOR, &["--net", &interface]));
+    }
+    if let Some(program) = on_path(QEMU) {
+        monitors.extend(ways().map(|(vhost_net, suffix)| {
             let vhost = if vhost_net { "on" } else { "off" };
             let link = format!("tap,id=link,ifname={TAP},script=no,downscript=no,vhost={vhost}");
             let device = format!("virtio-net-device,netdev=link,mac={MAC}");
-            guest.qemu(program, &format!("qemu-microvm{suffix}"), &[("-netdev", link), ("-device", device)])
-        })
-        .collect()
+            guest.qemu(&program, &format!("qemu-microvm{suffix}"), &["-netdev", &link, "-device", &device])
+        }));
+    }
+    Ok(monitors)
+}
+
+#[allow(clippy::needless_update, reason = "what a VMM offers grows; this states what it wants of it")]
+fn with_interface(program: &Path, guest: &Guest, vhost_net: bool, name: &str) -> Result<Monitor, BenchError> {
+    guest.ours(program, name, |config| {
+        config.network_interfaces.push(NetworkInterface {
+            iface_id: "eth0".into(),
+            host_dev_name: TAP.into(),
+            guest_mac: Some(MAC.into()),
+            vhost_net,
+            ..NetworkInterface::default()
+        });
+    })
 }
 
 /// Whether by vhost-net, and how that is called.

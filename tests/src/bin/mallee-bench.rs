@@ -21,9 +21,10 @@ use mallee_tests::{
         record::{Record, Series},
         serial,
         snapshot::Saved,
+        up,
     },
-    guest::{disk_bench, net_bench},
-    lab::{machine::QEMU, programs::Places},
+    guest::{disk_bench, init, net_bench},
+    lab::programs::Places,
 };
 
 #[derive(Parser)]
@@ -53,12 +54,17 @@ enum Verb {
     },
     /// Restore a snapshot: time, rate, memory of a clone.
     Snapshot,
-    /// Requests a second on a virtio disk. To be run where KVM runs Linux, with the files that `mallee-guest build` makes.
+    /// How long a small Linux guest takes to be up. To be run where KVM runs Linux, with the files that `mallee-guest build` makes.
+    Up {
+        #[arg(long)]
+        files: PathBuf,
+    },
+    /// Requests a second on a virtio disk. To be run where that is.
     Disk {
         #[arg(long)]
         files: PathBuf,
     },
-    /// What a virtio network interface moves. To be run where the disk's figures are, as root.
+    /// What a virtio network interface moves. To be run where that is, as root.
     Net {
         #[arg(long)]
         files: PathBuf,
@@ -70,6 +76,7 @@ fn main() -> ExitCode {
     let done = match &command.verb {
         Some(Verb::Floor { interrupt_chip }) => run_floor(*interrupt_chip),
         Some(Verb::Snapshot) => measure_snapshot(&command),
+        Some(Verb::Up { files }) => measure_boots(&command, files),
         Some(Verb::Disk { files }) => measure_disks(&command, files),
         Some(Verb::Net { files }) => measure_networks(&command, files),
         None => measure(&command),
@@ -176,19 +183,30 @@ fn finish(command: &Command, record: Record) -> Result<(), BenchError> {
     record.write(&command.out)
 }
 
+/// How long each monitor that is here takes to a guest's first process.
+fn measure_boots(command: &Command, files: &Path) -> Result<(), BenchError> {
+    let places = Places::new(command.programs.as_deref());
+    let work = temporary_folder()?;
+    let guest = Guest { files, work: work.path(), word: "" };
+    let monitors = up::present(&places.find(OURS)?, &guest)?;
+    let is_up = |line: &str| line.contains(init::MARK).then_some(());
+    let counted = Counted::of(command, &places, &monitors, is_up);
+    let what = "From exec to the first line of a small Linux guest's first process, 128 MiB, 1 vCPU";
+    counted.tell("guest_up", what, "ms", |((), took)| took.as_secs_f64() * 1000.0)
+}
+
 /// What a guest counts on its disk, with each monitor that is here and each of its ways to the file.
 fn measure_disks(command: &Command, files: &Path) -> Result<(), BenchError> {
     let places = Places::new(command.programs.as_deref());
     let work = temporary_folder()?;
     let guest = Guest { files, work: work.path(), word: disk_bench::WORD };
     disk::make_disk(&guest)?;
-    let mut monitors = disk::ours(&places.find(OURS)?, &guest)?;
-    monitors.extend(monitors::on_path(QEMU).into_iter().flat_map(|program| disk::qemu(&program, &guest)));
+    let monitors = disk::present(&places.find(OURS)?, &guest)?;
     let counted = Counted::of(command, &places, &monitors, disk_bench::Rates::from_line);
     let each = "a second";
-    counted.tell("disk_read", "Random reads of 4 KiB a second, one after the other", each, |rates| rates.read)?;
-    counted.tell("disk_reads", "Random reads of 4 KiB a second, 16 threads", each, |rates| rates.reads)?;
-    counted.tell("disk_flush", "Random writes of 4 KiB a second, each flushed", each, |rates| rates.flush)
+    counted.tell("disk_read", "Random reads of 4 KiB a second, one after the other", each, |(it, _)| it.read)?;
+    counted.tell("disk_reads", "Random reads of 4 KiB a second, 16 threads", each, |(it, _)| it.reads)?;
+    counted.tell("disk_flush", "Random writes of 4 KiB a second, each flushed", each, |(it, _)| it.flush)
 }
 
 /// What a guest moves over its network interface, with each monitor that is here, by its threads and by vhost-net.
@@ -196,16 +214,17 @@ fn measure_networks(command: &Command, files: &Path) -> Result<(), BenchError> {
     let places = Places::new(command.programs.as_deref());
     let work = temporary_folder()?;
     let guest = Guest { files, work: work.path(), word: net_bench::WORD };
-    let mut monitors = net::ours(&places.find(OURS)?, &guest)?;
-    monitors.extend(monitors::on_path(QEMU).into_iter().flat_map(|program| net::qemu(&program, &guest)));
+    let monitors = net::present(&places.find(OURS)?, &guest)?;
     let _far = net::Far::start()?;
     let counted = Counted::of(command, &places, &monitors, net_bench::Rates::from_line);
     let mib = "MiB a second";
+    counted.tell("net_to_host", "One TCP stream from the guest to the host, one pair of queues", mib, |(it, _)| {
+        it.to_host
+    })?;
+    counted.tell("net_from_host", "One TCP stream from the host to the guest", mib, |(it, _)| it.from_host)?;
     counted
-        .tell("net_to_host", "One TCP stream from the guest to the host, one pair of queues", mib, |it| it.to_host)?;
-    counted.tell("net_from_host", "One TCP stream from the host to the guest", mib, |it| it.from_host)?;
-    counted.tell("net_packets", "UDP packets of 64 bytes from the guest to the host", "a second", |it| it.packets)?;
-    counted.tell("net_round_trip", "A UDP packet from the guest and its answer", "µs", |it| it.round_trip)
+        .tell("net_packets", "UDP packets of 64 bytes from the guest to the host", "a second", |(it, _)| it.packets)?;
+    counted.tell("net_round_trip", "A UDP packet from the guest and its answer", "µs", |(it, _)| it.round_trip)
 }
 
 fn temporary_folder() -> Result<tempfile::TempDir, BenchError> {
@@ -218,8 +237,8 @@ struct Counted<'a, T> {
     command: &'a Command,
     facts: Facts,
     monitors: &'a [linux::Monitor],
-    /// Of each monitor.
-    counted: Vec<Vec<T>>,
+    /// Of each monitor, with how long its guest took to say so.
+    counted: Vec<Vec<(T, Duration)>>,
     left_out: BTreeMap<String, String>,
 }
 
@@ -230,12 +249,12 @@ impl<'a, T> Counted<'a, T> {
         monitors: &'a [linux::Monitor],
         from_line: fn(&str) -> Option<T>,
     ) -> Self {
-        let mut counted: Vec<Vec<T>> = monitors.iter().map(|_| Vec::new()).collect();
+        let mut counted: Vec<Vec<(T, Duration)>> = monitors.iter().map(|_| Vec::new()).collect();
         let mut left_out = BTreeMap::new();
         for _ in 0..command.runs {
             for (monitor, counted) in monitors.iter().zip(&mut counted) {
                 match monitor.run(from_line) {
-                    Ok(rates) => counted.push(rates),
+                    Ok(found) => counted.push(found),
                     Err(error) => drop(left_out.insert(monitor.name.clone(), error.to_string())),
                 }
             }
@@ -249,7 +268,7 @@ impl<'a, T> Counted<'a, T> {
         name: &'static str,
         what: &'static str,
         unit: &'static str,
-        of: fn(&T) -> f64,
+        of: fn(&(T, Duration)) -> f64,
     ) -> Result<(), BenchError> {
         let series = self.monitors.iter().zip(&self.counted).filter_map(|(monitor, counted)| {
             Series::of(&monitor.name, &monitor.version, unit, counted.iter().map(of).collect())
