@@ -14,6 +14,7 @@ use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
+use common::backend::{self, Backend};
 use common::{ALL_TRAFFIC, EGRESS, Guest, INGRESS, Lab, OPEN, everywhere, group, run, segment};
 use mallee_netd::api::{self, security_group_rule::Peer};
 
@@ -29,9 +30,11 @@ const CHANGES: u64 = 1000;
 fn main() {
     let mut report = Report::default();
     if is_asked("addresses") {
-        addresses(&mut report);
+        on_backend(Backend::Nftables, &mut report, "netd");
     }
     if is_asked("iptables") {
+        on_backend(Backend::Iptables, &mut report, "netd by iptables");
+        backend::of_thread(Backend::Nftables);
         for size in SIZES.into_iter().chain([10_000]) {
             match iptables(size) {
                 Some(took) => report.add(&format!("new flow through an elastic IP, {size} addresses, iptables"), took),
@@ -56,19 +59,21 @@ fn arguments() -> impl Iterator<Item = String> {
     std::env::args().skip(1)
 }
 
-fn addresses(report: &mut Report) {
+/// New flows through netd's own rules, and moves of an address of the largest network.
+fn on_backend(backend: Backend, report: &mut Report, who: &str) {
+    backend::of_thread(backend);
     for size in SIZES {
         let lab = Lab::new();
         let mut desired = network(size, &[]);
         lab.netd.apply(&desired);
-        let _guest = answering(1);
-        report.add(&format!("new flow through an elastic IP, {size} addresses, netd"), flows(&lab, public(1)));
+        // Among the last of all rules that name one: interfaces are in the order of their ids' letters.
+        let last = size - 1;
+        let _guest = answering(last);
+        report.add(&format!("new flow through an elastic IP, {size} addresses, {who}"), flows(&lab, public(last)));
         if size == SIZES[2] {
-            report.add(
-                &format!("move of one address of {size}, the whole network handed over"),
-                moves(&lab, &mut desired),
-            );
-            report.add(&format!("move of one address of {size}, as a change"), changes(&lab, &desired));
+            let what = format!("move of one address of {size}, {who}");
+            report.add(&format!("{what}, the whole network handed over"), moves(&lab, &mut desired));
+            report.add(&format!("{what}, as a change"), changes(&lab, &desired));
         }
     }
 }

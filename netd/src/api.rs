@@ -14,7 +14,7 @@ tonic::include_proto!("mallee.netd.v1");
 #[derive(Debug, Clone, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Check {
     pub drop_policies: Vec<DropPolicy>,
-    /// Tables of the old iptables, which nf_tables does not know of; their policies are not read.
+    /// Tables of the old iptables whose policies could not be read: its programs are not here.
     pub legacy_tables: Vec<String>,
 }
 

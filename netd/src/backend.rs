@@ -4,7 +4,8 @@
 //! steps as its kernel interface knows; what is written is complete whenever it is cut off and run again. Links, addresses, routes and connections are not
 //! its business.
 //!
-//! * [`Nftables`](crate::nft::Nftables): tables of nf_tables by netlink; one transaction.
+//! * [`Nftables`]: tables of nf_tables by netlink; one transaction.
+//! * [`Iptables`]: chains of x_tables by `iptables-restore`, for hosts without nf_tables; one transaction for each table.
 //!
 //! What may not happen here: touching a rule, chain or table that is not netd's own; a network being taken in part, because a backend lacks
 //! something. What it lacks it refuses or tells ([`Backend::check`], [`Backend::missing`]).
@@ -12,10 +13,39 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::net::Ipv4Addr;
+use std::sync::Arc;
 
 use crate::bridging::Bridging;
+use crate::cli::BackendKind;
 use crate::desired::{ElasticChange, InvalidNetwork, LinkName, Network};
-use crate::error::Result;
+use crate::error::{Error, Result};
+use crate::iptables::{self, Iptables};
+use crate::limits::Limits;
+use crate::nft::{self, Nftables};
+
+/// The backend that the command line says, or the first of them that this machine has.
+pub fn choose(kind: BackendKind, uplink: LinkName, limits: Limits) -> Result<Arc<dyn Backend>> {
+    match kind {
+        BackendKind::Nftables => Ok(Arc::new(Nftables::new(uplink, limits)?)),
+        BackendKind::Iptables => Ok(Arc::new(Iptables::new(uplink, limits)?)),
+        BackendKind::Auto => match nft::probe() {
+            Ok(()) => choose(BackendKind::Nftables, uplink, limits),
+            Err(missing) => {
+                tracing::warn!(%missing, "no nftables here; taking iptables");
+                choose(BackendKind::Iptables, uplink, limits)
+                    .map_err(|error| Error::Backend(format!("there is no backend: {missing}; {error}")))
+            }
+        },
+    }
+}
+
+/// Removes the rules of every backend but `kept`, which another netd may have left. Returns whether there were any.
+pub fn remove_all_but(kept: Option<&dyn Backend>) -> Result<bool> {
+    let is_kept = |name| kept.is_some_and(|kept| kept.name() == name);
+    let tables = !is_kept("nftables") && nft::probe().is_ok() && nft::clean()?;
+    let chains = !is_kept("iptables") && iptables::clean()?;
+    Ok(tables || chains)
+}
 
 /// What makes the kernel judge and translate packets as a network says.
 pub trait Backend: fmt::Debug + Send + Sync {

@@ -51,9 +51,19 @@ pub struct Daemon {
     /// Where the node's own name servers are written.
     #[arg(long, default_value = "/etc/resolv.conf", value_name = "FILE")]
     pub resolv_conf: PathBuf,
+    /// What judges and translates packets: nf_tables, or x_tables by `iptables-legacy-restore`. `auto` is nftables where the kernel has it.
+    #[arg(long, value_enum, default_value_t = BackendKind::Auto)]
+    pub backend: BackendKind,
     /// How often the kernel is compared with the desired network and mended, in seconds.
     #[arg(long, default_value = "10", value_parser = seconds)]
     pub mend_every: Duration,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum BackendKind {
+    Auto,
+    Nftables,
+    Iptables,
 }
 
 #[derive(Debug, Subcommand)]

@@ -6,7 +6,7 @@
 //! transaction and this step finds the same flows wrong when it comes back.
 //!
 //! Addresses mean nothing without their VPC. Which one a flow was opened from is told by the zone of its first packet's addresses, and which one it was opened
-//! to by way of an elastic IP is told by its mark (`nft/rules/vpcs.rs`).
+//! to by way of an elastic IP is told by the lower half of its mark (`nft/rules/vpcs.rs`; the upper half is the backend's own).
 
 use std::collections::BTreeSet;
 use std::io;
@@ -63,7 +63,7 @@ impl Flow {
 
     /// The VPC that it was opened to by way of an elastic IP.
     fn to(&self) -> Option<VpcNumber> {
-        VpcNumber::new(self.mark)
+        VpcNumber::new(self.mark & 0xffff)
     }
 
     /// True when it is translated otherwise than a new flow would be. `standing` says what an elastic IP stands for, and nothing of an address that is none.

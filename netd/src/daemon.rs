@@ -6,13 +6,12 @@ use std::time::Duration;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::MissedTickBehavior;
 
-use crate::backend::Backend;
+use crate::backend;
 use crate::cli::Daemon;
 use crate::dns::Upstreams;
 use crate::error::{Error, Result};
 use crate::limits::Limits;
 use crate::links::{Kernel, Links, NodeLinks};
-use crate::nft::Nftables;
 use crate::reconcile::{Reconciler, off_thread};
 use crate::service::Service;
 use crate::store::Store;
@@ -24,8 +23,9 @@ pub async fn run(options: Daemon, limits: Limits) -> Result<()> {
         true => Upstreams::File(options.resolv_conf),
         false => Upstreams::Fixed(options.dns_upstreams),
     };
-    let (uplink, limits) = (options.uplink.clone(), limits.settled());
-    let backend = off_thread(move || Nftables::new(uplink, limits)).await?;
+    let (kind, uplink, limits) = (options.backend, options.uplink.clone(), limits.settled());
+    let backend = off_thread(move || backend::choose(kind, uplink, limits)).await?;
+    tracing::info!(backend = backend.name(), "judging and translating packets");
     let kernel = Kernel::probe(&Links::connect()?, backend.bridging()).await?;
     for missing in [&kernel.vlan, &kernel.vxlan].into_iter().filter_map(|outcome| outcome.as_ref().err()) {
         tracing::info!(missing, "not every kind of segment can be on this node");
@@ -35,7 +35,7 @@ pub async fn run(options: Daemon, limits: Limits) -> Result<()> {
         problem => tracing::error!(problem, "this node's network is not whole"),
     }
     let node_links = NodeLinks { uplink: options.uplink, trunk: options.trunk, underlay: options.underlay, kernel };
-    let (reconciler, given) = Reconciler::new(node_links, Arc::new(backend), store, upstreams);
+    let (reconciler, given) = Reconciler::new(node_links, backend, store, upstreams);
     let reconciler = Arc::new(reconciler);
     let recorder = reconciler.clone();
     tokio::spawn(async move { recorder.record_leases(given).await });

@@ -65,7 +65,7 @@ fn draw(node: &CapabilitiesReply, shown: &ShowReply) -> String {
         .filter(|(_, reason)| !reason.is_empty())
         .map(|(name, reason)| format!("no {name}: {reason}"))
         .collect();
-    let root = Branch::new(format!("this node, generation {}", network.generation), twigs);
+    let root = Branch::new(format!("this node, generation {}, by {}", network.generation, node.backend), twigs);
     let mut text = format!("{}\n", root.text);
     root.write(&mut text, "");
     missing.iter().for_each(|line| text += &format!("{line}\n"));
@@ -213,10 +213,14 @@ mod tests {
             }],
             ..Default::default()
         };
-        let node =
-            CapabilitiesReply { uplink: "eth1".into(), uplink_address: "192.0.2.9/24".into(), ..Default::default() };
+        let node = CapabilitiesReply {
+            uplink: "eth1".into(),
+            uplink_address: "192.0.2.9/24".into(),
+            backend: "nftables".into(),
+            ..Default::default()
+        };
         let expected = "\
-this node, generation 3
+this node, generation 3, by nftables
 ├─ public side: eth1 192.0.2.9/24
 └─ vpc-1
    └─ subnet-1 10.0.0.0/24 VXLAN 7, gateway 10.0.0.1 on brsubnet1

@@ -35,6 +35,10 @@ pub enum Error {
     #[error("{doing}: {source}{}", hint(source))]
     Netfilter { doing: String, source: io::Error },
 
+    /// What a backend cannot do here, and what to do about it.
+    #[error("{0}")]
+    Backend(String),
+
     #[error("{doing}: {source}{}", hint(source))]
     Io { doing: String, source: io::Error },
 

@@ -12,7 +12,8 @@
 //! and nothing but DHCP would stop.
 //!
 //! What may not happen here: touching a link, table, route or neighbour that netd did not make;
-//! refusing part of a network; knowing an instance's purpose; starting another program.
+//! refusing part of a network; knowing an instance's purpose; starting another program, but for the two that write x_tables where the
+//! backend is iptables.
 
 pub mod api;
 
@@ -38,6 +39,8 @@ mod desired;
 #[cfg(feature = "daemon")]
 mod dhcp;
 #[cfg(feature = "daemon")]
+mod digest;
+#[cfg(feature = "daemon")]
 mod dns;
 #[cfg(feature = "daemon")]
 mod draw;
@@ -45,6 +48,8 @@ mod draw;
 mod error;
 #[cfg(feature = "fuzzing")]
 pub mod fuzzing;
+#[cfg(feature = "daemon")]
+mod iptables;
 #[cfg(feature = "daemon")]
 mod limits;
 #[cfg(feature = "daemon")]
@@ -104,9 +109,14 @@ pub fn run(cli: cli::Cli) -> Result<(), Error> {
 /// `mallee-netd check`.
 #[cfg(feature = "daemon")]
 fn check() -> Result<(), Error> {
-    let legacy = std::fs::read_to_string("/proc/net/ip_tables_names").unwrap_or_default();
-    let found =
-        api::Check { drop_policies: nft::drop_policies()?, legacy_tables: legacy.lines().map(str::to_owned).collect() };
+    // A kernel without nf_tables has no chain there.
+    let mut drop_policies = match nft::probe() {
+        Ok(()) => nft::drop_policies()?,
+        Err(_) => Vec::new(),
+    };
+    let (chains, legacy_tables) = iptables::drop_policies()?;
+    drop_policies.extend(chains);
+    let found = api::Check { drop_policies, legacy_tables };
     println!("{}", serde_json::to_string(&found).map_err(|error| Error::Internal(error.to_string()))?);
     Ok(())
 }

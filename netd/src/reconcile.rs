@@ -26,14 +26,14 @@ use tokio::sync::{Mutex, broadcast, mpsc};
 
 use crate::announce::Announcer;
 use crate::api::NodeNetwork;
-use crate::backend::Backend;
+use crate::backend::{self, Backend};
 use crate::bridging::Bridging;
 use crate::desired::{ElasticChange, ElasticIp, InterfaceId, LinkName, Network, VpcId, VpcNumber, parse_elastic_ips};
 use crate::dhcp::{Given, Servers};
 use crate::error::{Error, Result};
 use crate::links::{Ground, Known, Links, NodeLinks, Observed, Plan, Site, Step, Uplink, plan};
 use crate::store::Store;
-use crate::{api, conntrack, dns, nft, sysctl};
+use crate::{api, conntrack, dns, sysctl};
 use flows::MovedFlows;
 
 /// Events that a slow watcher may lag behind before it loses some.
@@ -84,6 +84,8 @@ struct State {
     /// False until the network was once made whole since netd started: after a crash it cannot be
     /// told from the maps which flows were still to be ended.
     flows_checked: bool,
+    /// No rules of another backend's are left.
+    alone: bool,
 }
 
 pub struct Reconciler {
@@ -123,6 +125,7 @@ impl Reconciler {
             told: None,
             vpcs: BTreeMap::new(),
             flows_checked: false,
+            alone: false,
         };
         let reconciler = Self {
             node_links,
@@ -286,8 +289,12 @@ impl Reconciler {
             self.end_stale_flows(network).await?;
             state.flows_checked = true;
         }
-        let settings_changed = sysctl::apply(network, self.uplink_name())?;
+        let settings_changed = sysctl::apply(network, self.uplink_name(), site.ground.bridging)?;
         perform(links, &plan.after_rules).await?;
+        if !state.alone {
+            self.remove_other_backends().await?;
+            state.alone = true;
+        }
         self.announce(&plan, &site.uplink)?;
 
         if state.told != Some(version) || !plan.is_empty() {
@@ -311,6 +318,16 @@ impl Reconciler {
         let ended = off_thread(move || conntrack::end_stale_flows(&network)).await?;
         if ended > 0 {
             tracing::info!(ended, "ended flows that the network no longer allows as they were");
+        }
+        Ok(())
+    }
+
+    /// Rules that a netd of another backend left go when ports are as this backend needs them. What connections are marked with is a backend's own, so none goes on.
+    async fn remove_other_backends(&self) -> Result<()> {
+        let kept = self.backend.clone();
+        if off_thread(move || backend::remove_all_but(Some(kept.as_ref()))).await? {
+            tracing::info!("removed the rules of another backend");
+            self.end_stale_flows(&Arc::default()).await?;
         }
         Ok(())
     }
@@ -459,7 +476,7 @@ pub async fn clean(links: &Links) -> Result<bool> {
     // No link has index 0, so that every proxy entry is another link's and goes.
     let plan = plan(&nothing, &observed, Ground { uplink: 0, trunk: None, bridging: Bridging::Apart })?;
     perform(links, &plan.before_rules).await?;
-    let had_tables = off_thread(nft::clean).await?;
+    let had_tables = off_thread(|| backend::remove_all_but(None)).await?;
     Ok(had_tables || !plan.is_empty())
 }
 

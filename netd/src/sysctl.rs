@@ -6,6 +6,7 @@ use std::fs;
 use std::io::ErrorKind;
 use std::path::PathBuf;
 
+use crate::bridging::Bridging;
 use crate::desired::{LinkName, Network};
 use crate::error::{Error, Result};
 
@@ -64,7 +65,7 @@ fn optional(path: String, value: &'static str) -> Setting {
 }
 
 /// Sets what the node as a whole needs and what each bridge needs. Returns whether anything changed.
-pub fn apply(network: &Network, uplink: &LinkName) -> Result<bool> {
+pub fn apply(network: &Network, uplink: &LinkName, bridging: Bridging) -> Result<bool> {
     let mut settings = vec![
         setting("ipv4/ip_forward".into(), "1"),
         // A hairpin packet leaves by the interface it came in; no instance should be told to take
@@ -81,6 +82,7 @@ pub fn apply(network: &Network, uplink: &LinkName) -> Result<bool> {
     settings.extend(NEIGHBOURS.map(|(name, least)| at_least(format!("ipv4/neigh/default/{name}"), least)));
     for segment in network.segments.values() {
         settings.extend(bridge_settings(&segment.bridge));
+        settings.extend(answering_for_neighbours(&segment.bridge, bridging == Bridging::Routed));
     }
     settings.extend(network.interfaces.values().map(|interface| no_ipv6_setting(&interface.tap)));
     settings.extend(network.trunks().map(|(_, trunk)| no_ipv6_setting(&trunk.port)));
@@ -105,10 +107,17 @@ fn no_ipv6_setting(link: &LinkName) -> Setting {
     optional(format!("ipv6/conf/{link}/disable_ipv6"), "1")
 }
 
+/// Where neighbours are routed, the gateway answers for each address of its segment but that of who asks, and at once: a proxy waits 0.8 s by default.
+fn answering_for_neighbours(bridge: &LinkName, on: bool) -> Vec<Setting> {
+    let mut settings = vec![setting(format!("ipv4/conf/{bridge}/proxy_arp_pvlan"), if on { "1" } else { "0" })];
+    settings.extend(on.then(|| setting(format!("ipv4/neigh/{bridge}/proxy_delay"), "0")));
+    settings
+}
+
 fn bridge_settings(bridge: &LinkName) -> [Setting; 5] {
     [
         setting(format!("ipv4/conf/{bridge}/send_redirects"), "0"),
-        // Sources are checked by tap, MAC and address in nftables, which is stricter, and knows of
+        // Sources are checked by tap, MAC and address by the backend's rules, which is stricter, and knows of
         // instances that may send for others.
         setting(format!("ipv4/conf/{bridge}/rp_filter"), "0"),
         // Where the kernel does look for the way back to a source, let it look in the packet's VPC.

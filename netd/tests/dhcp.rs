@@ -6,7 +6,6 @@ use common::{GATEWAY, GATEWAY_MAC, Guest, Lab, METADATA, guest, network, private
 use dhcproto::v4::{DhcpOption, MessageType, OptionCode};
 use mallee_netd::api::network_event::Event;
 
-#[test]
 fn an_instance_gets_its_lease_with_all_that_it_needs() {
     let lab = Lab::new();
     let mut desired = network(1, 2, &[]);
@@ -29,7 +28,6 @@ fn an_instance_gets_its_lease_with_all_that_it_needs() {
     assert_eq!(show.interfaces[1].leased_unix_ns, 0);
 }
 
-#[test]
 fn a_lease_is_told_to_those_who_watch() {
     let lab = Lab::new();
     lab.netd.apply(&network(1, 1, &[]));
@@ -40,7 +38,6 @@ fn a_lease_is_told_to_those_who_watch() {
     assert!(event.unix_ns > 0);
 }
 
-#[test]
 fn a_wrong_address_is_refused() {
     let lab = Lab::new();
     lab.netd.apply(&network(1, 1, &[]));
@@ -48,7 +45,6 @@ fn a_wrong_address_is_refused() {
     guest(1).dhcp_exchange(MessageType::Request, wrong, false, MessageType::Nak);
 }
 
-#[test]
 fn an_interface_that_comes_later_gets_its_lease_from_the_same_server() {
     let lab = Lab::new();
     lab.netd.apply(&network(1, 1, &[]));
@@ -57,7 +53,6 @@ fn an_interface_that_comes_later_gets_its_lease_from_the_same_server() {
     assert_eq!(guest(2).dhcp(false).yiaddr(), private(2));
 }
 
-#[test]
 fn malformed_messages_do_not_stop_the_server() {
     let lab = Lab::new();
     lab.netd.apply(&network(1, 1, &[]));
@@ -84,7 +79,6 @@ fn malformed_messages_do_not_stop_the_server() {
     assert_eq!(one.dhcp(false).yiaddr(), private(1));
 }
 
-#[test]
 fn the_gateway_and_the_metadata_address_are_on_the_segment() {
     let lab = Lab::new();
     lab.netd.apply(&network(1, 1, &[]));
@@ -95,7 +89,6 @@ fn the_gateway_and_the_metadata_address_are_on_the_segment() {
     one.ping(METADATA, 2);
 }
 
-#[test]
 fn the_metadata_service_is_reached_from_the_instances_own_address() {
     use std::io::Read;
     let lab = Lab::new();
@@ -129,4 +122,14 @@ fn the_metadata_service_is_reached_from_the_instances_own_address() {
     let mut asked = [0; 3];
     connection.read_exact(&mut asked).unwrap();
     assert_eq!(&asked, b"GET");
+}
+
+on_each_backend! {
+    an_instance_gets_its_lease_with_all_that_it_needs,
+    a_lease_is_told_to_those_who_watch,
+    a_wrong_address_is_refused,
+    an_interface_that_comes_later_gets_its_lease_from_the_same_server,
+    malformed_messages_do_not_stop_the_server,
+    the_gateway_and_the_metadata_address_are_on_the_segment,
+    the_metadata_service_is_reached_from_the_instances_own_address,
 }

@@ -74,7 +74,6 @@ fn name_server(lab: &Lab) -> mpsc::Receiver<(Name, SocketAddr)> {
     questions
 }
 
-#[test]
 fn private_names_lead_to_addresses_and_back() {
     let lab = Lab::new();
     lab.netd.apply(&network(1, 2, &[]));
@@ -91,7 +90,6 @@ fn private_names_lead_to_addresses_and_back() {
     assert_eq!(answer.metadata.response_code, ResponseCode::NXDomain);
 }
 
-#[test]
 fn another_vpcs_names_are_not_known() {
     let lab = Lab::new();
     let mut desired = network(1, 1, &[]);
@@ -101,7 +99,6 @@ fn another_vpcs_names_are_not_known() {
     assert_eq!(answer.metadata.response_code, ResponseCode::NXDomain);
 }
 
-#[test]
 fn a_name_of_the_vpc_on_another_node_is_known() {
     let lab = Lab::new();
     let mut desired = network(1, 1, &[]);
@@ -111,7 +108,6 @@ fn a_name_of_the_vpc_on_another_node_is_known() {
     assert_eq!(address(&answer), Some(Ipv4Addr::new(172, 31, 200, 9)));
 }
 
-#[test]
 fn others_names_are_asked_of_the_nodes_servers_and_forgeries_ignored() {
     let lab = Lab::new();
     let questions = name_server(&lab);
@@ -130,7 +126,6 @@ fn others_names_are_asked_of_the_nodes_servers_and_forgeries_ignored() {
     assert!(questions.recv_timeout(Duration::from_millis(100)).is_err());
 }
 
-#[test]
 fn with_nobody_to_ask_the_instance_is_told_so() {
     let lab = Lab::new();
     lab.netd.apply(&network(1, 1, &[]));
@@ -138,7 +133,6 @@ fn with_nobody_to_ask_the_instance_is_told_so() {
     assert_eq!(answer.metadata.response_code, ResponseCode::ServFail);
 }
 
-#[test]
 fn malformed_questions_and_a_flood_leave_the_server_to_the_others() {
     let lab = Lab::new();
     lab.netd.apply(&network(1, 2, &[]));
@@ -171,7 +165,6 @@ fn malformed_questions_and_a_flood_leave_the_server_to_the_others() {
     drop(questions);
 }
 
-#[test]
 fn a_lease_names_the_resolver_unless_others_are_wanted_and_the_time_servers() {
     use dhcproto::v4::{DhcpOption, OptionCode};
     let lab = Lab::new();
@@ -184,4 +177,14 @@ fn a_lease_names_the_resolver_unless_others_are_wanted_and_the_time_servers() {
     let option = |code| ack.opts().get(code).cloned().unwrap();
     assert_eq!(option(OptionCode::DomainNameServer), DhcpOption::DomainNameServer(vec![RESOLVER]));
     assert_eq!(option(OptionCode::NtpServers), DhcpOption::NtpServers(vec![Ipv4Addr::new(192, 0, 2, 123)]));
+}
+
+on_each_backend! {
+    private_names_lead_to_addresses_and_back,
+    another_vpcs_names_are_not_known,
+    a_name_of_the_vpc_on_another_node_is_known,
+    others_names_are_asked_of_the_nodes_servers_and_forgeries_ignored,
+    with_nobody_to_ask_the_instance_is_told_so,
+    malformed_questions_and_a_flood_leave_the_server_to_the_others,
+    a_lease_names_the_resolver_unless_others_are_wanted_and_the_time_servers,
 }

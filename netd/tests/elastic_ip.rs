@@ -9,7 +9,6 @@ use std::thread;
 
 use common::{GATEWAY, Lab, NODE, OUTSIDE, PATIENCE, ask, guest, network, private, public, run};
 
-#[test]
 fn an_instance_is_reached_from_outside_and_speaks_as_its_address() {
     let lab = Lab::new();
     lab.netd.apply(&network(1, 2, &[(1, 1)]));
@@ -40,7 +39,6 @@ fn an_instance_is_reached_from_outside_and_speaks_as_its_address() {
     assert!(state.carrier && state.tx_packets > 0 && state.rx_packets > 0, "{state:?}");
 }
 
-#[test]
 fn a_move_ends_the_flows_of_the_address_and_no_others() {
     let lab = Lab::new();
     lab.netd.apply(&network(1, 3, &[(1, 1), (3, 3)]));
@@ -78,7 +76,6 @@ fn a_move_ends_the_flows_of_the_address_and_no_others() {
     assert!(other.join().unwrap() > 0);
 }
 
-#[test]
 fn conntrack_forgets_a_moved_address_in_both_directions() {
     let lab = Lab::new();
     lab.netd.apply(&network(1, 3, &[(1, 1), (3, 3)]));
@@ -98,7 +95,6 @@ fn conntrack_forgets_a_moved_address_in_both_directions() {
     assert_eq!((entries_of(public(1)), entries_of(public(3))), (0, 2));
 }
 
-#[test]
 fn a_released_address_is_answered_for_by_nobody() {
     let lab = Lab::new();
     lab.netd.apply(&network(1, 1, &[(1, 1)]));
@@ -114,7 +110,6 @@ fn a_released_address_is_answered_for_by_nobody() {
     assert!(!arping.contains("lladdr"), "somebody answers ARP: {arping}");
 }
 
-#[test]
 fn an_address_that_comes_here_is_announced() {
     let lab = Lab::new();
     lab.netd.apply(&network(1, 1, &[]));
@@ -127,7 +122,6 @@ fn an_address_that_comes_here_is_announced() {
     });
 }
 
-#[test]
 fn hairpin_reaches_a_neighbour_and_oneself_by_elastic_ip() {
     let lab = Lab::new();
     lab.netd.apply(&network(1, 3, &[(1, 1), (2, 2)]));
@@ -148,7 +142,6 @@ fn hairpin_reaches_a_neighbour_and_oneself_by_elastic_ip() {
     assert!(ask(&socket, public(2), "node").starts_with("i-2 "));
 }
 
-#[test]
 fn private_addresses_and_the_node_stay_closed() {
     let lab = Lab::new();
     lab.netd.apply(&network(1, 2, &[(1, 1)]));
@@ -176,4 +169,14 @@ fn private_addresses_and_the_node_stay_closed() {
     node.set_nonblocking(true).unwrap();
     let refused = node.recv(&mut [0; 16]).unwrap_err();
     assert_eq!(refused.kind(), std::io::ErrorKind::WouldBlock);
+}
+
+on_each_backend! {
+    an_instance_is_reached_from_outside_and_speaks_as_its_address,
+    a_move_ends_the_flows_of_the_address_and_no_others,
+    conntrack_forgets_a_moved_address_in_both_directions,
+    a_released_address_is_answered_for_by_nobody,
+    an_address_that_comes_here_is_announced,
+    hairpin_reaches_a_neighbour_and_oneself_by_elastic_ip,
+    private_addresses_and_the_node_stay_closed,
 }

@@ -10,10 +10,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
 
+use common::backend::run_on;
 use common::guest::{BROADCAST_MAC, ECHO_PORT, arp, fragments, frame, tagged, udp};
 use common::{
-    ALL_TRAFFIC, EGRESS, GATEWAY, GATEWAY_MAC, Guest, INGRESS, Lab, OUTSIDE, ask, eventually, everywhere, group, guest,
-    mac, network, private, public, run,
+    ALL_TRAFFIC, Backend, EGRESS, GATEWAY, GATEWAY_MAC, Guest, INGRESS, Lab, OUTSIDE, ask, eventually, everywhere,
+    group, guest, mac, neighbour_mac, network, private, public, run,
 };
 use dhcproto::v4::MessageType;
 use mallee_netd::api::InterfaceState;
@@ -287,7 +288,6 @@ fn strangers_fill_neither_the_table_nor_what_an_instance_may_open() {
     assert!(ask(&lab.outside_socket(), public(2), "the neighbour").starts_with("i-2 "));
 }
 
-#[test]
 fn connections_come_no_faster_than_they_may() {
     let lab = Lab::with(&["--connection-rate", "50"]);
     lab.netd.apply(&network(1, 2, &[(1, 1)]));
@@ -304,7 +304,6 @@ fn connections_come_no_faster_than_they_may() {
     assert!(ask(&lab.outside_socket(), public(1), "what comes in is counted apart").starts_with("i-1 "));
 }
 
-#[test]
 fn fragments_are_judged_as_what_they_come_together_to() {
     let lab = Lab::new();
     let mut desired = network(1, 3, &[(1, 1)]);
@@ -313,7 +312,7 @@ fn fragments_are_judged_as_what_they_come_together_to() {
     desired.security_groups.push(group("sg-1", &[open, (EGRESS, ALL_TRAFFIC, everywhere())]));
     lab.netd.apply(&desired);
     let (one, two) = (guest(1), guest(2));
-    let to_port = |port, mark: u8| udp(mac(2), mac(1), private(2), private(1), (5000, port), &[mark; 2000]);
+    let to_port = |port, mark: u8| udp(mac(2), neighbour_mac(1), private(2), private(1), (5000, port), &[mark; 2000]);
     let arrived = |mark: u8| one.frames().iter().any(|found| found.windows(64).any(|window| window == [mark; 64]));
     // A closed port; the later parts alone; an open port in the smallest parts that the beginning of a datagram fits in, the last one first.
     fragments(&to_port(80, b'a'), 1, 1480).iter().for_each(|part| two.send(part));
@@ -351,4 +350,30 @@ fn limits_that_change_take_effect_and_limits_that_do_not_change_nothing() {
     assert!(limited > 100);
     assert!(!lab.netd.apply(&desired).changed);
     assert!(lab.netd.limited("eni-1").arp_packets >= limited, "a call that changes nothing forgets nothing");
+}
+
+/// What else there is of limits by iptables.
+#[test]
+fn by_iptables_leases_and_the_gateway_are_asked_no_more_than_they_may() {
+    run_on(Backend::Iptables, || {
+        let lab = Lab::with(&["--gateway-rate", "200"]);
+        lab.netd.apply(&network(1, 2, &[]));
+        let (one, two) = (guest(1), guest(2));
+        let request = one.dhcp_frame(mac(1), MessageType::Discover, vec![], true, 7);
+        for n in 0..2000 {
+            one.send(&request);
+            one.send(&udp(mac(1), GATEWAY_MAC, private(1), RESOLVER, (port(n), 53), QUESTION));
+        }
+        assert_eq!(two.dhcp(false).yiaddr(), private(2));
+        two.ping(GATEWAY, 1);
+        let limited = lab.netd.limited("eni-1");
+        assert!(limited.dhcp_packets > 1000 && limited.gateway_packets > 500, "{limited:?}");
+        assert_eq!(lab.netd.limited("eni-2"), Default::default());
+        assert_eq!(lab.netd.spoofed("eni-1"), 0);
+    });
+}
+
+on_each_backend! {
+    connections_come_no_faster_than_they_may,
+    fragments_are_judged_as_what_they_come_together_to,
 }

@@ -17,8 +17,9 @@ use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
 
 use common::guest::{ECHO_PORT, udp};
 use common::{
-    ALL_TRAFFIC, EGRESS, GATEWAY, GATEWAY_MAC, Guest, INGRESS, Lab, METADATA, NODE, OUTSIDE, PATIENCE, ask, elastic,
-    everywhere, group, guest_at, interface, mac, metadata_service, network, private, public, run, segment,
+    ALL_TRAFFIC, Backend, EGRESS, GATEWAY, GATEWAY_MAC, Guest, INGRESS, Lab, METADATA, NODE, OUTSIDE, PATIENCE, ask,
+    backend, elastic, everywhere, group, guest_at, interface, mac, metadata_service, network, private, public, run,
+    segment,
 };
 use etherparse::{PacketBuilder, SlicedPacket, TransportSlice};
 use hickory_proto::op::{Message, Query};
@@ -75,7 +76,6 @@ fn has(frames: &[Vec<u8>], text: &[u8]) -> bool {
     frames.iter().any(|frame| frame.windows(text.len()).any(|window| window == text))
 }
 
-#[test]
 fn each_goes_out_to_the_same_place_from_the_same_port_at_once() {
     let (lab, [one, two, three, four, _]) = start();
     let server = lab.outside_socket();
@@ -112,7 +112,6 @@ fn each_goes_out_to_the_same_place_from_the_same_port_at_once() {
     guests.iter().for_each(|(_, guest)| guest.await_pong(OUTSIDE, 1));
 }
 
-#[test]
 fn each_is_reached_by_its_elastic_ip_from_one_port() {
     let (lab, [one, two, ..]) = start();
     let client = lab.outside_socket();
@@ -129,7 +128,6 @@ fn each_is_reached_by_its_elastic_ip_from_one_port() {
     }
 }
 
-#[test]
 fn they_reach_each_other_by_elastic_ip_and_no_other_way() {
     let (_lab, [one, two, three, four, five]) = start();
     for (guest, to, who) in [
@@ -156,7 +154,6 @@ fn they_reach_each_other_by_elastic_ip_and_no_other_way() {
     assert_eq!(answer(&three, address(1)), format!("i-1 asked by {} ?", address(3)));
 }
 
-#[test]
 fn an_error_goes_back_to_the_vpc_that_it_is_about() {
     let (_lab, [_, _, three, four, _]) = start();
     let builder = PacketBuilder::ethernet2(mac(3), GATEWAY_MAC)
@@ -175,7 +172,6 @@ fn an_error_goes_back_to_the_vpc_that_it_is_about() {
     assert!(four.frames().iter().all(|frame| is_error(frame).is_none()));
 }
 
-#[test]
 fn each_has_its_gateway_with_its_services() {
     let (lab, [_, _, three, four, five]) = start();
     for guest in [&three, &four] {
@@ -225,7 +221,6 @@ fn tcp(n: u8, sequence: u32, acknowledged: Option<u32>, payload: &[u8]) -> Vec<u
     frame
 }
 
-#[test]
 fn callers_of_the_metadata_service_are_told_apart() {
     let (_lab, guests) = start();
     let services = ["brsubnet1", "brsubnet2"].map(metadata_service);
@@ -251,7 +246,6 @@ fn callers_of_the_metadata_service_are_told_apart() {
     }
 }
 
-#[test]
 fn a_group_is_of_its_own_vpc() {
     let lab = Lab::new();
     let mut desired = overlapping(1);
@@ -354,7 +348,6 @@ fn fragments_of_two_vpcs_are_not_put_together() {
     assert_eq!(came, [[b'3'; 32], [b'4'; 32]]);
 }
 
-#[test]
 fn an_elastic_ip_moves_from_one_vpc_to_the_other() {
     let (lab, guests) = start();
     let client = lab.outside_socket();
@@ -376,7 +369,6 @@ fn an_elastic_ip_moves_from_one_vpc_to_the_other() {
     assert_eq!(from.ip(), public(1));
 }
 
-#[test]
 fn a_restart_keeps_what_is_there_and_nothing_is_left_of_what_goes() {
     let (mut lab, guests) = start();
     let server = lab.outside_socket();
@@ -399,7 +391,12 @@ fn a_restart_keeps_what_is_there_and_nothing_is_left_of_what_goes() {
     assert!(!lab.netd.apply(&overlapping(1)).changed, "{}", lab.netd.log());
     still_there(&lab);
     // Rules and sets that are made anew are the same.
-    run("nft flush ruleset");
+    match backend() {
+        Backend::Nftables => drop(run("nft flush ruleset")),
+        Backend::Iptables => {
+            ["raw", "mangle", "nat"].iter().for_each(|table| drop(run(&format!("iptables-legacy -t {table} -F"))))
+        }
+    }
     assert!(lab.netd.apply(&overlapping(1)).changed);
     still_there(&lab);
     // One VPC goes: with its connections, its table and its rule.
@@ -410,9 +407,21 @@ fn a_restart_keeps_what_is_there_and_nothing_is_left_of_what_goes() {
     less.elastic_ips.clear();
     lab.netd.apply(&less);
     let rules = run("ip rule");
-    assert_eq!(rules.lines().filter(|line| line.contains("fwmark")).count(), 1, "{rules}");
+    assert_eq!(rules.lines().filter(|line| line.contains("fwmark 0x")).count(), 1, "{rules}");
     let left = run("conntrack -L -s 172.31.0.5");
     assert_eq!(left.lines().filter(|line| line.contains("172.31.0.5")).count(), 1, "{left}");
     server.send_to(b"still", asked_by[0]).unwrap();
     assert_eq!(guests[2].receive_udp().payload, b"still");
+}
+
+on_each_backend! {
+    each_goes_out_to_the_same_place_from_the_same_port_at_once,
+    each_is_reached_by_its_elastic_ip_from_one_port,
+    they_reach_each_other_by_elastic_ip_and_no_other_way,
+    an_error_goes_back_to_the_vpc_that_it_is_about,
+    each_has_its_gateway_with_its_services,
+    callers_of_the_metadata_service_are_told_apart,
+    a_group_is_of_its_own_vpc,
+    an_elastic_ip_moves_from_one_vpc_to_the_other,
+    a_restart_keeps_what_is_there_and_nothing_is_left_of_what_goes,
 }

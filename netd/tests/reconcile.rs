@@ -2,7 +2,11 @@
 
 mod common;
 
-use common::{Lab, ask, empty_network, guest, guest_at, network, private, public, run, segment, try_run};
+use common::backend::run_on;
+use common::{
+    Backend, Lab, ask, backend, empty_network, guest, guest_at, network, private, public, run, segment, try_run,
+};
+use mallee_netd::api::{self, segment::Kind};
 
 /// Everything in the node that netd could have made, without counters and times.
 fn world() -> String {
@@ -33,12 +37,19 @@ fn world() -> String {
             Some((index, rest)) if index.parse::<u32>().is_ok() => rest.trim().to_owned(),
             _ => line.trim().to_owned(),
         };
+        // A bridge has its carrier a moment after its port is up.
+        let text = text.replace(" linkdown", "");
         let mut lines: Vec<String> = text.lines().map(without_index).collect();
         lines.sort_unstable();
         lines.join("\n") + "\n"
     };
+    // Tables of x_tables stay when they have been asked for once.
+    let saved = run("iptables-legacy-save");
+    let chains = saved.lines().filter(|line| line.starts_with("-A") || line.contains(" - ["));
+    let chains: String = chains.map(|line| format!("{}\n", line.split(" [0").next().unwrap())).collect();
     [
         ruleset,
+        chains,
         links,
         sorted("ip -o addr show scope global"),
         sorted("ip -4 rule"),
@@ -59,7 +70,6 @@ fn assert_same(found: &str, wanted: &str, when: &str) {
     assert!(found == wanted, "{when}: too much {more:#?}, missing {missing:#?}");
 }
 
-#[test]
 fn applying_twice_changes_nothing_and_says_so() {
     let mut lab = Lab::new();
     let desired = network(1, 2, &[(1, 1)]);
@@ -81,7 +91,6 @@ fn applying_twice_changes_nothing_and_says_so() {
     assert!(!lab.netd.apply(&desired).changed, "{}", lab.netd.log());
 }
 
-#[test]
 fn a_network_that_shrinks_leaves_nothing_behind() {
     let lab = Lab::new();
     let before = world();
@@ -101,13 +110,15 @@ fn a_network_that_shrinks_leaves_nothing_behind() {
     assert_same(&world(), &before, "after clean");
 }
 
-#[test]
 fn clean_removes_everything_of_netds_and_nothing_else() {
     let lab = Lab::new();
     run("ip link add other type bridge");
     run("ip tuntap add dev othertap mode tap");
     run("ip route add 203.0.113.0/24 via 198.51.100.1");
     run("nft add table ip others");
+    run("iptables-legacy -t mangle -N others");
+    run("iptables-legacy -t mangle -A FORWARD -i other -j others");
+    run("iptables-legacy -P FORWARD ACCEPT");
     let before = world();
     lab.netd.apply(&network(1, 2, &[(1, 1)]));
     run(concat!(env!("CARGO_BIN_EXE_mallee-netd"), " clean"));
@@ -115,7 +126,6 @@ fn clean_removes_everything_of_netds_and_nothing_else() {
     run(concat!(env!("CARGO_BIN_EXE_mallee-netd"), " clean"));
 }
 
-#[test]
 fn what_others_break_is_mended() {
     let lab = Lab::new();
     let desired = network(1, 2, &[(1, 1)]);
@@ -124,13 +134,30 @@ fn what_others_break_is_mended() {
     let socket = lab.outside_socket();
     ask(&socket, public(1), "before");
     let whole = world();
-    for damage in [
-        "nft flush ruleset",
-        "nft delete table bridge mallee",
-        "nft flush chain ip mallee forward",
-        "nft add rule ip mallee to_instance drop",
-        "nft flush set bridge mallee bindings",
-        "nft delete element ip mallee eip_in { 198.51.100.130 }",
+    let to_rules: &[&str] = match backend() {
+        Backend::Nftables => &[
+            "nft flush ruleset",
+            "nft delete table bridge mallee",
+            "nft flush chain ip mallee forward",
+            "nft add rule ip mallee to_instance drop",
+            "nft flush set bridge mallee bindings",
+            "nft delete element ip mallee eip_in { 198.51.100.130 }",
+        ],
+        Backend::Iptables => &[
+            "iptables-legacy -t mangle -F",
+            "iptables-legacy -t raw -F PREROUTING",
+            "iptables-legacy -t mangle -F mallee-way",
+            "iptables-legacy -t mangle -A mallee-to-brsubnet1 -j DROP",
+            "iptables-legacy -t raw -D mallee-from-brsubnet1 1",
+            "iptables-legacy -t nat -F mallee-eips",
+            "iptables-legacy -t nat -N mallee-another",
+            "ip rule del priority 10901",
+            "bridge link set dev tpeni1 isolated off",
+            "bridge link set dev tpeni1 locked off",
+            "sysctl -qw net.ipv4.conf.brsubnet1.proxy_arp_pvlan=0",
+        ],
+    };
+    let to_links = [
         "ip link del tpeni2",
         "ip link set tpeni1 nomaster",
         "ip addr del 172.31.0.1/32 dev brsubnet1",
@@ -146,7 +173,8 @@ fn what_others_break_is_mended() {
         "ip link set brsubnet1 down",
         "ip link del brsubnet1",
         "sysctl -qw net.ipv4.ip_forward=0",
-    ] {
+    ];
+    for damage in to_rules.iter().chain(&to_links).copied() {
         run(damage);
         let reply = lab.netd.apply(&desired);
         assert!(reply.changed, "`{damage}` went unseen");
@@ -160,7 +188,6 @@ fn what_others_break_is_mended() {
     }
 }
 
-#[test]
 fn the_network_comes_back_before_the_controller_does() {
     let mut lab = Lab::new();
     lab.netd.apply(&network(1, 1, &[(1, 1)]));
@@ -175,7 +202,6 @@ fn the_network_comes_back_before_the_controller_does() {
     assert!(ask(&lab.outside_socket(), public(1), "back").starts_with("i-1 "));
 }
 
-#[test]
 fn a_kill_at_any_moment_leads_to_the_same_place() {
     let mut lab = Lab::new();
     let networks = [network(1, 3, &[(1, 1), (2, 2)]), network(1, 2, &[(1, 2)])];
@@ -206,7 +232,6 @@ fn a_kill_at_any_moment_leads_to_the_same_place() {
     }
 }
 
-#[test]
 fn a_refused_network_leaves_the_running_one() {
     let lab = Lab::new();
     lab.netd.apply(&network(5, 2, &[(1, 1)]));
@@ -226,7 +251,6 @@ fn a_refused_network_leaves_the_running_one() {
     assert!(!lab.netd.apply(&network(5, 2, &[(1, 1)])).changed);
 }
 
-#[test]
 fn a_link_of_somebody_elses_is_not_taken() {
     let lab = Lab::new();
     run("ip tuntap add dev tpeni1 mode tap");
@@ -236,7 +260,6 @@ fn a_link_of_somebody_elses_is_not_taken() {
     assert!(!run("ip link show tpeni1").contains("brsubnet1"));
 }
 
-#[test]
 fn a_running_instance_keeps_its_tap_when_others_come_and_go() {
     let lab = Lab::new();
     lab.netd.apply(&network(1, 1, &[(1, 1)]));
@@ -251,7 +274,6 @@ fn a_running_instance_keeps_its_tap_when_others_come_and_go() {
     assert_eq!(number(&run("ip -o link show tpeni1")), number(&tap));
 }
 
-#[test]
 fn segments_of_a_vpc_are_routed_and_those_of_others_are_not() {
     let lab = Lab::new();
     let mut desired = network(1, 3, &[(3, 3)]);
@@ -277,19 +299,24 @@ fn segments_of_a_vpc_are_routed_and_those_of_others_are_not() {
     three.ping("10.0.0.1".parse().unwrap(), 1);
 }
 
-#[test]
 fn capabilities_name_what_is_missing() {
     let lab = Lab::new();
     let reply = lab.netd.capabilities();
     assert_eq!((reply.uplink.as_str(), reply.uplink_address.as_str()), ("pub0", "198.51.100.2/24"));
-    for there in ["local", "nftables", "conntrack"] {
+    for there in ["local", "security-groups", "conntrack"] {
         assert_eq!(reply.capabilities[there], "", "{there}");
     }
-    assert_eq!(reply.backend, "nftables");
+    assert_eq!(reply.backend, backend().name());
+    assert_eq!(reply.capabilities["nftables"].is_empty(), backend() == Backend::Nftables);
+    if backend() == Backend::Iptables {
+        for missing in ["vlan", "vxlan", "source-check-off", "limits", "fragments", "trace"] {
+            assert!(reply.capabilities[missing].contains("nftables"), "{missing}: {}", reply.capabilities[missing]);
+        }
+        return;
+    }
     assert!(reply.capabilities["vlan"].contains("--trunk"));
 }
 
-#[test]
 fn others_policies_that_drop_are_told_and_left_alone() {
     let lab = Lab::new();
     lab.netd.apply(&network(1, 1, &[(1, 1)]));
@@ -304,6 +331,83 @@ fn others_policies_that_drop_are_told_and_left_alone() {
     run("nft add chain inet theirs no_base");
     let told: Vec<String> = check().iter().map(ToString::to_string).collect();
     assert_eq!(told, ["table inet theirs, chain wall (hook forward)"]);
+    run("iptables-legacy -P FORWARD DROP");
+    assert_eq!(check()[1].to_string(), "table ip filter (iptables), chain FORWARD (hook forward)");
     assert!(!lab.netd.apply(&network(2, 1, &[(1, 1)])).changed, "{}", lab.netd.log());
-    assert_eq!(check().len(), 1);
+    assert_eq!(check().len(), 2);
+}
+
+/// By iptables, whoever comes before netd's chains could let pass what these are to judge.
+#[test]
+fn netds_chains_come_first_and_others_rules_survive() {
+    run_on(Backend::Iptables, || {
+        let lab = Lab::new();
+        let desired = network(1, 1, &[(1, 1)]);
+        run("iptables-legacy -t mangle -A PREROUTING -p 50 -j ACCEPT");
+        lab.netd.apply(&desired);
+        let listed = || run("iptables-legacy -t mangle -S PREROUTING");
+        let as_made = listed();
+        assert!(as_made.lines().nth(1).unwrap().contains("mallee-in") && as_made.contains("esp"), "{as_made}");
+        run("iptables-legacy -t mangle -I PREROUTING -p 51 -j ACCEPT");
+        run("iptables-legacy -t mangle -A PREROUTING -j mallee-in");
+        assert!(lab.netd.apply(&desired).changed);
+        let mended = listed();
+        assert!(mended.lines().nth(1).unwrap().contains("mallee-in") && mended.contains("ah"), "{mended}");
+        assert_eq!(mended.matches("mallee-in").count(), 1);
+        assert!(!lab.netd.apply(&desired).changed);
+    });
+}
+
+#[test]
+fn by_iptables_a_segment_that_reaches_other_nodes_is_refused() {
+    run_on(Backend::Iptables, || {
+        let lab = Lab::with(&["--trunk", "pub0"]);
+        let mut desired = network(1, 1, &[]);
+        for kind in [
+            Kind::Vlan(api::VlanSegment { vid: 7 }),
+            Kind::Vxlan(api::VxlanSegment { vni: 7, peers: vec!["198.51.100.3".into()] }),
+        ] {
+            desired.segments[0].kind = Some(kind);
+            let status = lab.netd.try_apply(&desired).unwrap_err();
+            assert_eq!(status.code(), tonic::Code::InvalidArgument);
+            assert!(status.message().contains("segment subnet-1") && status.message().contains("iptables"), "{status}");
+        }
+    });
+}
+
+#[test]
+fn another_backend_leaves_nothing_of_the_one_before() {
+    let mut lab = Lab::new();
+    let desired = network(1, 1, &[(1, 1)]);
+    let _one = {
+        lab.netd.apply(&desired);
+        guest(1)
+    };
+    let ask_it = |lab: &Lab, what| assert!(ask(&lab.outside_socket(), public(1), what).starts_with("i-1 "));
+    ask_it(&lab, "by nftables");
+    let (tables, chains) = ("nft list ruleset", "iptables-legacy-save");
+    for (backend, none, some) in [(Backend::Iptables, tables, chains), (Backend::Nftables, chains, tables)] {
+        lab.netd.kill();
+        lab.netd.backend = backend;
+        lab.netd.start();
+        lab.netd.apply(&desired);
+        assert!(!run(none).contains("mallee") && run(some).contains("mallee"), "{backend:?}");
+        ask_it(&lab, backend.name());
+        assert!(!lab.netd.apply(&desired).changed, "{}", lab.netd.log());
+    }
+}
+
+on_each_backend! {
+    applying_twice_changes_nothing_and_says_so,
+    a_network_that_shrinks_leaves_nothing_behind,
+    clean_removes_everything_of_netds_and_nothing_else,
+    what_others_break_is_mended,
+    the_network_comes_back_before_the_controller_does,
+    a_kill_at_any_moment_leads_to_the_same_place,
+    a_refused_network_leaves_the_running_one,
+    a_link_of_somebody_elses_is_not_taken,
+    a_running_instance_keeps_its_tap_when_others_come_and_go,
+    segments_of_a_vpc_are_routed_and_those_of_others_are_not,
+    capabilities_name_what_is_missing,
+    others_policies_that_drop_are_told_and_left_alone,
 }

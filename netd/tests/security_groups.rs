@@ -10,7 +10,7 @@ use std::net::{Ipv4Addr, SocketAddrV4, UdpSocket};
 use common::guest::{ECHO_PORT, udp};
 use common::{
     ALL_TRAFFIC, EGRESS, GATEWAY, GATEWAY_MAC, Guest, INGRESS, Lab, METADATA, OPEN, OUTSIDE, ask, everywhere, group,
-    guest, mac, network, private, public, run,
+    guest, is_same_packet, mac, neighbour_mac, network, private, public, run,
 };
 use etherparse::PacketBuilder;
 use mallee_netd::api::{self, NodeNetwork, security_group_rule::Peer};
@@ -51,14 +51,14 @@ fn arrived(from: &Guest, n: u8, to: &Guest, frames: &[Vec<u8>]) -> Vec<bool> {
     let seen = to.frames().len();
     frames.iter().for_each(|frame| from.send(frame));
     let last = format!("last {seen}");
-    from.send(&udp(mac(n), mac(1), private(n), private(1), (5000, LAST), last.as_bytes()));
+    from.send(&udp(mac(n), neighbour_mac(1), private(n), private(1), (5000, LAST), last.as_bytes()));
     to.await_frame("the last frame", |frame| has(&[frame.to_vec()], last.as_bytes()).then_some(()));
     let came = to.frames();
-    frames.iter().map(|frame| came[seen..].iter().any(|found| found[14..] == frame[14..])).collect()
+    frames.iter().map(|frame| came[seen..].iter().any(|found| is_same_packet(found, frame))).collect()
 }
 
 fn tcp_syn(n: u8, port: u16) -> Vec<u8> {
-    let builder = PacketBuilder::ethernet2(mac(n), mac(1))
+    let builder = PacketBuilder::ethernet2(mac(n), neighbour_mac(1))
         .ipv4(private(n).octets(), private(1).octets(), 64)
         .tcp(6000, port, 7, 1024)
         .syn();
@@ -68,7 +68,7 @@ fn tcp_syn(n: u8, port: u16) -> Vec<u8> {
 }
 
 fn icmp(n: u8, kind: u8, code: u8) -> Vec<u8> {
-    let builder = PacketBuilder::ethernet2(mac(n), mac(1))
+    let builder = PacketBuilder::ethernet2(mac(n), neighbour_mac(1))
         .ipv4(private(n).octets(), private(1).octets(), 64)
         .icmpv4_raw(kind, code, [0, 1, 0, kind ^ code]);
     let mut frame = Vec::new();
@@ -78,21 +78,20 @@ fn icmp(n: u8, kind: u8, code: u8) -> Vec<u8> {
 
 /// A packet of a protocol that has no ports.
 fn ip(n: u8, protocol: u8) -> Vec<u8> {
-    let builder = PacketBuilder::ethernet2(mac(n), mac(1)).ipv4(private(n).octets(), private(1).octets(), 64);
+    let builder = PacketBuilder::ethernet2(mac(n), neighbour_mac(1)).ipv4(private(n).octets(), private(1).octets(), 64);
     let mut frame = Vec::new();
     builder.write(&mut frame, etherparse::IpNumber(protocol), b"some protocol").unwrap();
     frame
 }
 
 fn to_port(n: u8, port: u16) -> Vec<u8> {
-    udp(mac(n), mac(1), private(n), private(1), (5000, port), format!("to {port}").as_bytes())
+    udp(mac(n), neighbour_mac(1), private(n), private(1), (5000, port), format!("to {port}").as_bytes())
 }
 
 fn last() -> (bool, (i32, i32, i32), Peer) {
     (INGRESS, (UDP, LAST.into(), LAST.into()), everywhere())
 }
 
-#[test]
 fn nothing_comes_in_unless_a_rule_allows_it() {
     let lab = Lab::new();
     lab.netd.apply(&guarded(2, group("sg-1", &[last()])));
@@ -119,7 +118,6 @@ fn nothing_comes_in_unless_a_rule_allows_it() {
     assert_eq!((rule.rule.as_str(), rule.packets), ("sgr-10", 3));
 }
 
-#[test]
 fn what_an_instance_asks_is_answered_and_only_that() {
     let lab = Lab::new();
     lab.netd.apply(&guarded(2, group("sg-1", &[last(), (EGRESS, ALL_TRAFFIC, everywhere())])));
@@ -131,13 +129,12 @@ fn what_an_instance_asks_is_answered_and_only_that() {
     let (_, from) = server.recv_from(&mut [0; 64]).unwrap();
     server.send_to(b"answer", from).unwrap();
     assert_eq!(one.receive_udp().payload, b"answer");
-    one.send(&udp(mac(1), mac(2), private(1), private(2), (5000, ECHO_PORT), b"?"));
+    one.send(&udp(mac(1), neighbour_mac(2), private(1), private(2), (5000, ECHO_PORT), b"?"));
     assert_eq!(one.receive_udp().payload, format!("i-2 asked by {} ?", private(1)).as_bytes());
     // The neighbour is not let in by that on another port.
     assert_eq!(arrived(&two, 2, &one, &[to_port(2, 5001)]), [false]);
 }
 
-#[test]
 fn each_kind_of_rule_lets_in_what_it_says() {
     let lab = Lab::new();
     let (one_port, range) = ((UDP, 53, 53), (UDP, 100, 200));
@@ -229,7 +226,6 @@ fn a_member_that_comes_or_goes_changes_one_element() {
 }
 
 /// EC2 User Guide, "Security group connection tracking": a change does not interrupt connections that are tracked.
-#[test]
 fn a_rule_that_goes_closes_to_new_connections_and_lets_old_ones_be() {
     let lab = Lab::new();
     let echo = (INGRESS, (UDP, ECHO_PORT.into(), ECHO_PORT.into()), everywhere());
@@ -239,7 +235,7 @@ fn a_rule_that_goes_closes_to_new_connections_and_lets_old_ones_be() {
     let old = lab.outside_socket();
     ask(&old, public(1), "before");
     let ask_beside = |text: &str| {
-        two.send(&udp(mac(2), mac(1), private(2), private(1), (5000, ECHO_PORT), text.as_bytes()));
+        two.send(&udp(mac(2), neighbour_mac(1), private(2), private(1), (5000, ECHO_PORT), text.as_bytes()));
         two.receive_udp()
     };
     ask_beside("before");
@@ -248,7 +244,7 @@ fn a_rule_that_goes_closes_to_new_connections_and_lets_old_ones_be() {
     desired.security_groups[1].rules.pop();
     lab.netd.apply(&desired);
     lab.outside_socket().send_to(b"closed", (public(1), ECHO_PORT)).unwrap();
-    two.send(&udp(mac(2), mac(1), private(2), private(1), (5001, ECHO_PORT), b"closed"));
+    two.send(&udp(mac(2), neighbour_mac(1), private(2), private(1), (5001, ECHO_PORT), b"closed"));
     // The old connections live, also after netd was killed and has started again.
     ask(&old, public(1), "after");
     ask_beside("after");
@@ -259,7 +255,6 @@ fn a_rule_that_goes_closes_to_new_connections_and_lets_old_ones_be() {
     ask(&lab.outside_socket(), public(1), "open again");
 }
 
-#[test]
 fn what_leaves_is_judged_too_and_the_gateways_services_are_not() {
     let lab = Lab::new();
     let to_second = cidr(&format!("{}/32", private(2)));
@@ -274,9 +269,9 @@ fn what_leaves_is_judged_too_and_the_gateways_services_are_not() {
     let server = lab.outside_socket();
     one.send_udp(OUTSIDE, server.local_addr().unwrap().port(), b"closed");
     for (n, port) in [(3, ECHO_PORT), (2, 80)] {
-        one.send(&udp(mac(1), mac(n), private(1), private(n), (5000, port), b"closed"));
+        one.send(&udp(mac(1), neighbour_mac(n), private(1), private(n), (5000, port), b"closed"));
     }
-    one.send(&udp(mac(1), mac(2), private(1), private(2), (5000, ECHO_PORT), b"open"));
+    one.send(&udp(mac(1), neighbour_mac(2), private(1), private(2), (5000, ECHO_PORT), b"open"));
     assert_eq!(one.receive_udp().payload, format!("i-2 asked by {} open", private(1)).as_bytes());
     assert!(!has(&guests[1].frames(), b"closed") && !has(&guests[2].frames(), b"closed"));
     server.send_to(b"knock", (public(1), LAST)).unwrap();
@@ -287,7 +282,6 @@ fn what_leaves_is_judged_too_and_the_gateways_services_are_not() {
     assert_eq!(&buffer[..length], b"answer", "what was sent before it came out");
 }
 
-#[test]
 fn an_interface_in_no_group_has_its_gateway_and_nothing_else() {
     let lab = Lab::new();
     let mut desired = network(1, 2, &[(1, 1)]);
@@ -297,7 +291,7 @@ fn an_interface_in_no_group_has_its_gateway_and_nothing_else() {
     assert_eq!(one.dhcp(false).yiaddr(), private(1));
     let server = lab.outside_socket();
     one.send_udp(OUTSIDE, server.local_addr().unwrap().port(), b"closed");
-    one.send(&udp(mac(1), mac(2), private(1), private(2), (5000, 80), b"closed"));
+    one.send(&udp(mac(1), neighbour_mac(2), private(1), private(2), (5000, 80), b"closed"));
     two.send(&to_port(2, 80));
     server.send_to(b"to 80", (public(1), 80)).unwrap();
     // Its gateway answers after all that, and another instance gets out.
@@ -318,7 +312,6 @@ fn an_interface_in_no_group_has_its_gateway_and_nothing_else() {
     one.await_frame("a refusal", |found| (found.get(26..30) == Some(&METADATA.octets()[..])).then_some(()));
 }
 
-#[test]
 fn an_elastic_ip_is_seen_from_as_the_instance_sees_it() {
     let lab = Lab::new();
     // Members are known by their private addresses; who comes by way of elastic IPs comes from outside, as in EC2.
@@ -336,7 +329,24 @@ fn an_elastic_ip_is_seen_from_as_the_instance_sees_it() {
     assert_eq!(arrived(&two, 2, &one, &[to_port(2, ECHO_PORT)]), [true]);
 }
 
-#[test]
+fn a_caller_on_the_same_node_is_judged_by_the_address_that_it_appears_with() {
+    let lab = Lab::new();
+    let of_second = cidr(&format!("{}/32", public(2)));
+    let of_node = cidr(&format!("{}/32", common::NODE));
+    let rules = [last(), (INGRESS, (UDP, 80, 80), of_second), (INGRESS, (UDP, 81, 81), of_node)];
+    let mut desired = guarded(3, group("sg-1", &rules));
+    desired.elastic_ips = vec![common::elastic(1, 1), common::elastic(2, 2)];
+    lab.netd.apply(&desired);
+    let (one, two, three) = (guest(1), guest(2), guest(3));
+    for (caller, open, closed) in [(&two, 80, 81), (&three, 81, 80)] {
+        caller.send_udp(public(1), closed, b"closed");
+        caller.send_udp(public(1), open, b"open");
+        caller.send_udp(public(1), LAST, b"last");
+        assert_eq!([one.receive_udp().payload, one.receive_udp().payload], [&b"open"[..], b"last"]);
+    }
+    assert!(!has(&one.frames(), b"closed"));
+}
+
 fn broadcasts_reach_no_neighbour_but_arp_does() {
     let lab = Lab::new();
     lab.netd.apply(&network(1, 2, &[]));
@@ -348,8 +358,8 @@ fn broadcasts_reach_no_neighbour_but_arp_does() {
     ] {
         one.send(&udp(mac(1), to_mac, private(1), to, (5000, 5353), b"to all"));
     }
-    assert_eq!(one.resolve(private(2)), mac(2));
-    one.send(&udp(mac(1), mac(2), private(1), private(2), (5000, LAST), b"to one"));
+    assert_eq!(one.resolve(private(2)), neighbour_mac(2));
+    one.send(&udp(mac(1), neighbour_mac(2), private(1), private(2), (5000, LAST), b"to one"));
     assert_eq!(two.receive_udp().payload, b"to one");
     assert!(!has(&two.frames(), b"to all"));
     // Nor does anybody hear itself: an address is probed for by asking who has it.
@@ -434,7 +444,26 @@ fn a_hundred_groups_add_nothing_to_what_others_packets_pass() {
     // Each of an interface's groups is asked, the last of five too.
     let guests = [guest(1), guest(2), guest(3)];
     assert!(ask(&lab.outside_socket(), public(1), "one").starts_with("i-1 "));
-    guests[2].send(&udp(mac(3), mac(2), private(3), private(2), (5000, 4000), b"refused: nothing leaves the third"));
-    guests[0].send(&udp(mac(1), mac(2), private(1), private(2), (5000, 4000), b"by the fifth"));
+    guests[2].send(&udp(
+        mac(3),
+        neighbour_mac(2),
+        private(3),
+        private(2),
+        (5000, 4000),
+        b"refused: nothing leaves the third",
+    ));
+    guests[0].send(&udp(mac(1), neighbour_mac(2), private(1), private(2), (5000, 4000), b"by the fifth"));
     assert_eq!(guests[1].receive_udp().payload, b"by the fifth");
+}
+
+on_each_backend! {
+    nothing_comes_in_unless_a_rule_allows_it,
+    what_an_instance_asks_is_answered_and_only_that,
+    each_kind_of_rule_lets_in_what_it_says,
+    a_rule_that_goes_closes_to_new_connections_and_lets_old_ones_be,
+    what_leaves_is_judged_too_and_the_gateways_services_are_not,
+    an_interface_in_no_group_has_its_gateway_and_nothing_else,
+    an_elastic_ip_is_seen_from_as_the_instance_sees_it,
+    a_caller_on_the_same_node_is_judged_by_the_address_that_it_appears_with,
+    broadcasts_reach_no_neighbour_but_arp_does,
 }

@@ -56,6 +56,11 @@ impl Kernel {
     /// Asks the kernel for a link of each kind without saying enough to make one: a kernel that knows the kind says what
     /// it misses, one that does not says so. No link is made, nor can one be left behind.
     pub async fn probe(links: &Links, bridging: Bridging) -> Result<Self> {
+        if bridging == Bridging::Routed {
+            // No port to other nodes is locked or isolated, nor could what comes from there be told from what is of this node.
+            let reason = "segments that reach other nodes need a backend that judges frames: nftables, and this netd's is iptables";
+            return Ok(Self { vlan: Err(reason.into()), vxlan: Err(reason.into()), bridging });
+        }
         Ok(Self {
             vlan: links.knows_kind(InfoKind::Vlan, "802.1Q (CONFIG_VLAN_8021Q, module `8021q`)").await?,
             vxlan: links.knows_kind(InfoKind::Vxlan, "VXLAN (CONFIG_VXLAN, module `vxlan`)").await?,
@@ -119,6 +124,9 @@ impl Links {
 }
 
 fn trunk_link(names: &NodeLinks, found: Option<&LinkMessage>) -> std::result::Result<TrunkLink, String> {
+    if names.kernel.bridging == Bridging::Routed {
+        names.kernel.vlan.clone()?;
+    }
     let Some(name) = &names.trunk else {
         return Err("this node has no trunk interface; give netd one with --trunk".into());
     };

@@ -94,6 +94,8 @@ pub struct PortOf {
     pub pinned: bool,
     /// The port may send a frame back where it came from.
     pub hairpin: bool,
+    /// It sends to the bridge alone, and only from the MACs that are behind it.
+    pub isolated: bool,
 }
 
 /// Counters of a link, as the node sees it.
@@ -301,7 +303,12 @@ fn read_link(message: &LinkMessage, own: &BTreeMap<u32, LinkName>) -> Link {
             _ => {}
         }
     }
-    link.port = controller.map(|bridge| PortOf { bridge, pinned: is_pinned(infos), hairpin: is_hairpin(infos) });
+    link.port = controller.map(|bridge| PortOf {
+        bridge,
+        pinned: is_pinned(infos),
+        hairpin: is_hairpin(infos),
+        isolated: is_isolated(infos),
+    });
     link.kind = infos.iter().find_map(|info| read_kind(info, lower)).unwrap_or_else(|| kind_without_data(infos));
     link
 }
@@ -318,6 +325,16 @@ fn is_pinned(infos: &[LinkInfo]) -> bool {
 fn is_hairpin(infos: &[LinkInfo]) -> bool {
     let on = |port: &Vec<InfoBridgePort>| port.contains(&InfoBridgePort::HairpinMode(true));
     infos.iter().any(|info| matches!(info, LinkInfo::PortData(InfoPortData::BridgePort(port)) if on(port)))
+}
+
+/// One without the other is neither: it is set again.
+fn is_isolated(infos: &[LinkInfo]) -> bool {
+    infos.iter().any(|info| match info {
+        LinkInfo::PortData(InfoPortData::BridgePort(port)) => {
+            port.contains(&InfoBridgePort::Isolated(true)) && port.contains(&InfoBridgePort::Locked(true))
+        }
+        _ => false,
+    })
 }
 
 /// The kind, where its data tell it.

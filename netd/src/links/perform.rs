@@ -38,7 +38,7 @@ impl Links {
                 tap::create(name, options, self.mark_tap(name)).await
             }
             Step::CreateTrunkPort { name, wire, lower, mtu } => self.create_trunk_port(name, *wire, *lower, *mtu).await,
-            Step::Attach { port, bridge, hairpin } => self.attach(port, bridge, *hairpin).await,
+            Step::Attach { port, bridge, hairpin, isolated } => self.attach(port, bridge, *hairpin, *isolated).await,
             Step::AddForwarding { port, mac } => self.add_forwarding(port, *mac).await,
             Step::RemoveForwarding { port, mac } => self.remove_forwarding(port, *mac).await,
             Step::SetTunnel { port, mac, node } => self.set_tunnel(port, *mac, *node).await,
@@ -47,6 +47,8 @@ impl Links {
             Step::RemoveFlood { port, node } => self.remove_flood(port, *node).await,
             Step::AddVpcRule { vpc } => self.add_vpc_rule(*vpc).await,
             Step::RemoveVpcRule { vpc } => self.remove_vpc_rule(*vpc).await,
+            Step::AddBridgeRule { bridge, vpc } => self.add_bridge_rule(bridge, *vpc).await,
+            Step::RemoveBridgeRule { bridge, vpc } => self.remove_bridge_rule(bridge, *vpc).await,
             Step::SetVpcRoute { route, bridge } => self.set_vpc_route(*route, bridge).await,
             Step::RemoveVpcRoute { route, bridge } => self.remove_vpc_route(*route, bridge).await,
             Step::RemoveLeaked { bridge, address } => self.remove_leaked(bridge, *address).await,
@@ -110,10 +112,11 @@ impl Links {
 
     /// The MACs behind the port are known and fixed, so it need not learn, and need not be sent what is for
     /// nobody known. That leaves a hostile instance no way to draw another's frames to itself.
-    async fn attach(&self, port: &LinkName, bridge: &LinkName, hairpin: bool) -> Result<()> {
+    async fn attach(&self, port: &LinkName, bridge: &LinkName, hairpin: bool, isolated: bool) -> Result<()> {
         let controller = self.index(bridge).await?;
         self.set(port, |link| link.controller(controller)).await?;
-        let port = LinkBridgePort::new(self.index(port).await?).learning(false).flood(false).hairpin(hairpin).build();
+        let port = LinkBridgePort::new(self.index(port).await?).learning(false).flood(false).hairpin(hairpin);
+        let port = port.isolated(isolated).locked(isolated).build();
         self.handle.link().set_port(port).execute().await.map_err(Error::link(""))
     }
 

@@ -88,6 +88,8 @@ pub enum Step {
         bridge: LinkName,
         /// It may send a frame back where it came from.
         hairpin: bool,
+        /// It sends to the bridge alone, and only from the MACs that are behind it.
+        isolated: bool,
     },
     AddForwarding {
         port: LinkName,
@@ -121,6 +123,15 @@ pub enum Step {
         vpc: VpcNumber,
     },
     RemoveVpcRule {
+        vpc: VpcNumber,
+    },
+    /// What comes by the bridge and is not marked (ARP) is looked up in the VPC's table.
+    AddBridgeRule {
+        bridge: LinkName,
+        vpc: VpcNumber,
+    },
+    RemoveBridgeRule {
+        bridge: LinkName,
         vpc: VpcNumber,
     },
     SetVpcRoute {
@@ -157,7 +168,7 @@ pub enum Step {
     },
 }
 
-/// The steps in two halves, with the nftables transaction between them.
+/// The steps in two halves, with the backend's rules between them.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Plan {
     /// Closing what is gone, and the segments themselves.
@@ -191,19 +202,23 @@ pub fn plan(desired: &Network, observed: &Observed, ground: Ground) -> Result<Pl
     let kept = |name: &LinkName| observed.links.get(name).filter(|_| !gone.contains(name));
 
     plan_closed_addresses(desired, observed, ground.uplink, &mut plan.before_rules);
-    vpcs::plan_gone(desired, observed, &mut plan.before_rules);
+    vpcs::plan_gone(desired, observed, ground.bridging, &mut plan.before_rules);
     for segment in desired.segments.values() {
         plan_bridge(segment, kept(&segment.bridge), ground.bridging, &mut plan.before_rules);
     }
     plan_bridge_addresses(desired, observed, &kept, &mut plan.before_rules);
-    vpcs::plan_routing(desired, observed, &kept, &mut plan.before_rules);
+    vpcs::plan_routing(desired, observed, ground.bridging, &kept, &mut plan.before_rules);
     plan_neighbours(desired, observed, &kept, &mut plan.before_rules);
 
     plan_routes(desired, observed, ground.uplink, &kept, &mut plan.after_rules);
     for interface in desired.interfaces.values() {
         let segment = &desired.segments[&interface.segment];
-        let place =
-            PortOf { bridge: segment.bridge.clone(), pinned: true, hairpin: ground.bridging == Bridging::IpRules };
+        let place = PortOf {
+            bridge: segment.bridge.clone(),
+            pinned: true,
+            hairpin: ground.bridging == Bridging::IpRules,
+            isolated: ground.bridging == Bridging::Routed,
+        };
         plan_tap(interface, segment.mtu, &place, observed, &kept, &mut plan.after_rules);
     }
     for (segment, trunk) in desired.trunks() {
@@ -405,8 +420,8 @@ fn plan_attachment<'a>(
 ) {
     let attached = found.is_some_and(|link| link.port.as_ref() == Some(place) && kept(&place.bridge).is_some());
     if !attached {
-        let PortOf { bridge, hairpin, .. } = place.clone();
-        steps.push(Step::Attach { port: port.clone(), bridge, hairpin });
+        let PortOf { bridge, hairpin, isolated, .. } = place.clone();
+        steps.push(Step::Attach { port: port.clone(), bridge, hairpin, isolated });
     }
     // Forwarding entries go when a port leaves its bridge.
     let entries: BTreeSet<MacAddress> = match attached {

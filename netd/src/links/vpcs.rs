@@ -21,11 +21,14 @@ use rtnetlink::{IpVersion, RouteMessageBuilder};
 use super::perform::gone_is_good;
 use super::plan::{Step, Steps};
 use super::{Link, Links, Observed, PROTOCOL, is_errno};
+use crate::bridging::Bridging;
 use crate::desired::{LinkName, Network, VpcNumber};
 use crate::error::{Error, Result};
 
 /// Where netd's rules are among others (`ip rule`): before the node's main table, which is at 32766.
 const RULE_PRIORITY: u32 = 10_900;
+/// After the rules for marks: what a rule for a bridge is for has none.
+const BRIDGE_RULE_PRIORITY: u32 = RULE_PRIORITY + 1;
 /// The kernel's table of local addresses (`RT_TABLE_LOCAL`).
 const LOCAL_TABLE: u32 = 255;
 
@@ -51,6 +54,8 @@ pub enum Way {
 pub struct Routing {
     /// VPCs whose packets are looked up in their tables.
     pub rules: BTreeSet<VpcNumber>,
+    /// Bridges whose packets without a mark are looked up in a VPC's table.
+    pub by_bridge: BTreeSet<(LinkName, VpcNumber)>,
     /// Routes in the tables of VPCs, each with the bridge that it leads by.
     pub routes: BTreeMap<VpcRoute, LinkName>,
     /// Addresses of netd's bridges in the kernel's own table.
@@ -109,17 +114,30 @@ pub(super) fn table_of(message: &RouteMessage) -> u32 {
     attribute.unwrap_or_else(|| message.header.table.into())
 }
 
-/// Rules of VPCs that are gone.
-pub(super) fn plan_gone(desired: &Network, observed: &Observed, steps: &mut Steps) {
+/// Rules of VPCs and bridges that are gone.
+pub(super) fn plan_gone(desired: &Network, observed: &Observed, bridging: Bridging, steps: &mut Steps) {
+    let by_bridge = wanted_bridge_rules(desired, bridging);
+    for (bridge, vpc) in observed.routing.by_bridge.difference(&by_bridge) {
+        steps.push(Step::RemoveBridgeRule { bridge: bridge.clone(), vpc: *vpc });
+    }
     let wanted: BTreeSet<VpcNumber> = desired.vpcs.values().copied().collect();
     let gone = observed.routing.rules.difference(&wanted);
     steps.extend(gone.map(|vpc| Step::RemoveVpcRule { vpc: *vpc }));
+}
+
+/// Where no rule of the backend's marks ARP with its VPC, `ip rule` tells it by the bridge.
+fn wanted_bridge_rules(desired: &Network, bridging: Bridging) -> BTreeSet<(LinkName, VpcNumber)> {
+    if bridging != Bridging::Routed {
+        return BTreeSet::new();
+    }
+    desired.segments.values().map(|segment| (segment.bridge.clone(), desired.vpc_number(&segment.id))).collect()
 }
 
 /// After the bridges are up and have their addresses.
 pub(super) fn plan_routing<'a>(
     desired: &Network,
     observed: &Observed,
+    bridging: Bridging,
     kept: &impl Fn(&LinkName) -> Option<&'a Link>,
     steps: &mut Steps,
 ) {
@@ -153,6 +171,9 @@ pub(super) fn plan_routing<'a>(
     for vpc in desired.vpcs.values().filter(|vpc| !found.rules.contains(vpc)) {
         steps.push(Step::AddVpcRule { vpc: *vpc });
     }
+    for (bridge, vpc) in wanted_bridge_rules(desired, bridging).difference(&found.by_bridge) {
+        steps.push(Step::AddBridgeRule { bridge: bridge.clone(), vpc: *vpc });
+    }
 }
 
 /// A local route is the same by whichever of its VPC's bridges it leads.
@@ -175,13 +196,22 @@ impl Links {
         let mut rules = self.handle.rule().get(IpVersion::V4).execute();
         while let Some(message) = rules.try_next().await.map_err(Error::link("listing routing rules"))? {
             observed.routing.rules.extend(vpc_of_rule(&message));
+            observed.routing.by_bridge.extend(bridge_of_rule(&message));
         }
         Ok(())
     }
 
     pub(super) async fn add_vpc_rule(&self, vpc: VpcNumber) -> Result<()> {
+        self.add_rule(rule(vpc)).await
+    }
+
+    pub(super) async fn add_bridge_rule(&self, bridge: &LinkName, vpc: VpcNumber) -> Result<()> {
+        self.add_rule(bridge_rule(bridge, vpc)).await
+    }
+
+    async fn add_rule(&self, rule: RuleMessage) -> Result<()> {
         let mut request = self.handle.rule().add().v4();
-        *request.message_mut() = rule(vpc);
+        *request.message_mut() = rule;
         match request.execute().await {
             Err(error) if is_errno(&error, libc::EEXIST) => Ok(()),
             outcome => outcome.map_err(Error::link("")),
@@ -190,6 +220,10 @@ impl Links {
 
     pub(super) async fn remove_vpc_rule(&self, vpc: VpcNumber) -> Result<()> {
         gone_is_good(self.handle.rule().del(rule(vpc)).execute().await)
+    }
+
+    pub(super) async fn remove_bridge_rule(&self, bridge: &LinkName, vpc: VpcNumber) -> Result<()> {
+        gone_is_good(self.handle.rule().del(bridge_rule(bridge, vpc)).execute().await)
     }
 
     pub(super) async fn set_vpc_route(&self, route: VpcRoute, bridge: &LinkName) -> Result<()> {
@@ -232,15 +266,23 @@ fn vpc_route(route: VpcRoute, bridge_index: u32) -> RouteMessage {
 }
 
 fn rule(vpc: VpcNumber) -> RuleMessage {
+    to_table(vpc, RULE_PRIORITY, [RuleAttribute::FwMark(vpc.get())])
+}
+
+/// With the mask, no mark is a mark of 0; without, it would be any.
+fn bridge_rule(bridge: &LinkName, vpc: VpcNumber) -> RuleMessage {
+    let unmarked = [RuleAttribute::FwMark(0), RuleAttribute::FwMask(u32::MAX)];
+    let by = RuleAttribute::Iifname(bridge.to_string());
+    to_table(vpc, BRIDGE_RULE_PRIORITY, unmarked.into_iter().chain([by]))
+}
+
+fn to_table(vpc: VpcNumber, priority: u32, of: impl IntoIterator<Item = RuleAttribute>) -> RuleMessage {
     let mut message = RuleMessage::default();
     message.header.family = AddressFamily::Inet;
     message.header.action = RuleAction::ToTable;
-    message.attributes = vec![
-        RuleAttribute::Priority(RULE_PRIORITY),
-        RuleAttribute::FwMark(vpc.get()),
-        RuleAttribute::Table(vpc.get()),
-        RuleAttribute::Protocol(PROTOCOL),
-    ];
+    message.attributes =
+        vec![RuleAttribute::Priority(priority), RuleAttribute::Table(vpc.get()), RuleAttribute::Protocol(PROTOCOL)];
+    message.attributes.extend(of);
     message
 }
 
@@ -251,4 +293,18 @@ fn vpc_of_rule(message: &RuleMessage) -> Option<VpcNumber> {
     let table = number(|attribute| if let RuleAttribute::Table(table) = attribute { Some(*table) } else { None });
     let ours = message.attributes.contains(&RuleAttribute::Protocol(PROTOCOL));
     VpcNumber::new(mark?).filter(|_| ours && mark == table)
+}
+
+/// The bridge and VPC of a rule, if it is one of netd's for a bridge.
+fn bridge_of_rule(message: &RuleMessage) -> Option<(LinkName, VpcNumber)> {
+    let attributes = &message.attributes;
+    let bridge = attributes.iter().find_map(|attribute| match attribute {
+        RuleAttribute::Iifname(name) => name.parse().ok(),
+        _ => None,
+    });
+    let table = attributes.iter().find_map(|attribute| match attribute {
+        RuleAttribute::Table(table) => VpcNumber::new(*table),
+        _ => None,
+    });
+    bridge.zip(table).filter(|_| attributes.contains(&RuleAttribute::Protocol(PROTOCOL)))
 }

@@ -9,6 +9,7 @@ use std::collections::BTreeMap;
 use nftnl::{ChainType, Hook, Priority, ProtoFamily};
 
 use super::rule::Rule;
+use crate::digest;
 
 /// What sets and chains are called.
 pub type Name = Cow<'static, str>;
@@ -174,14 +175,6 @@ impl Table {
                 subject.push_str(&format!(" {set:?}"));
             }
         }
-        format!("{} [{:08x}]", rule.purpose, fnv1a(subject.as_bytes()))
+        format!("{} [{:08x}]", rule.purpose, digest::folded(subject.as_bytes()))
     }
-}
-
-/// FNV-1a, folded to 32 bits: a fingerprint that stays the same over releases, not a secret.
-fn fnv1a(bytes: &[u8]) -> u32 {
-    let hash = bytes
-        .iter()
-        .fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x0000_0100_0000_01b3));
-    (hash >> 32) as u32 ^ hash as u32
 }

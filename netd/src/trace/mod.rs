@@ -75,6 +75,9 @@ struct Node {
 pub fn run(options: &TraceOptions) -> Result<()> {
     let traffic: Traffic = options.traffic.join(" ").parse().map_err(Error::Question)?;
     let node = runtime()?.block_on(ask(&options.socket))?;
+    if let Some(why) = node.capabilities.capabilities.get("trace").filter(|why| !why.is_empty()) {
+        return Err(Error::Question(why.clone()));
+    }
     let ends = Endpoints::find(&node.applied, &options.from, &options.to).map_err(Error::Question)?;
     unshare(CloneFlags::CLONE_NEWNET)
         .map_err(|error| Error::io("making a network namespace of its own (needs CAP_SYS_ADMIN)")(error.into()))?;

@@ -11,6 +11,7 @@
 // Each test program uses its own part of this.
 #![allow(dead_code)]
 
+pub mod backend;
 pub mod guest;
 
 use std::net::{Ipv4Addr, SocketAddrV4, TcpListener, UdpSocket};
@@ -27,6 +28,8 @@ use nix::sys::socket::{
     AddressFamily, Backlog, SockFlag, SockType, SockaddrIn, bind, listen, setsockopt, socket, sockopt,
 };
 
+#[allow(unused_imports)]
+pub use backend::{Backend, backend, is_same_packet, neighbour_mac};
 pub use guest::Guest;
 
 /// How long a test waits for what must come before it fails.
@@ -157,6 +160,7 @@ pub struct Netd {
     child: Option<Child>,
     folder: tempfile::TempDir,
     runtime: tokio::runtime::Runtime,
+    pub backend: Backend,
     pub flags: Vec<String>,
 }
 
@@ -172,6 +176,7 @@ impl Netd {
             child: None,
             folder: tempfile::tempdir().unwrap(),
             runtime,
+            backend: backend(),
             flags: flags.iter().map(|flag| (*flag).to_owned()).collect(),
         };
         netd.start();
@@ -211,6 +216,7 @@ impl Netd {
             // Mending is tested by what it leads to, so that it must not hide what a call does.
             .args(["--uplink", "pub0", "--mend-every", "3600"])
             .arg(format!("--dns-upstream={OUTSIDE}"))
+            .args(["--backend", self.backend.name()])
             .args(&self.flags)
             .env("MALLEE_LOG", "debug,h2=info")
             .stderr(log)

@@ -34,13 +34,36 @@ fn in_namespace() -> Vec<Finding> {
         "modprobe tun; see that /dev/net/tun is there and may be opened",
     ));
     findings.push(judge("bridges", "a bridge can be made", try_bridge(), "modprobe bridge"));
-    findings.push(judge(
-        "nftables",
-        "nftables answers",
-        try_nftables(),
-        "modprobe nf_tables; a kernel with CONFIG_NF_TABLES",
-    ));
+    findings.push(packet_filter(try_nftables(), has_x_tables()));
     findings
+}
+
+/// netd does with x_tables where nothing else is there, and then lacks some.
+fn packet_filter(nftables: io::Result<()>, x_tables: bool) -> Finding {
+    const SUBJECT: &str = "nftables";
+    let advice = "modprobe nf_tables; a kernel with CONFIG_NF_TABLES";
+    match nftables {
+        Ok(()) => Finding::good(SUBJECT, "nftables answers"),
+        Err(error) if x_tables => Finding::less(
+            SUBJECT,
+            format!(
+                "{error}; netd takes iptables here, without segments between nodes and some limits (netd/README.md, Backends)"
+            ),
+            advice,
+        ),
+        Err(error) => Finding::bad(
+            SUBJECT,
+            error.to_string(),
+            format!("{advice}; or, for netd's other backend, install iptables (iptables-legacy-restore)"),
+        ),
+    }
+}
+
+/// Whether the program is here by which netd writes x_tables.
+fn has_x_tables() -> bool {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let folders = std::env::split_paths(&path).chain(["/usr/sbin".into(), "/sbin".into()]);
+    folders.into_iter().any(|folder| folder.join("iptables-legacy-restore").exists())
 }
 
 fn judge(subject: &'static str, good: &str, tried: io::Result<()>, advice: &str) -> Finding {
@@ -133,7 +156,18 @@ fn check(result: i32) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::Level;
     use super::*;
+
+    #[test]
+    fn one_of_two_packet_filters_will_do() {
+        let lacking = || Err(io::Error::from_raw_os_error(libc::EPROTONOSUPPORT));
+        assert_eq!(packet_filter(Ok(()), false).level, Level::Good);
+        assert_eq!(packet_filter(lacking(), true).level, Level::Less);
+        let neither = packet_filter(lacking(), false);
+        assert_eq!(neither.level, Level::Bad);
+        assert!(neither.advice.contains("iptables-legacy-restore"));
+    }
 
     #[test]
     fn replies_are_read() {

@@ -58,10 +58,12 @@ fn perform(world: &mut Observed, step: &Step) {
             assert!(!world.links.values().any(taken), "{wire:?} is there already");
             create(world, &name, LinkKind::Trunk { wire, lower }, [2; 6], mtu);
         }
-        Step::Attach { port, bridge, hairpin } => {
+        Step::Attach { port, bridge, hairpin, isolated } => {
             assert!(world.links.contains_key(&bridge));
             world.forwarding.retain(|(name, _)| *name != port);
-            link(world, &port, &|link| link.port = Some(PortOf { bridge: bridge.clone(), pinned: true, hairpin }));
+            link(world, &port, &|link| {
+                link.port = Some(PortOf { bridge: bridge.clone(), pinned: true, hairpin, isolated });
+            });
         }
         Step::AddForwarding { port, mac } => {
             assert!(world.forwarding.insert((port, mac)), "added twice");
@@ -81,6 +83,8 @@ fn perform(world: &mut Observed, step: &Step) {
         Step::RemoveFlood { port, node } => assert!(world.floods.remove(&(port, node))),
         Step::AddVpcRule { vpc } => assert!(world.routing.rules.insert(vpc), "added twice"),
         Step::RemoveVpcRule { vpc } => assert!(world.routing.rules.remove(&vpc)),
+        Step::AddBridgeRule { bridge, vpc } => assert!(world.routing.by_bridge.insert((bridge, vpc)), "added twice"),
+        Step::RemoveBridgeRule { bridge, vpc } => assert!(world.routing.by_bridge.remove(&(bridge, vpc))),
         Step::SetVpcRoute { route, bridge } => {
             assert!(world.links[&bridge].up);
             if let Way::Segment { gateway } = route.way {

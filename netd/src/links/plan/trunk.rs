@@ -37,7 +37,7 @@ pub(super) fn plan_port<'a>(
     }
     let remotes: Vec<&RemoteInterface> = desired.remotes_of(&segment.id).collect();
     let macs = remotes.iter().map(|remote| remote.mac).collect();
-    let place = PortOf { bridge: segment.bridge.clone(), pinned: true, hairpin: false };
+    let place = PortOf { bridge: segment.bridge.clone(), pinned: true, hairpin: false, isolated: false };
     plan_attachment(name, &place, found, &macs, observed, kept, steps);
     if matches!(trunk.wire, Wire::Vxlan { .. }) {
         plan_tunnels(trunk, &remotes, observed, found.is_some(), steps);

@@ -51,7 +51,7 @@ pub fn table(bridging: Bridging, limits: &Limits) -> Table {
             ]);
         }
         Bridging::IpRules => table.chains.push(frames_for_whom(AFTER_IP_RULES)),
-        Bridging::Apart => table.chains.push(apart()),
+        Bridging::Apart | Bridging::Routed => table.chains.push(apart()),
     }
     table
 }
