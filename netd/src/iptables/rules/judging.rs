@@ -4,10 +4,12 @@
 
 use std::net::Ipv4Addr;
 
+use ipnet::Ipv4Net;
+
 use super::{
     ANSWERS, BY_SENDER, FIRST_PACKET, FIRST_WAY, FROM_VPC, HAIRPIN, INVALID, KNOWN, PUBLIC, Rule, TO_VPC, TRANSLATED,
-    Table, beyond, elastic_ips_of, for_pools, from_bridge, gateways_of, groups, mark, of_segment, of_vpc, opened_from,
-    opened_to, to_bridge, vpc_of,
+    Table, beyond, elastic_ips_of, for_pools, from_bridge, gateways_of, groups, mark, networks_of, of_segment, of_vpc,
+    opened_from, opened_to, to_bridge, vpc_of,
 };
 use crate::api::METADATA_ADDRESS;
 use crate::desired::{LinkName, Network, Segment, VpcNumber};
@@ -47,6 +49,12 @@ pub fn table(uplink: &LinkName, limits: &Limits, network: &Network) -> Table {
     for segment in network.segments.values() {
         table.put("way", [Rule::new("from an instance").on(from_bridge(segment)).go(&of_segment("left", segment))]);
     }
+    // An address of another VPC is nobody's on the public side, nor is one of a part of its own VPC that this node does not reach.
+    let networks: Vec<Ipv4Net> = network.vpcs.keys().flat_map(|vpc| networks_of(network, vpc)).collect();
+    table.put(
+        "within",
+        Ipv4Net::aggregate(&networks).into_iter().map(|inside| Rule::new("private").on(format!("-d {inside}")).drop()),
+    );
     put_connections(&mut table, network);
     put_post(&mut table, uplink, network);
     groups::put_groups(&mut table, network);
@@ -201,6 +209,7 @@ fn put_ways(table: &mut Table, uplink: &LinkName, network: &Network, segment: &S
             Rule::new("answers").on(KNOWN).leave(),
             // Would leave untranslated.
             Rule::new("no part of any connection").on("-m conntrack --ctstate INVALID,UNTRACKED").drop(),
+            Rule::new("private addresses are not the public side's").call("within"),
             Rule::new("out to the public side").on(format!("-o {uplink}")).leave(),
             Rule::new("the node's other networks are not the instances'").drop(),
         ],

@@ -275,15 +275,20 @@ fn a_name_that_somebody_else_has_is_refused() {
 }
 
 #[test]
-fn a_kernel_that_has_come_to_know_more_changes_bridges_and_ports_in_place() {
+fn another_way_to_judge_neighbours_changes_bridges_and_ports_in_place() {
     let network = testing::network();
     let mut world = Observed::default();
     let first = plan(&network, &world, GROUND).unwrap();
     perform_all(&mut world, &first);
-    let knowing = Ground { bridging: Bridging::Conntrack, ..GROUND };
-    let change = plan(&network, &world, knowing).unwrap();
-    let breaks = |step: &Step| matches!(step, Step::DeleteLink { .. } | Step::CreateTap { .. });
-    assert!(!change.is_empty() && !change.before_rules.iter().chain(&change.after_rules).any(breaks), "{change:?}");
-    perform_all(&mut world, &change);
-    assert_eq!(plan(&network, &world, knowing).unwrap(), Plan::default());
+    for bridging in [Bridging::Conntrack, Bridging::Routed, Bridging::IpRules, Bridging::Routed] {
+        let ground = Ground { bridging, ..GROUND };
+        let change = plan(&network, &world, ground).unwrap();
+        let breaks = |step: &Step| matches!(step, Step::DeleteLink { .. } | Step::CreateTap { .. });
+        assert!(!change.is_empty() && !change.before_rules.iter().chain(&change.after_rules).any(breaks), "{change:?}");
+        perform_all(&mut world, &change);
+        assert_eq!(plan(&network, &world, ground).unwrap(), Plan::default());
+    }
+    let last = plan(&Network::default(), &world, GROUND).unwrap();
+    perform_all(&mut world, &last);
+    assert_eq!(world, Observed::default());
 }
