@@ -113,15 +113,18 @@ fn segment_branch(segment: &Segment, network: &NodeNetwork, shown: &ShowReply) -
 }
 
 fn interface_branch(interface: &Interface, network: &NodeNetwork, state: Option<&InterfaceState>) -> Branch {
-    let is_its = |found: &&api::ElasticIp| found.private_ip == interface.ipv4 && found.segment == interface.segment;
-    let public =
-        network.elastic_ips.iter().find(is_its).map_or(String::new(), |found| format!(" ⇄ {}", found.public_ip));
+    let with_public = |held: &String| {
+        let stands_for_it = |found: &&api::ElasticIp| found.private_ip == *held && found.segment == interface.segment;
+        let public = network.elastic_ips.iter().find(stands_for_it);
+        public.map_or(held.clone(), |found| format!("{held} ⇄ {}", found.public_ip))
+    };
+    let held: Vec<String> =
+        std::iter::once(&interface.ipv4).chain(&interface.secondary_ipv4).map(with_public).collect();
     let groups = match interface.security_groups.as_slice() {
         [] => "in no group".to_owned(),
         groups => groups.join(", "),
     };
-    let head =
-        format!("{} {}{public}   {}, {}, {groups}", interface.instance, interface.ipv4, interface.id, interface.mac);
+    let head = format!("{} {}   {}, {}, {groups}", interface.instance, held.join(", "), interface.id, interface.mac);
     let Some(state) = state else { return Branch::leaf(head) };
     let traffic = format!(
         "{}, {}   {} packets sent, {} received{}",

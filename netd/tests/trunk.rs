@@ -100,6 +100,7 @@ fn remote(of: &api::Interface, node: usize) -> api::RemoteInterface {
         segment: of.segment.clone(),
         mac: of.mac.clone(),
         ipv4: of.ipv4.clone(),
+        secondary_ipv4: of.secondary_ipv4.clone(),
         node: NODES[node].to_string(),
         ..Default::default()
     }
@@ -148,11 +149,16 @@ fn arrived(guest: &Guest, words: &[u8]) -> bool {
 #[test]
 fn a_subnet_spans_nodes_and_each_answers_for_its_own() {
     let cluster = Cluster::new();
-    cluster.apply(networks(1, &[interface(1)], &[interface(2)]));
+    let second = Ipv4Addr::new(172, 31, 0, 102);
+    let there = api::Interface { secondary_ipv4: vec![second.to_string()], ..interface(2) };
+    cluster.apply(networks(1, &[interface(1)], &[there]));
     let (one, two) = (cluster.guest(0, 1, private(1)), cluster.guest(1, 2, private(2)));
-    assert_eq!(one.resolve(private(2)), mac(2));
-    one.send_ping(private(2), mac(2), 1);
-    one.await_pong(private(2), 1);
+    two.add_address(second);
+    for held in [private(2), second] {
+        assert_eq!(one.resolve(held), mac(2));
+        one.send_ping(held, mac(2), 1);
+        one.await_pong(held, 1);
+    }
     // The gateway, DHCP and whatever else is the node's is answered once, by the own node.
     assert_eq!(one.resolve(GATEWAY), GATEWAY_MAC);
     let lease = one.dhcp(true);

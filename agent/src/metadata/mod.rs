@@ -57,15 +57,18 @@ impl Directory {
             let Some(interface) = network.interfaces.iter().find(|interface| interface.id == instance.interface) else {
                 continue;
             };
-            let (Ok(id), Ok(address)) = (instance.id.parse::<InstanceId>(), interface.ipv4.parse()) else { continue };
-            let entry = Entry {
+            let Ok(id) = instance.id.parse::<InstanceId>() else { continue };
+            let entry = Arc::new(Entry {
                 created_unix_s: created(&id),
                 instance: id,
                 metadata: instance.metadata.clone().unwrap_or_default(),
                 region: desired.region.clone(),
                 interface: interface.id.clone(),
-            };
-            entries.insert((interface.segment.clone(), address), Arc::new(entry));
+            });
+            let addresses = std::iter::once(&interface.ipv4).chain(&interface.secondary_ipv4);
+            for address in addresses.filter_map(|address| address.parse().ok()) {
+                entries.insert((interface.segment.clone(), address), entry.clone());
+            }
         }
         *self.entries.write().unwrap_or_else(PoisonError::into_inner) = entries;
         let segments: Vec<String> = network.segments.into_iter().map(|segment| segment.id).collect();

@@ -10,7 +10,7 @@ use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
 use super::Entry;
-use crate::api::{Metadata, PublicKey};
+use crate::api::{Ipv4Association, Metadata, PublicKey};
 
 /// Versions that are served; all show the same tree.
 pub const VERSIONS: [&str; 5] = ["2009-04-04", "2016-09-02", "2018-09-24", "2021-03-23", "latest"];
@@ -148,10 +148,11 @@ fn interface(entry: &Entry) -> Node {
         ("device-number", value("0")),
         ("interface-id", value(&entry.interface)),
         ("local-hostname", value(&m.hostname)),
-        ("local-ipv4s", value(&m.local_ipv4)),
+        ("ipv4-associations", associations(m)),
+        ("local-ipv4s", value(lines(std::iter::once(&m.local_ipv4).chain(&m.secondary_ipv4)))),
         ("mac", value(&m.mac)),
         ("owner-id", value(&m.account_id)),
-        ("public-ipv4s", value(&m.public_ipv4)),
+        ("public-ipv4s", value(lines(m.ipv4_associations.iter().map(|found| &found.public_ip)))),
         ("security-groups", value(m.security_groups.join("\n"))),
         ("subnet-id", value(&m.subnet_id)),
         ("subnet-ipv4-cidr-block", value(&m.subnet_cidr)),
@@ -159,6 +160,17 @@ fn interface(entry: &Entry) -> Node {
         ("vpc-ipv4-cidr-block", value(&m.vpc_cidr)),
         ("vpc-ipv4-cidr-blocks", value(&m.vpc_cidr)),
     ])
+}
+
+fn lines<'a>(texts: impl Iterator<Item = &'a String>) -> String {
+    texts.map(String::as_str).collect::<Vec<_>>().join("\n")
+}
+
+/// Under each public address the private one that it stands for.
+fn associations(m: &Metadata) -> Option<Node> {
+    let entry = |found: &Ipv4Association| Some((found.public_ip.clone(), value(&found.private_ip)?));
+    let folder: BTreeMap<_, _> = m.ipv4_associations.iter().filter_map(entry).collect();
+    (!folder.is_empty()).then_some(Node::Folder(folder))
 }
 
 fn dynamic(entry: &Entry) -> Node {
@@ -234,6 +246,27 @@ pub mod tests {
         assert!(text("/latest/meta-data/").lines().any(|line| line == "public-keys/"));
         assert_eq!(text("/latest"), "dynamic\nmeta-data\nuser-data");
         assert_eq!(text("/").lines().last(), Some("latest"));
+    }
+
+    #[test]
+    fn every_address_of_the_interface_is_told() {
+        let mut many = entry();
+        many.metadata.secondary_ipv4 = vec!["172.31.0.9".into()];
+        let association =
+            |public: &str, private: &str| Ipv4Association { public_ip: public.into(), private_ip: private.into() };
+        many.metadata.ipv4_associations =
+            vec![association("198.51.100.130", "172.31.0.9"), association("198.51.100.131", "172.31.0.4")];
+        let at = |path: &str| {
+            let path = format!("/latest/meta-data/network/interfaces/macs/02:00:00:00:00:04/{path}");
+            match look_up(&many, &path) {
+                Found::Text(text) => text,
+                other => panic!("{path}: {other:?}"),
+            }
+        };
+        assert_eq!(at("local-ipv4s"), "172.31.0.4\n172.31.0.9");
+        assert_eq!(at("public-ipv4s"), "198.51.100.130\n198.51.100.131");
+        assert_eq!(at("ipv4-associations/"), "198.51.100.130\n198.51.100.131");
+        assert_eq!(at("ipv4-associations/198.51.100.130"), "172.31.0.9");
     }
 
     #[test]

@@ -14,7 +14,7 @@ use super::model::{
     DescribeAddressesRequest, DescribeAddressesResult, DisassociateAddressRequest, DomainType, ReleaseAddressRequest,
     ResourceType,
 };
-use super::{Context, Refusal, lookup, tagging};
+use super::{Context, Refusal, lookup, private_addresses, tagging};
 use crate::ids::{AllocationId, AssociationId, InstanceId};
 use crate::state::addresses::{self, Address as Held};
 use crate::state::instances::{self, Instance};
@@ -61,6 +61,7 @@ pub(crate) async fn allocate_address(
         public_ip: public_ip.to_string(),
         association_id: None,
         instance_id: None,
+        private_ip: None,
         allocated_ns: crate::clock::now(),
     };
     addresses::insert(&mut tx, &held).await?;
@@ -110,14 +111,16 @@ pub(crate) async fn associate_address(
     let mut tx = context.cloud.db.begin().await?;
     let held = named(&mut tx, context, request.allocation_id.as_deref(), request.public_ip.as_deref()).await?;
     let instance = target(&mut tx, context, &request).await?;
-    if request.private_ip_address.as_ref().is_some_and(|ip| *ip != instance.private_ip.0.to_string()) {
-        return Err(Refusal::invalid_parameter(format!(
-            "PrivateIpAddress must be the instance's own, {}: secondary addresses are not served",
-            instance.private_ip.0
-        )));
-    }
+    let private_ip = match request.private_ip_address.as_deref().map(private_addresses::parse).transpose()? {
+        None => instance.private_ip.0,
+        Some(own) if instance.addresses().any(|held| held == own) => own,
+        Some(other) => {
+            let message = format!("{other} is not a private address of the interface {}", instance.interface_id);
+            return Err(Refusal::invalid_parameter(message));
+        }
+    };
     if let (Some(current), Some(association)) = (&held.instance_id, &held.association_id) {
-        if *current == instance.id {
+        if *current == instance.id && held.private_ip == Some(private_ip.to_string()) {
             return Ok(AssociateAddressResult { association_id: Some(association.clone().into()) });
         }
         // EC2: by allocation id reassociation has to be allowed; by public address it always was.
@@ -132,7 +135,7 @@ pub(crate) async fn associate_address(
         }
     }
     let old = touch_holder(&mut tx, context, &held).await?;
-    let association = addresses::associate(&mut tx, &held.allocation_id, &instance.id).await?;
+    let association = addresses::associate(&mut tx, &held.allocation_id, &instance.id, private_ip).await?;
     let generation = nodes::touch(&mut tx, &instance.node).await?;
     context.commit(tx).await?;
     hand_over(context, instance.node, generation, old);
@@ -285,7 +288,7 @@ pub(crate) async fn describe_addresses(
                 network_border_group: Some(context.cloud.region.clone()),
                 network_interface_id: holder.map(|one| one.interface_id.to_string()),
                 network_interface_owner_id: holder.map(|one| one.account_id.clone()),
-                private_ip_address: holder.map(|one| one.private_ip.0.to_string()),
+                private_ip_address: held.private_ip,
                 public_ip: Some(held.public_ip),
                 public_ipv4_pool: Some("amazon".to_owned()),
                 tags: tagging::answer(tags.get(held.allocation_id.as_str())),

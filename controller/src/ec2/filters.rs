@@ -39,7 +39,7 @@ macro_rules! untagged {
 }
 
 tagged!(Instance, Image, KeyPairInfo, Address, Vpc, Subnet, SecurityGroup, SecurityGroupRule, ManagedPrefixList);
-untagged!(Region, AvailabilityZone, InstanceTypeInfo, InstanceStatus, TagDescription);
+untagged!(NetworkInterface, Region, AvailabilityZone, InstanceTypeInfo, InstanceStatus, TagDescription);
 
 /// The things that pass all filters.
 pub(crate) fn select<T: Tagged>(items: Vec<T>, filters: &[model::Filter], table: Table<T>) -> Result<Vec<T>, Refusal> {

@@ -11,11 +11,13 @@ pub(super) use super::instances::{
     terminate_instances,
 };
 pub(super) use super::key_pairs::{create_key_pair, delete_key_pair, describe_key_pairs, import_key_pair};
+pub(super) use super::network_interfaces::describe_network_interfaces;
 pub(super) use super::places::{describe_availability_zones, describe_regions, describe_subnets, describe_vpcs};
 pub(super) use super::prefix_lists::{
     create_managed_prefix_list, delete_managed_prefix_list, describe_managed_prefix_lists,
     get_managed_prefix_list_entries, modify_managed_prefix_list,
 };
+pub(super) use super::private_addresses::{assign_private_ip_addresses, unassign_private_ip_addresses};
 pub(super) use super::security_groups::{
     authorize_security_group_egress, authorize_security_group_ingress, create_security_group, delete_security_group,
     describe_security_group_rules, describe_security_groups, modify_instance_attribute,

@@ -17,31 +17,33 @@ pub struct InstanceType {
     pub name: &'static str,
     pub vcpus: u32,
     pub memory_mib: u64,
+    /// Private addresses that its interface may have, the primary one among them.
+    pub addresses: usize,
 }
 
-const fn of(name: &'static str, vcpus: u32, memory_mib: u64) -> InstanceType {
-    InstanceType { name, vcpus, memory_mib }
+const fn of(name: &'static str, vcpus: u32, memory_mib: u64, addresses: usize) -> InstanceType {
+    InstanceType { name, vcpus, memory_mib, addresses }
 }
 
-/// Sizes of EC2's types: EC2 Instance Types Guide, "General purpose", "Compute optimized".
+/// Sizes of EC2's types and the addresses of their interfaces: EC2 Instance Types Guide, "General purpose", "Compute optimized".
 const TYPES: &[InstanceType] = &[
-    of("mallee.tiny", 1, 64),
-    of("mallee.micro", 1, 128),
-    of("t2.nano", 1, 512),
-    of("t2.micro", 1, 1024),
-    of("t2.small", 1, 2048),
-    of("t2.medium", 2, 4096),
-    of("t3.nano", 2, 512),
-    of("t3.micro", 2, 1024),
-    of("t3.small", 2, 2048),
-    of("t3.medium", 2, 4096),
-    of("t3.large", 2, 8192),
-    of("m5.large", 2, 8192),
-    of("m5.xlarge", 4, 16_384),
-    of("m5.2xlarge", 8, 32_768),
-    of("c5.large", 2, 4096),
-    of("c5.xlarge", 4, 8192),
-    of("c5.2xlarge", 8, 16_384),
+    of("mallee.tiny", 1, 64, 2),
+    of("mallee.micro", 1, 128, 2),
+    of("t2.nano", 1, 512, 2),
+    of("t2.micro", 1, 1024, 2),
+    of("t2.small", 1, 2048, 4),
+    of("t2.medium", 2, 4096, 6),
+    of("t3.nano", 2, 512, 2),
+    of("t3.micro", 2, 1024, 2),
+    of("t3.small", 2, 2048, 4),
+    of("t3.medium", 2, 4096, 6),
+    of("t3.large", 2, 8192, 12),
+    of("m5.large", 2, 8192, 10),
+    of("m5.xlarge", 4, 16_384, 15),
+    of("m5.2xlarge", 8, 32_768, 15),
+    of("c5.large", 2, 4096, 10),
+    of("c5.xlarge", 4, 8192, 15),
+    of("c5.2xlarge", 8, 16_384, 15),
 ];
 
 /// What `RunInstances` launches when no type is named: EC2's own default is a type of 2006 with 1 CPU
@@ -106,7 +108,7 @@ fn answer(kind: &InstanceType) -> InstanceTypeInfo {
         instance_type: Some(kind.name.to_owned()),
         memory_info: Some(MemoryInfo { size_in_mi_b: Some(kind.memory_mib.cast_signed()) }),
         network_info: Some(NetworkInfo {
-            ipv4_addresses_per_interface: Some(1),
+            ipv4_addresses_per_interface: i32::try_from(kind.addresses).ok(),
             ipv6_supported: Some(false),
             maximum_network_cards: Some(1),
             maximum_network_interfaces: Some(1),

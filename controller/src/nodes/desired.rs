@@ -15,6 +15,7 @@ use super::segments::{self, Reach};
 use crate::Cloud;
 use crate::error::{Error, Result};
 use crate::ids::{InstanceId, PrefixListId, SecurityGroupId};
+use crate::state::addresses::Address;
 use crate::state::images::{Image, Part};
 use crate::state::instances::Instance;
 use crate::state::lifecycle::{InstanceState, Wanted};
@@ -35,7 +36,7 @@ struct Surroundings<'a> {
     vpc: Vpc,
     subnet: Subnet,
     images: HashMap<crate::ids::ImageId, Image>,
-    public_ips: HashMap<InstanceId, String>,
+    public_ips: HashMap<InstanceId, Vec<Address>>,
     /// Names.
     groups: HashMap<SecurityGroupId, String>,
     rules: Vec<Rule>,
@@ -120,12 +121,20 @@ impl Surroundings<'_> {
             .public_key
             .clone()
             .map(|openssh| api::PublicKey { name: one.key_name.clone().unwrap_or_default(), openssh });
+        let associations: Vec<api::Ipv4Association> = self
+            .associations(one)
+            .map(|(public_ip, private_ip)| api::Ipv4Association { public_ip, private_ip })
+            .collect();
+        let of_primary = |found: &&api::Ipv4Association| found.private_ip == one.private_ip.0.to_string();
+        let public_ipv4 = associations.iter().find(of_primary).map(|found| found.public_ip.clone());
         Ok(api::Metadata {
             ami_id: one.image_id.to_string(),
             instance_type: one.instance_type.clone(),
             hostname: format!("{}.{}", one.short_name(), self.cloud.config.private_domain()),
             local_ipv4: one.private_ip.0.to_string(),
-            public_ipv4: self.public_ips.get(&one.id).cloned().unwrap_or_default(),
+            public_ipv4: public_ipv4.unwrap_or_default(),
+            secondary_ipv4: one.secondary_ips.iter().map(ToString::to_string).collect(),
+            ipv4_associations: associations,
             mac: one.mac.clone(),
             zone: self.subnet.zone.clone(),
             reservation_id: one.reservation_id.to_string(),
@@ -148,7 +157,7 @@ impl Surroundings<'_> {
             generation,
             segments: subnets.map(|subnet| self.segment(subnet)).collect::<Result<_>>()?,
             interfaces: here.iter().map(|one| self.interface(one)).collect(),
-            elastic_ips: here.iter().filter_map(|one| self.elastic_ip(one)).collect(),
+            elastic_ips: here.iter().flat_map(|one| self.elastic_ips(one)).collect(),
             public_pools: config.public_pools.iter().map(ToString::to_string).collect(),
             remotes: self.reach.remotes.clone(),
             security_groups: self.security_groups(here),
@@ -223,6 +232,7 @@ impl Surroundings<'_> {
             segment: self.subnet.id.to_string(),
             mac: one.mac.clone(),
             ipv4: one.private_ip.0.to_string(),
+            secondary_ipv4: one.secondary_ips.iter().map(ToString::to_string).collect(),
             hostname: one.short_name(),
             // The node gives each instance a user id of its own.
             owner_uid: 0,
@@ -233,11 +243,18 @@ impl Surroundings<'_> {
         }
     }
 
-    fn elastic_ip(&self, one: &Instance) -> Option<net::ElasticIp> {
-        Some(net::ElasticIp {
-            public_ip: self.public_ips.get(&one.id)?.clone(),
-            private_ip: one.private_ip.0.to_string(),
-            segment: self.subnet.id.to_string(),
+    /// Elastic IPs of an instance, each with the private address that it stands for.
+    fn associations(&self, one: &Instance) -> impl Iterator<Item = (String, String)> {
+        let held = self.public_ips.get(&one.id).into_iter().flatten();
+        held.filter_map(|held| Some((held.public_ip.clone(), held.private_ip.clone()?)))
+    }
+
+    fn elastic_ips(&self, one: &Instance) -> impl Iterator<Item = net::ElasticIp> {
+        let segment = self.subnet.id.to_string();
+        self.associations(one).map(move |(public_ip, private_ip)| net::ElasticIp {
+            public_ip,
+            private_ip,
+            segment: segment.clone(),
         })
     }
 }

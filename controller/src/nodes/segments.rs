@@ -201,6 +201,7 @@ fn remote(one: &Instance, underlay: &str) -> net::RemoteInterface {
         ipv4: one.private_ip.0.to_string(),
         node: underlay.to_owned(),
         source_dest_check_off: false,
+        secondary_ipv4: one.secondary_ips.iter().map(ToString::to_string).collect(),
     }
 }
 

@@ -50,6 +50,9 @@ pub struct Instance {
     pub created_trace: String,
     /// What it sends has its own address. A new instance's is on.
     pub source_dest_check: bool,
+    /// Further private addresses of its interface.
+    #[sqlx(json)]
+    pub secondary_ips: Vec<Ipv4Addr>,
 }
 
 /// A private address out of the database.
@@ -68,11 +71,21 @@ impl Instance {
         Life { state: self.state, ran: self.ran, behavior: self.shutdown_behavior }
     }
 
-    /// The host's part of its private name: `ip-172-31-0-4`.
+    /// The host's part of its private name.
     pub fn short_name(&self) -> String {
-        let [a, b, c, d] = self.private_ip.0.octets();
-        format!("ip-{a}-{b}-{c}-{d}")
+        short_name(self.private_ip.0)
     }
+
+    /// Its private addresses, the primary one first.
+    pub fn addresses(&self) -> impl Iterator<Item = Ipv4Addr> + '_ {
+        std::iter::once(self.private_ip.0).chain(self.secondary_ips.iter().copied())
+    }
+}
+
+/// The host's part of the private name that follows from an address: `ip-172-31-0-4`.
+pub fn short_name(address: Ipv4Addr) -> String {
+    let [a, b, c, d] = address.octets();
+    format!("ip-{a}-{b}-{c}-{d}")
 }
 
 /// A MAC of our own: locally administered, unicast, five random bytes.
@@ -83,13 +96,13 @@ pub fn random_mac() -> String {
 }
 
 pub async fn insert(connection: &mut SqliteConnection, instance: &Instance) -> Result<()> {
-    let groups = group_list(&instance.security_groups)?;
+    let groups = list(&instance.security_groups)?;
     sqlx::query(
         "INSERT INTO instances (id, account_id, reservation_id, launch_index, client_token, image_id, instance_type, \
          vcpus, memory_mib, root_bytes, volume_id, key_name, public_key, user_data, shutdown_behavior, node, subnet_id, \
          security_groups, private_ip, interface_id, attachment_id, mac, state, generation, launched_ns, changed_ns, \
-         trace, created_trace) \
-         VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+         trace, created_trace, secondary_ips) \
+         VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
     )
     .bind(&instance.id)
     .bind(&instance.account_id)
@@ -119,6 +132,7 @@ pub async fn insert(connection: &mut SqliteConnection, instance: &Instance) -> R
     .bind(instance.changed_ns)
     .bind(&instance.trace)
     .bind(&instance.created_trace)
+    .bind(list(&instance.secondary_ips)?)
     .execute(connection)
     .await?;
     Ok(())
@@ -153,6 +167,14 @@ pub async fn by_interface(
         .bind(account)
         .bind(id)
         .fetch_optional(connection)
+        .await?)
+}
+
+/// Whoever holds addresses of the subnet.
+pub async fn on_subnet(connection: &mut SqliteConnection, subnet: &SubnetId) -> Result<Vec<Instance>> {
+    Ok(sqlx::query_as("SELECT * FROM instances WHERE subnet_id = ? AND state <> 'terminated'")
+        .bind(subnet)
+        .fetch_all(connection)
         .await?)
 }
 
@@ -237,15 +259,25 @@ pub async fn set_source_dest_check(connection: &mut SqliteConnection, id: &Insta
     Ok(())
 }
 
-/// As the column `security_groups` has them.
-fn group_list(groups: &[SecurityGroupId]) -> Result<String> {
-    serde_json::to_string(groups).map_err(|e| Error::Corrupt(e.to_string()))
+/// As the columns `security_groups` and `secondary_ips` have them.
+fn list<T: serde::Serialize>(items: &[T]) -> Result<String> {
+    serde_json::to_string(items).map_err(|e| Error::Corrupt(e.to_string()))
+}
+
+/// Gives an instance's interface these secondary addresses and no others.
+pub async fn set_secondary_ips(connection: &mut SqliteConnection, id: &InstanceId, ips: &[Ipv4Addr]) -> Result<()> {
+    sqlx::query("UPDATE instances SET secondary_ips = ? WHERE id = ?")
+        .bind(list(ips)?)
+        .bind(id)
+        .execute(connection)
+        .await?;
+    Ok(())
 }
 
 /// Puts an instance into these security groups and no others.
 pub async fn set_groups(connection: &mut SqliteConnection, id: &InstanceId, groups: &[SecurityGroupId]) -> Result<()> {
     sqlx::query("UPDATE instances SET security_groups = ? WHERE id = ?")
-        .bind(group_list(groups)?)
+        .bind(list(groups)?)
         .bind(id)
         .execute(connection)
         .await?;

@@ -115,11 +115,14 @@ pub async fn subnets(connection: &mut SqliteConnection) -> Result<Vec<Subnet>> {
 
 /// The private addresses that instances hold in a subnet.
 pub async fn addresses_in_use(connection: &mut SqliteConnection, subnet: &SubnetId) -> Result<HashSet<Ipv4Addr>> {
-    let rows: Vec<(String,)> =
-        sqlx::query_as("SELECT private_ip FROM instances WHERE subnet_id = ? AND state <> 'terminated'")
-            .bind(subnet)
-            .fetch_all(connection)
-            .await?;
+    let rows: Vec<(String,)> = sqlx::query_as(
+        "SELECT private_ip FROM instances WHERE subnet_id = ?1 AND state <> 'terminated' \
+         UNION ALL SELECT secondary.value FROM instances, json_each(instances.secondary_ips) AS secondary \
+         WHERE subnet_id = ?1 AND state <> 'terminated'",
+    )
+    .bind(subnet)
+    .fetch_all(connection)
+    .await?;
     rows.into_iter()
         .map(|(ip,)| ip.parse().map_err(|_| Error::Corrupt(format!("the private address '{ip}'"))))
         .collect()

@@ -40,7 +40,7 @@ pub struct Rule {
     pub description: Option<String>,
 }
 
-/// An instance's membership, wherever it runs: its group and its private address.
+/// An instance's membership, wherever it runs: its group and one of its private addresses.
 #[derive(Debug, Clone, sqlx::FromRow)]
 pub struct Member {
     pub group_id: SecurityGroupId,
@@ -203,6 +203,10 @@ pub async fn members(connection: &mut SqliteConnection) -> Result<Vec<Member>> {
     Ok(sqlx::query_as(
         "SELECT membership.value AS group_id, private_ip \
          FROM instances, json_each(instances.security_groups) AS membership \
+         WHERE state NOT IN ('shutting-down', 'terminated') \
+         UNION ALL SELECT membership.value, secondary.value \
+         FROM instances, json_each(instances.security_groups) AS membership, \
+         json_each(instances.secondary_ips) AS secondary \
          WHERE state NOT IN ('shutting-down', 'terminated')",
     )
     .fetch_all(connection)

@@ -1,6 +1,7 @@
 //! The controller and a node, over the real port with real certificates. The node is played: it says
 //! what an agent would say, so that every order of events can be had.
 
+mod addresses;
 mod ground;
 mod prefix_lists;
 

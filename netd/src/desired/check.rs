@@ -22,8 +22,8 @@ impl Network {
         for interface in self.interfaces.values() {
             self.check_interface(interface)?;
         }
-        let held: BTreeSet<(&SegmentId, Ipv4Addr)> =
-            self.interfaces.values().map(|interface| (&interface.segment, interface.ipv4)).collect();
+        let places = |one| Interface::addresses(one).map(move |ip| (&one.segment, ip));
+        let held: BTreeSet<(&SegmentId, Ipv4Addr)> = self.interfaces.values().flat_map(places).collect();
         self.check_groups()?;
         for elastic in self.elastic_ips.values() {
             self.check_elastic_ip(elastic, uplink, |segment, private| held.contains(&(segment, private)))?;
@@ -41,19 +41,16 @@ impl Network {
         let Some(segment) = self.segments.get(&interface.segment) else {
             return Err(unknown_segment(item, &interface.segment));
         };
-        if !is_host_of(&segment.network, interface.ipv4) || interface.ipv4 == segment.gateway {
-            return Err(InvalidNetwork::new(
-                item,
-                format!(
-                    "address {} cannot be an instance's on {} ({}, gateway {})",
-                    interface.ipv4, segment.id, segment.network, segment.gateway
-                ),
-            ));
-        }
-        if Some(interface.ipv4) == dns::resolver_address(&segment.network, segment.gateway) {
-            let problem =
-                format!("address {} is the resolver's of {} (the network's plus two)", interface.ipv4, segment.id);
-            return Err(InvalidNetwork::new(item, problem));
+        for ip in interface.addresses() {
+            if !is_host_of(&segment.network, ip) || ip == segment.gateway {
+                let Segment { id, network, gateway, .. } = segment;
+                let problem = format!("address {ip} cannot be an instance's on {id} ({network}, gateway {gateway})");
+                return Err(InvalidNetwork::new(item, problem));
+            }
+            if Some(ip) == dns::resolver_address(&segment.network, segment.gateway) {
+                let problem = format!("address {ip} is the resolver's of {} (the network's plus two)", segment.id);
+                return Err(InvalidNetwork::new(item, problem));
+            }
         }
         if interface.mac == segment.gateway_mac {
             let problem = format!("MAC {} is the gateway's of {}", interface.mac, segment.id);
@@ -135,9 +132,10 @@ impl Network {
         let macs = remotes().map(|(remote, item)| (remote.mac, item));
         used_once(interfaces().map(|i| (i.mac, interface_item(i))).chain(macs), "the MAC")?;
         let on = |segment: &SegmentId, address: Ipv4Addr| format!("{address} on {segment}");
-        let addresses = remotes().map(|(remote, item)| (on(&remote.segment, remote.ipv4), item));
-        let here = interfaces().map(|i| (on(&i.segment, i.ipv4), interface_item(i)));
-        used_once(here.chain(addresses), "the address")?;
+        let there = remotes()
+            .flat_map(|(remote, item)| remote.addresses().map(move |ip| (on(&remote.segment, ip), item.clone())));
+        let here = interfaces().flat_map(|i| i.addresses().map(move |ip| (on(&i.segment, ip), interface_item(i))));
+        used_once(here.chain(there), "the address")?;
         let ports = self.trunks().map(|(segment, trunk)| (&trunk.port, segment_item(segment)));
         used_once(ports, "the trunk port name")?;
         let wires = self.trunks().map(|(segment, trunk)| match trunk.wire {
@@ -240,7 +238,7 @@ mod tests {
 
     #[test]
     fn each_refusal_names_its_item() {
-        let cases: [(&str, String); 16] = [
+        let cases: [(&str, String); 22] = [
             ("segment subnet-1", refusal(|n| n.segments[0].cidr = "172.31.0.5/20".into())),
             ("segment subnet-1", refusal(|n| n.segments[0].gateway = "10.0.0.1".into())),
             ("segment subnet-1", refusal(|n| n.segments[0].mtu = 100)),
@@ -269,6 +267,18 @@ mod tests {
                 "interface eni-2",
                 refusal(|n| {
                     n.interfaces.push(interface("eni-2", "02:00:00:00:01:02", "172.31.0.4"));
+                }),
+            ),
+            ("interface eni-1", refusal(|n| n.interfaces[0].secondary_ipv4 = vec!["172.31.16.4".into()])),
+            ("interface eni-1", refusal(|n| n.interfaces[0].secondary_ipv4 = vec!["172.31.0.1".into()])),
+            ("interface eni-1", refusal(|n| n.interfaces[0].secondary_ipv4 = vec!["172.31.0.2".into()])),
+            ("interface eni-1", refusal(|n| n.interfaces[0].secondary_ipv4 = vec!["172.31.0.4".into()])),
+            ("interface eni-1", refusal(|n| n.interfaces[0].secondary_ipv4 = vec!["x".into()])),
+            (
+                "interface eni-2",
+                refusal(|n| {
+                    n.interfaces[0].secondary_ipv4 = vec!["172.31.0.9".into()];
+                    n.interfaces.push(interface("eni-2", "02:00:00:00:01:02", "172.31.0.9"));
                 }),
             ),
             ("elastic IP 203.0.113.1", refusal(|n| n.elastic_ips[0].public_ip = "203.0.113.1".into())),

@@ -92,7 +92,9 @@ pub struct Interface {
     pub id: InterfaceId,
     pub segment: SegmentId,
     pub mac: MacAddress,
+    /// The primary address, which DHCP leases.
     pub ipv4: Ipv4Addr,
+    pub secondary: Vec<Ipv4Addr>,
     pub hostname: Option<String>,
     pub owner_uid: u32,
     pub queue_pairs: u32,
@@ -122,6 +124,13 @@ impl Segment {
     }
 }
 
+impl Interface {
+    /// Every address that it holds, the primary one first.
+    pub fn addresses(&self) -> impl Iterator<Item = Ipv4Addr> + '_ {
+        std::iter::once(self.ipv4).chain(self.secondary.iter().copied())
+    }
+}
+
 impl Network {
     /// The addresses of instances on a segment, with their interfaces.
     pub fn interfaces_of<'a>(&'a self, segment: &'a SegmentId) -> impl Iterator<Item = &'a Interface> + 'a {
@@ -135,7 +144,7 @@ impl Network {
 
     /// Whether an interface here has the address.
     pub fn is_held(&self, segment: &SegmentId, address: Ipv4Addr) -> bool {
-        self.interfaces.values().any(|interface| interface.ipv4 == address && interface.segment == *segment)
+        self.interfaces_of(segment).any(|interface| interface.addresses().any(|held| held == address))
     }
 
     /// What an elastic IP stands for, with its VPC.
@@ -145,9 +154,14 @@ impl Network {
 
     /// The private addresses that instances hold, here and on other nodes, each with its VPC.
     pub fn private_addresses(&self) -> BTreeSet<(VpcNumber, Ipv4Addr)> {
-        let here = self.interfaces.values().map(|interface| (&interface.segment, interface.ipv4));
-        let elsewhere = self.remotes.values().map(|remote| (&remote.segment, remote.ipv4));
-        here.chain(elsewhere).map(|(segment, ipv4)| (self.vpc_number(segment), ipv4)).collect()
+        self.holders().map(|(segment, ipv4, _)| (self.vpc_number(segment), ipv4)).collect()
+    }
+
+    /// Every private address that an instance holds, here or on another node, with its segment and the MAC that it is at.
+    pub fn holders(&self) -> impl Iterator<Item = (&SegmentId, Ipv4Addr, MacAddress)> {
+        let here = self.interfaces.values().flat_map(|one| one.addresses().map(move |ip| (&one.segment, ip, one.mac)));
+        let there = self.remotes.values().flat_map(|one| one.addresses().map(move |ip| (&one.segment, ip, one.mac)));
+        here.chain(there)
     }
 
     /// True when `address` is in one of the pools for elastic IPs.

@@ -116,6 +116,7 @@ fn parse_interface(message: &api::Interface) -> Result<Interface> {
         segment: field(&item, "segment", &message.segment)?,
         mac: field(&item, "mac", &message.mac)?,
         ipv4: field(&item, "ipv4", &message.ipv4)?,
+        secondary: fields(&item, "secondary_ipv4", &message.secondary_ipv4)?,
         hostname: parse_domain(&item, "hostname", &message.hostname)?,
         owner_uid: message.owner_uid,
         queue_pairs: message.queue_pairs.max(1),

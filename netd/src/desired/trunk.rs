@@ -126,9 +126,17 @@ pub struct RemoteInterface {
     pub segment: SegmentId,
     pub mac: MacAddress,
     pub ipv4: Ipv4Addr,
+    pub secondary: Vec<Ipv4Addr>,
     /// Underlay address of its node. Checked to be there on a VXLAN segment.
     pub node: Option<Ipv4Addr>,
     pub source_check: bool,
+}
+
+impl RemoteInterface {
+    /// Every address that it holds.
+    pub fn addresses(&self) -> impl Iterator<Item = Ipv4Addr> + '_ {
+        std::iter::once(self.ipv4).chain(self.secondary.iter().copied())
+    }
 }
 
 /// A segment's trunk, and the largest MTU that it carries.
@@ -204,6 +212,7 @@ pub(super) fn parse_remote(message: &api::RemoteInterface) -> Result<RemoteInter
         segment: field(&item, "segment", &message.segment)?,
         mac: field(&item, "mac", &message.mac)?,
         ipv4: field(&item, "ipv4", &message.ipv4)?,
+        secondary: fields(&item, "secondary_ipv4", &message.secondary_ipv4)?,
         node: match message.node.as_str() {
             "" => None,
             node => Some(field(&item, "node", node)?),
@@ -235,9 +244,10 @@ impl Network {
             return refused("is an interface of this node too".into());
         }
         let resolver = dns::resolver_address(&segment.network, segment.gateway);
-        if !is_host_of(&segment.network, remote.ipv4) || [Some(segment.gateway), resolver].contains(&Some(remote.ipv4))
-        {
-            return refused(format!("address {} cannot be an instance's on {}", remote.ipv4, segment.id));
+        let services = [Some(segment.gateway), resolver];
+        let is_bad = |ip: &Ipv4Addr| !is_host_of(&segment.network, *ip) || services.contains(&Some(*ip));
+        if let Some(bad) = remote.addresses().find(is_bad) {
+            return refused(format!("address {bad} cannot be an instance's on {}", segment.id));
         }
         if remote.mac == segment.gateway_mac {
             return refused(format!("MAC {} is the gateway's of {}", remote.mac, segment.id));
@@ -314,6 +324,16 @@ mod tests {
             ),
             ("remote interface eni-91", "172.31.0.4", refusal(|n| n.remotes[0].ipv4 = "172.31.0.4".into())),
             ("remote interface eni-91", "172.31.0.1", refusal(|n| n.remotes[0].ipv4 = "172.31.0.1".into())),
+            (
+                "remote interface eni-91",
+                "172.31.0.4",
+                refusal(|n| n.remotes[0].secondary_ipv4 = vec!["172.31.0.4".into()]),
+            ),
+            (
+                "remote interface eni-91",
+                "172.31.0.1",
+                refusal(|n| n.remotes[0].secondary_ipv4 = vec!["172.31.0.1".into()]),
+            ),
             ("remote interface eni-91", "gateway", refusal(|n| n.remotes[0].mac = "02:00:00:00:00:01".into())),
             ("remote interface eni-1", "this node too", refusal(|n| n.remotes[0].id = "eni-1".into())),
             ("remote interface eni-92", "10.9.0.7", refusal(|n| n.remotes[1].node = "10.9.0.7".into())),

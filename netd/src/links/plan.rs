@@ -341,13 +341,8 @@ fn plan_neighbours<'a>(
     kept: &impl Fn(&LinkName) -> Option<&'a Link>,
     steps: &mut Steps,
 ) {
-    let wanted: BTreeMap<(LinkName, Ipv4Addr), MacAddress> = desired
-        .interfaces
-        .values()
-        .map(|interface| (&interface.segment, interface.ipv4, interface.mac))
-        .chain(desired.remotes.values().map(|remote| (&remote.segment, remote.ipv4, remote.mac)))
-        .map(|(segment, ipv4, mac)| ((desired.bridge_of(segment).clone(), ipv4), mac))
-        .collect();
+    let wanted: BTreeMap<(LinkName, Ipv4Addr), MacAddress> =
+        desired.holders().map(|(segment, ipv4, mac)| ((desired.bridge_of(segment).clone(), ipv4), mac)).collect();
     for (bridge, ip) in observed.neighbours.keys() {
         if kept(bridge).is_some() && !wanted.contains_key(&(bridge.clone(), *ip)) {
             steps.push(Step::RemoveNeighbour { bridge: bridge.clone(), ip: *ip });

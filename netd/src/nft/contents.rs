@@ -101,20 +101,22 @@ impl Contents {
 
     fn add_interface(&mut self, network: &Network, interface: &Interface) {
         let tap_and_mac = with_mac(&interface.tap, interface.mac);
-        self.put_ip(&rules::INSTANCES, place(network.vpc_number(&interface.segment), interface.ipv4));
+        for held in interface.addresses() {
+            self.put_ip(&rules::INSTANCES, place(network.vpc_number(&interface.segment), held));
+            self.put_bridge(&rules::BINDINGS, [tap_and_mac.as_slice(), &address(held)].concat());
+        }
         self.put_bridge(&rules::TAPS, interface.tap.padded().to_vec());
         self.put_bridge(&rules::SPOOFED, interface.tap.padded().to_vec());
         self.put_bridge(&rules::FOREIGN, interface.tap.padded().to_vec());
         self.put_bridge(&rules::MACS, tap_and_mac.clone());
         if !interface.source_check {
-            self.put_bridge(&rules::ROUTERS, tap_and_mac.clone());
+            self.put_bridge(&rules::ROUTERS, tap_and_mac);
         }
         let own = &network.segments[&interface.segment];
         let is_near = |other: &&Segment| other.id == own.id || (other.vpc == own.vpc && !interface.source_check);
         for gateway in network.segments.values().filter(is_near).flat_map(Segment::gateway_addresses) {
             self.put_bridge(&rules::GATEWAYS_OF, [interface.tap.padded().as_slice(), &address(gateway)].concat());
         }
-        self.put_bridge(&rules::BINDINGS, [tap_and_mac, address(interface.ipv4)].concat());
         let tap = interface.tap.padded();
         self.put(ProtoFamily::Bridge, &rules::MARK_OF, tap.to_vec(), number(interface.mark.get()));
         self.put_bridge(&rules::SELVES, [tap, tap].concat());

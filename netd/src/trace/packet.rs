@@ -7,7 +7,7 @@ use std::str::FromStr;
 use etherparse::{NetSlice, PacketBuilder, SlicedPacket, TransportSlice};
 use serde::Serialize;
 
-use crate::api::{Interface, NodeNetwork};
+use crate::api::{Interface, NodeNetwork, RemoteInterface};
 
 /// The port that the packet comes from: one that clients use.
 const CLIENT_PORT: u16 = 49_152;
@@ -37,8 +37,8 @@ impl FromStr for Traffic {
 /// One end of the packet's way.
 #[derive(Debug, Clone, PartialEq)]
 pub enum End {
-    /// An instance of this node, by its private address.
-    Instance(Interface),
+    /// An instance of this node, by one of its private addresses.
+    Instance { interface: Box<Interface>, address: String },
     /// Any other address.
     Address(Ipv4Addr),
 }
@@ -46,14 +46,16 @@ pub enum End {
 impl End {
     pub fn name(&self) -> String {
         match self {
-            Self::Instance(interface) => format!("{} ({})", interface.instance, interface.id),
+            Self::Instance { interface, .. } => format!("{} ({})", interface.instance, interface.id),
             Self::Address(address) => address.to_string(),
         }
     }
 
     pub fn address(&self) -> Result<Ipv4Addr, String> {
         match self {
-            Self::Instance(interface) => interface.ipv4.parse().map_err(|_| format!("{} has no address", interface.id)),
+            Self::Instance { interface, address } => {
+                address.parse().map_err(|_| format!("{} has no address", interface.id))
+            }
             Self::Address(address) => Ok(*address),
         }
     }
@@ -74,23 +76,23 @@ impl Endpoints {
         let from = sender(network, from)?;
         // An address is that of an instance of the sender's VPC before it is anybody else's.
         let vpc = match &from {
-            End::Instance(interface) => vpc_of(network, &interface.segment),
+            End::Instance { interface, .. } => vpc_of(network, &interface.segment),
             End::Address(_) => None,
         };
         let to = receiver(network, to, vpc)?;
         let address = to.address()?;
         let standing_for = network.elastic_ips.iter().find(|elastic| elastic.public_ip == address.to_string());
         let behind = match (&to, standing_for) {
-            (End::Instance(interface), _) => Some(interface.clone()),
+            (End::Instance { interface, .. }, _) => Some((**interface).clone()),
             (_, Some(elastic)) => network
                 .interfaces
                 .iter()
-                .find(|interface| interface.ipv4 == elastic.private_ip && interface.segment == elastic.segment)
+                .find(|interface| holds(interface, &elastic.private_ip) && interface.segment == elastic.segment)
                 .cloned(),
             _ => None,
         };
         let to_mac = match &from {
-            End::Instance(interface) => Some(next_hop(network, interface, address)?),
+            End::Instance { interface, .. } => Some(next_hop(network, interface, address)?),
             End::Address(_) => None,
         };
         Ok(Self { from, to, receiver: behind, to_mac })
@@ -105,13 +107,13 @@ fn vpc_of<'a>(network: &'a NodeNetwork, segment: &str) -> Option<&'a str> {
 fn sender(network: &NodeNetwork, text: &str) -> Result<End, String> {
     let private = network.elastic_ips.iter().find(|elastic| elastic.public_ip == text);
     let private = private.map_or(text, |elastic| elastic.private_ip.as_str());
-    if network.remotes.iter().any(|remote| remote.id == text || remote.ipv4 == private) {
+    if network.remotes.iter().any(|remote| remote.id == text || addresses_there(remote).any(|held| held == private)) {
         return Err(format!("{text} is on another node: ask there, where its packets come from"));
     }
     let named: Vec<&Interface> =
-        network.interfaces.iter().filter(|found| is(found, text) || found.ipv4 == private).collect();
+        network.interfaces.iter().filter(|found| is(found, text) || holds(found, private)).collect();
     match named[..] {
-        [interface] => Ok(End::Instance(interface.clone())),
+        [interface] => Ok(as_named(interface, private)),
         [] => outsider(text),
         _ => Err(format!("{text} is of several VPCs here; give the instance's or the interface's id")),
     }
@@ -120,16 +122,34 @@ fn sender(network: &NodeNetwork, text: &str) -> Result<End, String> {
 /// Who it is to: an elastic IP stays one, and is translated by the kernel.
 fn receiver(network: &NodeNetwork, text: &str, vpc: Option<&str>) -> Result<End, String> {
     let in_reach = |found: &&Interface| vpc.is_none() || vpc_of(network, &found.segment) == vpc;
-    let by_address = |found: &&Interface| found.ipv4 == text && in_reach(found);
+    let by_address = |found: &&Interface| holds(found, text) && in_reach(found);
     let found =
         network.interfaces.iter().find(|found| is(found, text)).or_else(|| network.interfaces.iter().find(by_address));
     if let Some(interface) = found {
-        return Ok(End::Instance(interface.clone()));
+        return Ok(as_named(interface, text));
     }
     match network.remotes.iter().find(|remote| remote.id == text) {
         Some(remote) => outsider(&remote.ipv4),
         None => outsider(text),
     }
+}
+
+/// An instance that was named by one of its addresses speaks with that one, any other with its primary one.
+fn as_named(interface: &Interface, text: &str) -> End {
+    let address = addresses(interface).find(|held| *held == text).unwrap_or(&interface.ipv4).clone();
+    End::Instance { interface: Box::new(interface.clone()), address }
+}
+
+fn addresses(interface: &Interface) -> impl Iterator<Item = &String> {
+    std::iter::once(&interface.ipv4).chain(&interface.secondary_ipv4)
+}
+
+fn addresses_there(remote: &RemoteInterface) -> impl Iterator<Item = &String> {
+    std::iter::once(&remote.ipv4).chain(&remote.secondary_ipv4)
+}
+
+fn holds(interface: &Interface, text: &str) -> bool {
+    addresses(interface).any(|held| held == text)
 }
 
 fn is(interface: &Interface, text: &str) -> bool {
@@ -148,11 +168,12 @@ fn next_hop(network: &NodeNetwork, sender: &Interface, to: Ipv4Addr) -> Result<S
     let segment = segment.ok_or_else(|| format!("{} has no segment", sender.id))?;
     let cidr: ipnet::Ipv4Net = segment.cidr.parse().map_err(|_| format!("{} has no network", segment.id))?;
     let to_text = to.to_string();
-    let here =
-        network.interfaces.iter().filter(|found| found.segment == segment.id).map(|found| (&found.ipv4, &found.mac));
-    let there =
-        network.remotes.iter().filter(|found| found.segment == segment.id).map(|found| (&found.ipv4, &found.mac));
-    let neighbour = here.chain(there).find(|(ipv4, _)| **ipv4 == to_text).map(|(_, mac)| mac);
+    let here = network.interfaces.iter().filter(|found| found.segment == segment.id && holds(found, &to_text));
+    let there = network
+        .remotes
+        .iter()
+        .filter(|found| found.segment == segment.id && addresses_there(found).any(|held| *held == to_text));
+    let neighbour = here.map(|found| &found.mac).chain(there.map(|found| &found.mac)).next();
     match neighbour {
         Some(mac) => Ok(mac.clone()),
         // What the gateway does not have, it is not asked for on its own network.

@@ -86,7 +86,7 @@ impl Replica {
         let uplink_mac = uplink_mac.ok_or_else(|| Error::Internal("a tap without a MAC".into()))?;
 
         let mut taps: Vec<&Interface> = asked.receiver.iter().collect();
-        if let End::Instance(sender) = &asked.from {
+        if let End::Instance { interface: sender, .. } = &asked.from {
             taps.retain(|found| found.id != sender.id);
             taps.push(sender);
         }
@@ -106,7 +106,7 @@ impl Replica {
     pub fn what_to_send(&self, asked: &Endpoints, traffic: Traffic) -> Result<Packet> {
         let mac = |text: &str| text.parse::<MacAddress>().map(|mac| mac.octets()).map_err(Error::Question);
         let macs = match (&asked.from, &asked.to_mac) {
-            (End::Instance(interface), Some(to)) => (mac(&interface.mac)?, mac(to)?),
+            (End::Instance { interface, .. }, Some(to)) => (mac(&interface.mac)?, mac(to)?),
             _ => (OUTSIDE_MAC, self.uplink_mac.octets()),
         };
         let address = |end: &End| end.address().map_err(Error::Question);
@@ -117,7 +117,7 @@ impl Replica {
     /// Sends the packet from its end and returns where it came out, and as what.
     pub fn send_and_watch(&self, asked: &Endpoints, packet: &Packet) -> Result<Option<(String, Seen)>> {
         let from = match &asked.from {
-            End::Instance(_) => self.ends.last(),
+            End::Instance { .. } => self.ends.last(),
             End::Address(_) => self.ends.first(),
         };
         let (_, from) = from.ok_or_else(|| Error::Internal("a replica without ends".into()))?;

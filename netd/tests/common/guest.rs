@@ -39,6 +39,8 @@ struct Wire {
     tap: File,
     mac: [u8; 6],
     ip: Ipv4Addr,
+    /// Addresses that were added to it.
+    more: Mutex<Vec<Ipv4Addr>>,
     name: Mutex<String>,
     ended: AtomicBool,
     /// Every frame that arrived.
@@ -58,6 +60,7 @@ impl Guest {
             tap: attach(tap),
             mac,
             ip,
+            more: Mutex::default(),
             name: Mutex::new(tap.to_owned()),
             ended: AtomicBool::new(false),
             frames: Mutex::default(),
@@ -73,6 +76,11 @@ impl Guest {
         *self.wire.name.lock().unwrap() = name.to_owned();
     }
 
+    /// Adds an address, as an instance's own system does with a secondary one.
+    pub fn add_address(&self, ip: Ipv4Addr) {
+        self.wire.more.lock().unwrap().push(ip);
+    }
+
     /// Sends a frame as it is.
     pub fn send(&self, frame: &[u8]) {
         self.wire.send(frame);
@@ -80,7 +88,12 @@ impl Guest {
 
     /// Sends a datagram through the gateway.
     pub fn send_udp(&self, to: Ipv4Addr, to_port: u16, payload: &[u8]) {
-        self.send(&udp(self.wire.mac, GATEWAY_MAC, self.wire.ip, to, (40_000, to_port), payload));
+        self.send_udp_from(self.wire.ip, to, to_port, payload);
+    }
+
+    /// The same from that address.
+    pub fn send_udp_from(&self, from: Ipv4Addr, to: Ipv4Addr, to_port: u16, payload: &[u8]) {
+        self.send(&udp(self.wire.mac, GATEWAY_MAC, from, to, (40_000, to_port), payload));
     }
 
     /// The next datagram that was not answered by the guest itself.
@@ -233,14 +246,14 @@ impl Wire {
         let Ok(packet) = SlicedPacket::from_ethernet(frame) else { return };
         let from_mac: [u8; 6] = frame[6..12].try_into().unwrap();
         match (&packet.net, &packet.transport) {
-            (Some(NetSlice::Arp(_)), _) if frame[20..22] == [0, 1] && frame[38..42] == self.ip.octets() => {
-                let asker = (from_mac, Ipv4Addr::from(<[u8; 4]>::try_from(&frame[28..32]).unwrap()));
-                self.send(&arp(self.mac, from_mac, 2, (self.mac, self.ip), asker));
+            (Some(NetSlice::Arp(_)), _) if frame[20..22] == [0, 1] && self.has(ipv4_at(frame, 38)) => {
+                let asker = (from_mac, ipv4_at(frame, 28));
+                self.send(&arp(self.mac, from_mac, 2, (self.mac, ipv4_at(frame, 38)), asker));
             }
             (Some(NetSlice::Ipv4(ip)), Some(TransportSlice::Icmpv4(icmp))) => {
                 let (from, to) = (ip.header().source_addr(), ip.header().destination_addr());
                 match icmp.icmp_type() {
-                    Icmpv4Type::EchoRequest(echo) if to == self.ip => {
+                    Icmpv4Type::EchoRequest(echo) if self.has(to) => {
                         let builder = PacketBuilder::ethernet2(self.mac, from_mac)
                             .ipv4(to.octets(), from.octets(), 64)
                             .icmpv4_echo_reply(echo.id, echo.seq);
@@ -262,7 +275,7 @@ impl Wire {
                     to_port: segment.destination_port(),
                     payload: segment.payload().to_vec(),
                 };
-                if datagram.to == self.ip && datagram.to_port == ECHO_PORT {
+                if self.has(datagram.to) && datagram.to_port == ECHO_PORT {
                     self.echo(from_mac, &datagram);
                 } else {
                     let _ = datagrams.send(datagram);
@@ -277,8 +290,16 @@ impl Wire {
         let head = format!("{name} asked by {} ", asked.from);
         let payload = [head.as_bytes(), &asked.payload].concat();
         let ports = (ECHO_PORT, asked.from_port);
-        self.send(&udp(self.mac, to_mac, self.ip, asked.from, ports, &payload));
+        self.send(&udp(self.mac, to_mac, asked.to, asked.from, ports, &payload));
     }
+
+    fn has(&self, ip: Ipv4Addr) -> bool {
+        self.ip == ip || self.more.lock().unwrap().contains(&ip)
+    }
+}
+
+fn ipv4_at(frame: &[u8], offset: usize) -> Ipv4Addr {
+    Ipv4Addr::from(<[u8; 4]>::try_from(&frame[offset..offset + 4]).unwrap())
 }
 
 /// A UDP datagram in its frame.

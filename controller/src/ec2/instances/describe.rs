@@ -33,7 +33,11 @@ const INSTANCES: Table<model::Instance> = &[
     ("instance.group-name", group_names),
     ("network-interface.network-interface-id", |i| interfaces(i, |eni| one(&eni.network_interface_id))),
     ("network-interface.mac-address", |i| interfaces(i, |eni| one(&eni.mac_address))),
-    ("network-interface.addresses.private-ip-address", |i| interfaces(i, |eni| one(&eni.private_ip_address))),
+    ("network-interface.addresses.private-ip-address", |i| {
+        interfaces(i, |eni| {
+            eni.private_ip_addresses.iter().flatten().filter_map(|held| held.private_ip_address.clone()).collect()
+        })
+    }),
     ("block-device-mapping.volume-id", |i| {
         let mappings = i.block_device_mappings.iter().flatten();
         mappings.filter_map(|mapping| mapping.ebs.as_ref()?.volume_id.clone()).collect()

@@ -10,6 +10,7 @@ use base64::engine::general_purpose::STANDARD;
 
 use super::super::instance_types::{self, InstanceType};
 use super::super::model::{self, BlockDeviceMapping, ResourceType, RunInstancesRequest, Tag};
+use super::super::private_addresses::{self, Asked};
 use super::super::{Refusal, lookup, tagging};
 use super::run::subnet_id;
 use super::view::ROOT_DEVICE;
@@ -39,6 +40,7 @@ pub(super) struct Launch {
     pub subnet: Option<SubnetId>,
     pub zone: Option<String>,
     pub private_ip: Option<Ipv4Addr>,
+    pub secondary: Asked,
     pub shutdown_behavior: ShutdownBehavior,
     pub instance_tags: Vec<Tag>,
     pub volume_tags: Vec<Tag>,
@@ -51,7 +53,9 @@ impl Launch {
         let (min_count, max_count) = counts(request.min_count, request.max_count)?;
         let image = request.image_id.as_deref().ok_or_else(|| Refusal::missing_parameter("ImageId"))?;
         let network = Network::of(&request)?;
-        if network.private_ip.is_some() && max_count > 1 {
+        let instance_type = instance_type(request.instance_type.as_deref())?;
+        private_addresses::check_limit(instance_type.name, network.secondary.count())?;
+        if (network.private_ip.is_some() || matches!(network.secondary, Asked::These(_))) && max_count > 1 {
             return Err(Refusal::client(
                 "InvalidParameterCombination",
                 "PrivateIpAddress can be given for one instance only: set MaxCount to 1 or leave it out",
@@ -61,7 +65,7 @@ impl Launch {
         let (instance_tags, volume_tags) = tags(request.tag_specifications)?;
         Ok(Launch {
             image: lookup::image_id(image)?,
-            instance_type: instance_type(request.instance_type.as_deref())?,
+            instance_type,
             min_count,
             max_count,
             client_token: request.client_token,
@@ -72,6 +76,7 @@ impl Launch {
             subnet: network.subnet,
             zone: placement.availability_zone,
             private_ip: network.private_ip,
+            secondary: network.secondary,
             shutdown_behavior: match request.instance_initiated_shutdown_behavior {
                 Some(behavior) if behavior == model::ShutdownBehavior::TERMINATE => ShutdownBehavior::Terminate,
                 _ => ShutdownBehavior::Stop,
@@ -137,13 +142,21 @@ fn user_data(encoded: &str) -> Result<Vec<u8>, Refusal> {
 struct Network {
     subnet: Option<SubnetId>,
     private_ip: Option<Ipv4Addr>,
+    secondary: Asked,
     group_ids: Vec<String>,
 }
 
 impl Network {
     fn of(request: &RunInstancesRequest) -> Result<Network, Refusal> {
-        let (subnet, private_ip, group_ids) = match request.network_interfaces.as_slice() {
-            [] => (&request.subnet_id, &request.private_ip_address, request.security_group_ids.clone()),
+        let private_ip = |text: &Option<String>| text.as_deref().map(private_addresses::parse).transpose();
+        let subnet = |text: &Option<String>| text.as_deref().map(subnet_id).transpose();
+        match request.network_interfaces.as_slice() {
+            [] => Ok(Network {
+                subnet: subnet(&request.subnet_id)?,
+                private_ip: private_ip(&request.private_ip_address)?,
+                secondary: Asked::Any(0),
+                group_ids: request.security_group_ids.clone(),
+            }),
             [interface] => {
                 let twice = request.subnet_id.is_some()
                     || request.private_ip_address.is_some()
@@ -156,23 +169,34 @@ impl Network {
                     ));
                 }
                 refuse_unserved_interface(interface)?;
-                (&interface.subnet_id, &interface.private_ip_address, interface.groups.clone().unwrap_or_default())
+                let (primary, secondary) = addresses(interface)?;
+                Ok(Network {
+                    subnet: subnet(&interface.subnet_id)?,
+                    private_ip: private_ip(&primary)?,
+                    secondary,
+                    group_ids: interface.groups.clone().unwrap_or_default(),
+                })
             }
-            _ => return Err(Refusal::unserved("NetworkInterface.2")),
-        };
-        let private_ip = private_ip.as_deref().map(|text| {
-            text.parse().map_err(|_| {
-                Refusal::invalid_parameter(format!(
-                    "Invalid value '{text}' for PrivateIpAddress: write an IPv4 address"
-                ))
-            })
-        });
-        Ok(Network {
-            subnet: subnet.as_deref().map(subnet_id).transpose()?,
-            private_ip: private_ip.transpose()?,
-            group_ids,
-        })
+            _ => Err(Refusal::unserved("NetworkInterface.2")),
+        }
     }
+}
+
+/// The addresses that an interface is to have. The primary one may be among `PrivateIpAddresses`.
+fn addresses(interface: &model::InstanceNetworkInterfaceSpecification) -> Result<(Option<String>, Asked), Refusal> {
+    let (mut primary, mut secondary) = (interface.private_ip_address.clone(), Vec::new());
+    for given in interface.private_ip_addresses.iter().flatten() {
+        let address = given
+            .private_ip_address
+            .clone()
+            .ok_or_else(|| Refusal::missing_parameter("NetworkInterface.1.PrivateIpAddresses.PrivateIpAddress"))?;
+        if given.primary != Some(true) {
+            secondary.push(address);
+        } else if primary.replace(address).is_some() {
+            return Err(Refusal::client("InvalidParameterCombination", "An interface has one primary address"));
+        }
+    }
+    Ok((primary, Asked::of(&secondary, interface.secondary_private_ip_address_count.filter(|count| *count != 0))?))
 }
 
 fn refuse_unserved_interface(interface: &model::InstanceNetworkInterfaceSpecification) -> Result<(), Refusal> {
@@ -180,8 +204,6 @@ fn refuse_unserved_interface(interface: &model::InstanceNetworkInterfaceSpecific
         ("NetworkInterfaceId", interface.network_interface_id.is_some()),
         ("AssociatePublicIpAddress", interface.associate_public_ip_address == Some(true)),
         ("DeviceIndex", interface.device_index.is_some_and(|index| index != 0)),
-        ("PrivateIpAddresses", interface.private_ip_addresses.as_ref().is_some_and(|list| !list.is_empty())),
-        ("SecondaryPrivateIpAddressCount", interface.secondary_private_ip_address_count.is_some_and(|n| n > 0)),
         ("Ipv6AddressCount", interface.ipv6_address_count.is_some_and(|n| n > 0)),
         ("Ipv6Addresses", interface.ipv6_addresses.as_ref().is_some_and(|list| !list.is_empty())),
     ];

@@ -8,6 +8,7 @@ use std::collections::{BTreeSet, HashMap};
 use std::net::Ipv4Addr;
 
 use super::super::model::{Reservation, ResourceType, RunInstancesRequest};
+use super::super::private_addresses::{self, Asked};
 use super::super::{Context, Refusal, idempotency, lookup, security_groups, tagging};
 use super::request::Launch;
 use super::view::Surroundings;
@@ -45,13 +46,16 @@ pub(crate) async fn run_instances(context: &Context, request: RunInstancesReques
     let reservation_id = ReservationId::random();
     let root_bytes = launch.root_bytes(&image)?;
     let mut generations: HashMap<String, i64> = HashMap::new();
-    for (index, (node, address)) in placed.iter().zip(addresses).enumerate() {
+    for (index, (node, addresses)) in placed.iter().zip(addresses).enumerate() {
         let generation = match generations.get(node) {
             Some(generation) => *generation,
             None => nodes::touch(&mut tx, node).await?,
         };
         generations.insert(node.clone(), generation);
         let now = clock::now();
+        let [primary, secondary @ ..] = addresses.as_slice() else {
+            return Err(Refusal::internal(&"an instance without an address"));
+        };
         let instance = Instance {
             id: InstanceId::random(),
             account_id: context.account().to_owned(),
@@ -71,7 +75,7 @@ pub(crate) async fn run_instances(context: &Context, request: RunInstancesReques
             node: node.clone(),
             subnet_id: subnet.id.clone(),
             security_groups: groups.clone(),
-            private_ip: PrivateIp(address),
+            private_ip: PrivateIp(*primary),
             interface_id: InterfaceId::random(),
             attachment_id: AttachmentId::random(),
             mac: instances::random_mac(),
@@ -88,6 +92,7 @@ pub(crate) async fn run_instances(context: &Context, request: RunInstancesReques
             trace: context.caller.request_id.clone(),
             created_trace: context.caller.request_id.clone(),
             source_dest_check: true,
+            secondary_ips: secondary.to_vec(),
         };
         instances::insert(&mut tx, &instance).await?;
         let (id, volume) = (instance.id.as_str(), instance.volume_id.as_str());
@@ -203,33 +208,30 @@ async fn place(
     })
 }
 
-/// Free private addresses of the subnet, lowest first; or the one that was asked for.
-async fn addresses(tx: &mut Tx, launch: &Launch, subnet: &Subnet, count: usize) -> Result<Vec<Ipv4Addr>, Refusal> {
-    let used = network::addresses_in_use(tx, &subnet.id).await?;
-    let mut free = subnet.instance_addresses()?;
-    if let Some(wanted) = launch.private_ip {
-        if !free.any(|address| address == wanted) {
-            return Err(Refusal::invalid_parameter(format!(
-                "Address {wanted} does not fall within the subnet's addresses for instances ({})",
-                subnet.cidr()?
-            )));
+/// The private addresses of each instance, the primary one first.
+async fn addresses(tx: &mut Tx, launch: &Launch, subnet: &Subnet, count: usize) -> Result<Vec<Vec<Ipv4Addr>>, Refusal> {
+    let mut used = network::addresses_in_use(tx, &subnet.id).await?;
+    let (these, more) = match &launch.secondary {
+        Asked::Any(more) => (Vec::new(), *more),
+        Asked::These(these) => (these.clone(), 0),
+    };
+    for wanted in launch.private_ip.iter().chain(&these) {
+        private_addresses::check_within(subnet, *wanted)?;
+        if !used.insert(*wanted) {
+            return Err(private_addresses::in_use(*wanted));
         }
-        if used.contains(&wanted) {
-            return Err(Refusal::client("InvalidIPAddress.InUse", format!("Address {wanted} is in use")));
-        }
-        return Ok(vec![wanted]);
     }
-    let chosen: Vec<Ipv4Addr> = free.filter(|address| !used.contains(address)).take(count).collect();
-    if chosen.len() < count {
-        return Err(Refusal::client(
-            "InsufficientFreeAddressesInSubnet",
-            format!(
-                "The subnet {} has fewer than {count} free addresses: terminate instances or use another zone",
-                subnet.id
-            ),
-        ));
-    }
-    Ok(chosen)
+    let primary = match launch.private_ip {
+        Some(wanted) => vec![wanted],
+        None => private_addresses::free(subnet, &used, count)?,
+    };
+    used.extend(&primary);
+    let mut secondary = private_addresses::free(subnet, &used, count * more)?.into_iter();
+    let of_one = |primary| {
+        let further = these.iter().copied().chain(secondary.by_ref().take(more));
+        std::iter::once(primary).chain(further).collect()
+    };
+    Ok(primary.into_iter().map(of_one).collect())
 }
 
 /// A subnet's id out of a request.

@@ -1,6 +1,7 @@
 //! An instance as EC2's answers show it, put together from what the state knows.
 
 use std::collections::HashMap;
+use std::net::Ipv4Addr;
 
 use sqlx::SqliteConnection;
 
@@ -14,23 +15,23 @@ use super::super::model::{
 use super::super::tagging;
 use crate::clock;
 use crate::error::Result;
-use crate::ids::{SecurityGroupId, SubnetId};
-use crate::state::instances::Instance;
+use crate::ids::{InstanceId, SecurityGroupId, SubnetId};
+use crate::state::addresses::{self, Address};
+use crate::state::instances::{self, Instance};
 use crate::state::lifecycle::InstanceState;
 use crate::state::network::{self, Subnet};
-use crate::state::security_groups;
-use crate::state::{addresses, tags};
+use crate::state::{security_groups, tags};
 
 /// The root disk's name, to EC2's tools and to the guest.
 pub(in crate::ec2) const ROOT_DEVICE: &str = "/dev/vda";
 
 /// What is needed beside the instances' own rows.
-pub(super) struct Surroundings {
+pub(in crate::ec2) struct Surroundings {
     account: String,
     subnets: HashMap<SubnetId, Subnet>,
     groups: HashMap<SecurityGroupId, String>,
-    /// By instance.
-    public_ips: HashMap<String, String>,
+    /// Elastic IPs that stand for something, by instance.
+    public_ips: HashMap<InstanceId, Vec<Address>>,
     tags: HashMap<String, Vec<tags::Tag>>,
     domain: String,
 }
@@ -39,15 +40,17 @@ impl Surroundings {
     pub async fn read(connection: &mut SqliteConnection, account: &str, domain: String) -> Result<Surroundings> {
         let subnets = network::subnets(connection).await?;
         let groups = security_groups::of_account(connection, account).await?;
-        let addresses = addresses::of_account(connection, account).await?;
+        let mut public_ips: HashMap<InstanceId, Vec<Address>> = HashMap::new();
+        for held in addresses::of_account(connection, account).await? {
+            if let Some(instance) = held.instance_id.clone() {
+                public_ips.entry(instance).or_default().push(held);
+            }
+        }
         Ok(Surroundings {
             account: account.to_owned(),
             subnets: subnets.into_iter().map(|subnet| (subnet.id.clone(), subnet)).collect(),
             groups: groups.into_iter().map(|group| (group.id, group.name)).collect(),
-            public_ips: addresses
-                .into_iter()
-                .filter_map(|address| Some((address.instance_id?.into(), address.public_ip)))
-                .collect(),
+            public_ips,
             tags: tags::by_resource(connection, account).await?,
             domain,
         })
@@ -83,7 +86,7 @@ impl Surroundings {
     pub fn instance(&self, instance: &Instance) -> model::Instance {
         let gone = instance.state == InstanceState::Terminated;
         let live = |value: String| (!gone).then_some(value);
-        let private_name = format!("{}.{}", instance.short_name(), self.domain);
+        let private_name = self.private_name(instance.private_ip.0);
         model::Instance {
             instance_id: Some(instance.id.to_string()),
             image_id: Some(instance.image_id.to_string()),
@@ -101,14 +104,14 @@ impl Surroundings {
                 tenancy: Some(Tenancy::DEFAULT),
                 ..Default::default()
             }),
-            private_dns_name: Some(if gone { String::new() } else { private_name.clone() }),
+            private_dns_name: Some(if gone { String::new() } else { private_name }),
             public_dns_name: Some(String::new()),
             private_ip_address: live(instance.private_ip.0.to_string()),
-            public_ip_address: self.public_ips.get(instance.id.as_str()).cloned(),
+            public_ip_address: self.standing_for(instance, instance.private_ip.0).map(|held| held.public_ip.clone()),
             subnet_id: live(instance.subnet_id.to_string()),
             vpc_id: self.vpc(instance).filter(|_| !gone),
             security_groups: Some(if gone { Vec::new() } else { self.groups(instance) }),
-            network_interfaces: Some(if gone { Vec::new() } else { vec![self.interface(instance, private_name)] }),
+            network_interfaces: Some(if gone { Vec::new() } else { vec![self.interface(instance)] }),
             block_device_mappings: Some(if gone { Vec::new() } else { root_disk(instance) }),
             root_device_name: Some(ROOT_DEVICE.to_owned()),
             root_device_type: Some(DeviceType::EBS),
@@ -133,11 +136,22 @@ impl Surroundings {
         }
     }
 
-    fn vpc(&self, instance: &Instance) -> Option<String> {
+    /// The elastic IP that stands for one of the instance's addresses.
+    pub fn standing_for(&self, instance: &Instance, private_ip: Ipv4Addr) -> Option<&Address> {
+        let private_ip = private_ip.to_string();
+        self.public_ips.get(&instance.id)?.iter().find(|held| held.private_ip.as_ref() == Some(&private_ip))
+    }
+
+    /// The name that follows from a private address.
+    pub fn private_name(&self, private_ip: Ipv4Addr) -> String {
+        format!("{}.{}", instances::short_name(private_ip), self.domain)
+    }
+
+    pub fn vpc(&self, instance: &Instance) -> Option<String> {
         self.subnets.get(&instance.subnet_id).map(|subnet| subnet.vpc_id.to_string())
     }
 
-    fn groups(&self, instance: &Instance) -> Vec<GroupIdentifier> {
+    pub fn groups(&self, instance: &Instance) -> Vec<GroupIdentifier> {
         let group = |id: &SecurityGroupId| GroupIdentifier {
             group_id: Some(id.to_string()),
             group_name: self.groups.get(id).cloned(),
@@ -145,13 +159,20 @@ impl Surroundings {
         instance.security_groups.iter().map(group).collect()
     }
 
-    fn interface(&self, instance: &Instance, private_name: String) -> InstanceNetworkInterface {
-        let private_ip = instance.private_ip.0.to_string();
-        let association = self.public_ips.get(instance.id.as_str()).map(|ip| InstanceNetworkInterfaceAssociation {
-            public_ip: Some(ip.clone()),
-            public_dns_name: Some(String::new()),
-            ip_owner_id: Some(self.account.clone()),
-            ..Default::default()
+    fn interface(&self, instance: &Instance) -> InstanceNetworkInterface {
+        let association = |private_ip: Ipv4Addr| {
+            self.standing_for(instance, private_ip).map(|held| InstanceNetworkInterfaceAssociation {
+                public_ip: Some(held.public_ip.clone()),
+                public_dns_name: Some(String::new()),
+                ip_owner_id: Some(self.account.clone()),
+                ..Default::default()
+            })
+        };
+        let addresses = instance.addresses().map(|held| InstancePrivateIpAddress {
+            primary: Some(held == instance.private_ip.0),
+            private_ip_address: Some(held.to_string()),
+            private_dns_name: Some(self.private_name(held)),
+            association: association(held),
         });
         InstanceNetworkInterface {
             network_interface_id: Some(instance.interface_id.to_string()),
@@ -162,8 +183,8 @@ impl Surroundings {
             interface_type: Some("interface".to_owned()),
             status: Some(NetworkInterfaceStatus::IN_USE),
             mac_address: Some(instance.mac.clone()),
-            private_ip_address: Some(private_ip.clone()),
-            private_dns_name: Some(private_name.clone()),
+            private_ip_address: Some(instance.private_ip.0.to_string()),
+            private_dns_name: Some(self.private_name(instance.private_ip.0)),
             source_dest_check: Some(instance.source_dest_check),
             groups: Some(self.groups(instance)),
             ipv6_addresses: Some(Vec::new()),
@@ -176,13 +197,8 @@ impl Surroundings {
                 delete_on_termination: Some(true),
                 ..Default::default()
             }),
-            private_ip_addresses: Some(vec![InstancePrivateIpAddress {
-                primary: Some(true),
-                private_ip_address: Some(private_ip),
-                private_dns_name: Some(private_name),
-                association: association.clone(),
-            }]),
-            association,
+            private_ip_addresses: Some(addresses.collect()),
+            association: association(instance.private_ip.0),
             ..Default::default()
         }
     }

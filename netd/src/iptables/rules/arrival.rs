@@ -71,7 +71,7 @@ fn as_itself(interface: &Interface, limits: &Limits, zone: &str) -> Vec<Rule> {
     let to_server = "-p udp -m udp --dport 67";
     let broadcast = format!("-s {} -d {}", Ipv4Addr::UNSPECIFIED, Ipv4Addr::BROADCAST);
     let too_much = beyond(limits.dhcp_rate, "", &format!("dhcp-{}", interface.tap));
-    vec![
+    let mut rules = vec![
         Rule::new(TOO_MUCH_DHCP).on(to_server).on(too_much).drop(),
         Rule::new("DHCP request in its own name")
             .on(broadcast)
@@ -80,9 +80,10 @@ fn as_itself(interface: &Interface, limits: &Limits, zone: &str) -> Vec<Rule> {
             .go(zone),
         Rule::new("instances do not serve DHCP").on("-p udp -m udp --sport 67").drop(),
         Rule::new("DHCP request in another's name").on(to_server).on(for_client(interface.mac, false)).drop(),
-        Rule::new("from its own address").on(format!("-s {}", interface.ipv4)).go(zone),
-        Rule::new("in another's name").drop(),
-    ]
+    ];
+    rules.extend(interface.addresses().map(|own| Rule::new("from its own address").on(format!("-s {own}")).go(zone)));
+    rules.push(Rule::new("in another's name").drop());
+    rules
 }
 
 fn put_zone(table: &mut Table, network: &Network, vpc: &VpcId, number: VpcNumber) {

@@ -145,7 +145,8 @@ fn put_new(table: &mut Table, limits: &Limits, network: &Network, segment: &Segm
     table.put(&chain, [Rule::new("DHCP").on(dhcp).leave(), Rule::new("no part of any connection").on(INVALID).drop()]);
     for interface in network.interfaces_of(&segment.id) {
         let own = format!("{DENIED_OUT}{:08x}", interface.mark.get());
-        table.put(&chain, [Rule::new(interface.id.to_string()).on(format!("-s {}", interface.ipv4)).go(&own)]);
+        let from = |held| Rule::new(interface.id.to_string()).on(format!("-s {held}")).go(&own);
+        table.put(&chain, interface.addresses().map(from));
         let too_fast = beyond(limits.connection_rate, BY_SENDER, &of_vpc("open", vpc_of(network, segment)));
         table.put(&own, [Rule::new(TOO_FAST).on(FIRST_PACKET).on(too_fast).drop()]);
         table.put(&own, interface.groups.iter().map(|group| groups::ask(group, groups::OUTBOUND)));
@@ -162,7 +163,7 @@ fn put_to_node(table: &mut Table, limits: &Limits, network: &Network, segment: &
         (beyond(limits.gateway_rate, BY_SENDER, &of_segment("gate", segment)), of_segment("flood", segment));
     for interface in network.interfaces_of(&segment.id) {
         let counted = format!("{TOO_FAST}: {}", interface.tap);
-        table.put(&flood, [Rule::new(counted).on(format!("-s {}", interface.ipv4)).drop()]);
+        table.put(&flood, interface.addresses().map(|held| Rule::new(&*counted).on(format!("-s {held}")).drop()));
     }
     table.put(&flood, []);
     table.put(
@@ -228,7 +229,8 @@ fn put_received(table: &mut Table, network: &Network, segment: &Segment) {
     table.put(&chain, [Rule::new("no part of any connection").on(INVALID).drop()]);
     for interface in network.interfaces_of(&segment.id) {
         let own = format!("{DENIED_IN}{:08x}", interface.mark.get());
-        table.put(&chain, [Rule::new(interface.id.to_string()).on(format!("-d {}", interface.ipv4)).go(&own)]);
+        let to = |held| Rule::new(interface.id.to_string()).on(format!("-d {held}")).go(&own);
+        table.put(&chain, interface.addresses().map(to));
         groups::put_inbound(table, interface, &own);
     }
     table.put(&chain, [Rule::new("it is for nobody").drop()]);

@@ -180,12 +180,14 @@ impl Contents {
         }
         for remote in network.remotes_of(&segment.id) {
             let port_and_mac = with_mac(&trunk.port, remote.mac);
-            self.put_ip(&REMOTES, on_bridge(segment, remote.ipv4));
             self.put_bridge(&MACS, port_and_mac.clone());
             if !remote.source_check {
                 self.put_bridge(&ROUTERS, port_and_mac.clone());
             }
-            self.put_bridge(&BINDINGS, [port_and_mac, address(remote.ipv4)].concat());
+            for held in remote.addresses() {
+                self.put_ip(&REMOTES, on_bridge(segment, held));
+                self.put_bridge(&BINDINGS, [port_and_mac.as_slice(), &address(held)].concat());
+            }
         }
         if let Wire::Vxlan { local, .. } = trunk.wire {
             self.put_ip(&TUNNEL_ENDS, address(local));

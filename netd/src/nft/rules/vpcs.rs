@@ -227,8 +227,9 @@ impl Contents {
                 self.put_bridge(&DOORS, with_mac(port, segment.gateway_mac));
             }
             for interface in network.interfaces_of(&segment.id) {
-                let held = on_bridge(segment, interface.ipv4);
-                self.put(ProtoFamily::Ipv4, &HOLDERS, held, number(interface.mark.get()));
+                for held in interface.addresses().map(|ip| on_bridge(segment, ip)) {
+                    self.put(ProtoFamily::Ipv4, &HOLDERS, held, number(interface.mark.get()));
+                }
             }
         }
     }
