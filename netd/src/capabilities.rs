@@ -18,6 +18,7 @@ pub fn detect(backend: &dyn Backend) -> HashMap<String, String> {
         ("nftables".into(), reason(nft::probe())),
         ("conntrack".into(), reason(conntrack::probe())),
         ("security-groups".into(), String::new()),
+        ("limits".into(), String::new()),
     ]);
     capabilities.extend(backend.missing().into_iter().map(|(name, reason)| (name.to_owned(), reason)));
     capabilities

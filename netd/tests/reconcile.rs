@@ -314,6 +314,7 @@ fn capabilities_name_what_is_missing() {
         }
         return;
     }
+    assert_eq!(reply.capabilities["limits"], "");
     assert!(reply.capabilities["vlan"].contains("--trunk"));
 }
 

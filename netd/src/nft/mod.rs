@@ -54,13 +54,19 @@ pub const TABLE: &str = "mallee";
 pub struct Nftables {
     bridging: Bridging,
     ruleset: Mutex<Ruleset>,
+    /// Options of the kernel without which no network can be limited, and so none is taken.
+    missing: Vec<&'static str>,
 }
 
 impl Nftables {
     /// Finds out what this kernel's nf_tables can do.
     pub fn new(uplink: LinkName, limits: Limits) -> Result<Self> {
         let bridging = Bridging::detect()?;
-        Ok(Self { bridging, ruleset: Mutex::new(Ruleset::new(uplink, bridging, limits)) })
+        Ok(Self {
+            bridging,
+            ruleset: Mutex::new(Ruleset::new(uplink, bridging, limits)),
+            missing: missing_for_limits()?,
+        })
     }
 
     fn ruleset(&self) -> MutexGuard<'_, Ruleset> {
@@ -99,10 +105,12 @@ impl Backend for Nftables {
     }
 
     fn missing(&self) -> Vec<(&'static str, String)> {
-        match self.bridging.problem() {
-            "" => Vec::new(),
-            problem => vec![("security-groups", problem.to_owned())],
-        }
+        let limits = match self.missing.as_slice() {
+            [] => String::new(),
+            options => format!("this kernel has no {}, and every network is refused for it", options.join(" nor ")),
+        };
+        let missing = [("security-groups", self.bridging.problem().to_owned()), ("limits", limits)];
+        missing.into_iter().filter(|(_, problem)| !problem.is_empty()).collect()
     }
 }
 
@@ -132,26 +140,33 @@ fn any_tables() -> [Table; 2] {
     rules::tables("unused", Bridging::Apart, &Limits::default(), &Network::default(), |_| true)
 }
 
-/// Whether rules on a bridge may ask for a frame's connection. Found out by asking for such a rule, in a table that is gone again at the end of the
-/// same transaction.
+/// Whether rules on a bridge may ask for a frame's connection.
 pub fn has_bridge_conntrack() -> Result<bool> {
-    let table = Table {
-        family: ProtoFamily::Bridge,
-        name: "mallee_probe",
-        sets: vec![],
-        chains: vec![layout::Chain {
-            name: "probe".into(),
-            base: None,
-            rules: vec![rule::Rule::new("probe").state(rule::State::Invalid).drop()],
-        }],
-    };
+    has(ProtoFamily::Bridge, Vec::new(), rule::Rule::new("probe").state(rule::State::Invalid).drop())
+}
+
+/// The kernel's options that limits need and that are not there.
+fn missing_for_limits() -> Result<Vec<&'static str>> {
+    let mut missing = Vec::new();
+    for (option, sets, rule) in rules::limits::needed() {
+        if !has(ProtoFamily::Ipv4, sets, rule)? {
+            missing.push(option);
+        }
+    }
+    Ok(missing)
+}
+
+/// Whether the kernel takes such a rule and these sets. Found out by asking for them, in a table that is gone again at the end of the same transaction.
+fn has(family: ProtoFamily, sets: Vec<layout::Set>, rule: rule::Rule) -> Result<bool> {
+    let chains = vec![layout::Chain { name: "probe".into(), base: None, rules: vec![rule] }];
+    let table = Table { family, name: "mallee_probe", sets, chains };
     let mut transaction = Transaction::new();
     transaction.replace_table(&table, |_| &layout::NO_ELEMENTS);
     transaction.delete_table(&table);
     match transaction.commit(&mut open()?) {
         Ok(_) => Ok(true),
         Err(Error::Netfilter { source, .. }) if source.kind() != std::io::ErrorKind::PermissionDenied => {
-            tracing::debug!(%source, "this kernel has no conntrack for bridges");
+            tracing::debug!(%source, ?table, "this kernel does not take these rules");
             Ok(false)
         }
         Err(error) => Err(error),

@@ -103,6 +103,18 @@ pub fn connection_sets(limits: &Limits) -> Vec<Set> {
     [opened, taken].into_iter().flatten().collect()
 }
 
+/// What of the kernel the sets and rules here need, by the name of its option, each with what asks for it alone.
+pub fn needed() -> [(&'static str, Vec<Set>, Rule); 3] {
+    let flood = Set { limit: Some(Limit::Packets { per_second: 1 }), ..OPENED.rate };
+    let lists = || Set { limit: Some(Limit::Connections { most: 1 }), ..OPENED.lists };
+    let of_list = Rule::new("probe").beyond_in_list(Mark, 2, &OPENED.lists).drop();
+    [
+        ("CONFIG_NFT_LIMIT", vec![flood], Rule::new("probe").drop()),
+        ("CONFIG_NFT_CONNLIMIT", vec![lists()], Rule::new("probe").drop()),
+        ("CONFIG_NFT_HASH", vec![lists()], of_list),
+    ]
+}
+
 /// Limits on frames, after anti-spoofing let them pass.
 pub fn frames() -> Chain {
     let too_much = |rule: Rule, flood| rule.found(&[InputName], flood).drop();
