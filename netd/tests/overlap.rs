@@ -76,6 +76,23 @@ fn has(frames: &[Vec<u8>], text: &[u8]) -> bool {
     frames.iter().any(|frame| frame.windows(text.len()).any(|window| window == text))
 }
 
+fn what_is_for_another_vpcs_address_does_not_leave_by_the_public_side() {
+    let (lab, guests) = start();
+    // Somebody outside has an address that is within a segment of the other VPC.
+    lab.outside.run("ip addr add 172.31.16.9/32 dev out0");
+    let elsewhere = lab.outside.within(|| UdpSocket::bind(("172.31.16.9", 0)).unwrap());
+    elsewhere.set_nonblocking(true).unwrap();
+    let outside = lab.outside_socket();
+    let port = |socket: &UdpSocket| socket.local_addr().unwrap().port();
+    guests[0].send_udp(Ipv4Addr::new(172, 31, 16, 9), port(&elsewhere), b"astray");
+    // This goes the same way afterwards, and leaves.
+    guests[0].send_udp(OUTSIDE, port(&outside), b"out");
+    let mut buffer = [0; 64];
+    let (length, _) = outside.recv_from(&mut buffer).unwrap();
+    assert_eq!(&buffer[..length], b"out");
+    assert!(elsewhere.recv_from(&mut buffer).is_err(), "it left by the public side");
+}
+
 fn each_goes_out_to_the_same_place_from_the_same_port_at_once() {
     let (lab, [one, two, three, four, _]) = start();
     let server = lab.outside_socket();
@@ -415,6 +432,7 @@ fn a_restart_keeps_what_is_there_and_nothing_is_left_of_what_goes() {
 }
 
 on_each_backend! {
+    what_is_for_another_vpcs_address_does_not_leave_by_the_public_side,
     each_goes_out_to_the_same_place_from_the_same_port_at_once,
     each_is_reached_by_its_elastic_ip_from_one_port,
     they_reach_each_other_by_elastic_ip_and_no_other_way,

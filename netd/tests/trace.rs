@@ -118,9 +118,9 @@ fn the_outside_and_the_gateway_are_ends_too() {
     assert_eq!(trace(&lab, &outside, &public(1).to_string(), "80")["outcome"], "dropped");
     let said = trace(&lab, &outside, &private(1).to_string(), &format!("udp {OPEN_PORT}"));
     assert_eq!(said["at"], "the public side (pub0)", "the node has no way to a private address");
-    // What another VPC has means nothing in this one.
+    // What another VPC has means nothing in this one, and nothing outside.
     let said = trace(&lab, "i-1", "10.1.0.9", "80");
-    assert_eq!(said["at"], "the public side (pub0)");
+    assert_eq!((&said["outcome"], rules(&said).last()), (&"dropped".into(), Some(&"within 10.1.0.0/20")));
 
     let said = trace(&lab, "eni-1", &GATEWAY.to_string(), "udp 53");
     assert_eq!(said["outcome"], "taken_by_node");

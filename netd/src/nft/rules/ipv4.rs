@@ -199,6 +199,7 @@ fn from_instance_routed(uplink: &str) -> Chain {
             Rule::new("a source that would not be translated stays here")
                 .not_found(&[ConnectionVpc, Ipv4Source], &INSTANCES)
                 .drop(),
+            Rule::new("private addresses are not the public side's").jump(vpcs::WITHIN_ANY),
             Rule::new("out to the public side").output_is(uplink).accept(),
             Rule::new("the node's other networks are not the instances'").drop(),
         ],

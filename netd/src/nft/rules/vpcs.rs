@@ -129,9 +129,24 @@ fn networks_of(network: &Network, vpc: &VpcId) -> Vec<Ipv4Net> {
     Ipv4Net::aggregate(&networks)
 }
 
+/// The chain that drops what is for an address of any VPC.
+pub const WITHIN_ANY: &str = "within_any";
+
+/// Where a packet comes that is about to leave for the public side: an address of another VPC is nobody's there, nor is one of a part of its own VPC
+/// that this node does not reach.
+fn within_any(network: &Network) -> Chain {
+    let networks: Vec<Ipv4Net> = network.vpcs.keys().flat_map(|vpc| networks_of(network, vpc)).collect();
+    let rule = |inside| Rule::new(format!("within {inside}")).within(Ipv4Destination, inside).drop();
+    let rules = Ipv4Net::aggregate(&networks).into_iter().map(rule).collect();
+    chain(WITHIN_ANY, None, rules)
+}
+
 /// Adds the chains of all VPCs.
 pub fn grow(table: &mut Table, network: &Network) {
     table.chains.extend(network.vpcs.iter().map(|(vpc, number)| within(network, vpc, *number)));
+    if table.family == ProtoFamily::Ipv4 {
+        table.chains.push(within_any(network));
+    }
 }
 
 fn zones() -> Chain {
