@@ -48,7 +48,7 @@ lint: packages
 
 bench: images venv
 	$(MALLEE_BIN)/mallee-bench --out $(CARGO_TARGET_DIR)/bench
-	cargo bench --locked -p mallee-netd --bench scale -- $(CARGO_TARGET_DIR)/bench
+	cargo bench --locked -p mallee-netd --bench scale --bench nat -- $(CARGO_TARGET_DIR)/bench
 	@$(MALLEE_VENV)/bin/python tests/bench/launch.py --out $(CARGO_TARGET_DIR)/bench
 
 fuzz: packages

@@ -3,20 +3,24 @@
 //! `cargo bench -p mallee-netd`, as root; a part of `make bench`. Node and outside are network namespaces, an instance is a host in user
 //! space behind its real tap, netd is the real program (`tests/common`). With `iptables-legacy-restore` on `PATH`, the same flows are sent
 //! through as many rules of its kind. The first argument that is a folder gets the figures as JSON; one that is not chooses among
-//! `addresses`, `iptables` and `reconcile`.
+//! `addresses`, `iptables`, `losses` and `reconcile`.
 
 #[path = "../tests/common/mod.rs"]
 mod common;
+mod report;
 
 use std::io::Write;
 use std::net::{Ipv4Addr, SocketAddrV4, UdpSocket};
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use common::backend::{self, Backend};
 use common::{ALL_TRAFFIC, EGRESS, Guest, INGRESS, Lab, OPEN, everywhere, group, run, segment};
 use mallee_netd::api::{self, security_group_rule::Peer};
+use report::{Report, arguments};
 
 /// Instances, each with an elastic IP.
 const SIZES: [u32; 3] = [10, 100, 1000];
@@ -42,10 +46,13 @@ fn main() {
             }
         }
     }
+    if is_asked("losses") {
+        losses(&mut report);
+    }
     if is_asked("reconcile") {
         reconcile(&mut report);
     }
-    report.write();
+    report.write("network.json");
 }
 
 /// Whether the command line names this part, or none.
@@ -53,10 +60,6 @@ fn is_asked(part: &str) -> bool {
     let named: Vec<_> =
         arguments().filter(|argument| !argument.starts_with('-') && !PathBuf::from(argument).is_dir()).collect();
     named.is_empty() || named.iter().any(|name| name == part)
-}
-
-fn arguments() -> impl Iterator<Item = String> {
-    std::env::args().skip(1)
 }
 
 /// New flows through netd's own rules, and moves of an address of the largest network.
@@ -73,7 +76,7 @@ fn on_backend(backend: Backend, report: &mut Report, who: &str) {
         if size == SIZES[2] {
             let what = format!("move of one address of {size}, {who}");
             report.add(&format!("{what}, the whole network handed over"), moves(&lab, &mut desired));
-            report.add(&format!("{what}, as a change"), changes(&lab, &desired));
+            report.add(&format!("{what}, as a change"), changes(&lab, &desired, Duration::ZERO));
         }
     }
 }
@@ -168,9 +171,10 @@ fn moves(lab: &Lab, desired: &mut api::NodeNetwork) -> Vec<f64> {
         .collect()
 }
 
-/// The same by saying what changes: question to answer, in milliseconds.
-fn changes(lab: &Lab, desired: &api::NodeNetwork) -> Vec<f64> {
+/// The same by saying what changes, no two sooner than `apart` after each other: question to answer, in milliseconds.
+fn changes(lab: &Lab, desired: &api::NodeNetwork, apart: Duration) -> Vec<f64> {
     let mut change = lab.netd.changes();
+    let start = Instant::now();
     let mut elastic_ips: Vec<_> = desired.elastic_ips[..2].to_vec();
     (0..CHANGES)
         .map(|n| {
@@ -182,11 +186,53 @@ fn changes(lab: &Lab, desired: &api::NodeNetwork) -> Vec<f64> {
                 associate: elastic_ips.clone(),
                 release: vec![],
             };
+            std::thread::sleep((start + apart * n as u32).saturating_duration_since(Instant::now()));
             let begun = Instant::now();
             assert!(change(asked).unwrap().changed);
             begun.elapsed().as_secs_f64() * 1e3
         })
         .collect()
+}
+
+/// One address goes to and fro, at most a thousand times a second, while somebody sends to another a packet every 200 µs and is answered.
+fn losses(report: &mut Report) {
+    let lab = Lab::new();
+    let desired = network(3, &[]);
+    lab.netd.apply(&desired);
+    let _guests = [1, 2, 3].map(answering);
+    lab.outside.run("ip route replace 100.64.0.0/10 via 198.51.100.2");
+    let ended = Arc::new(AtomicBool::new(false));
+    let end = ended.clone();
+    let socket = lab.outside.within(|| UdpSocket::bind("0.0.0.0:0").unwrap());
+    socket.set_read_timeout(Some(Duration::from_secs(1))).unwrap();
+    let answers = socket.try_clone().unwrap();
+    let asking = std::thread::spawn(move || {
+        let mut asked = 0_u64;
+        let begun = Instant::now();
+        while !end.load(Ordering::Relaxed) {
+            socket.send_to(b"?", SocketAddrV4::new(public(3), common::guest::ECHO_PORT)).unwrap();
+            asked += 1;
+            std::thread::sleep(
+                (begun + asked as u32 * Duration::from_micros(200)).saturating_duration_since(Instant::now()),
+            );
+        }
+        asked
+    });
+    let counting = std::thread::spawn(move || {
+        let mut answered = 0_u64;
+        while answers.recv(&mut [0; 256]).is_ok() {
+            answered += 1;
+        }
+        answered
+    });
+    let begun = Instant::now();
+    let took = changes(&lab, &desired, Duration::from_millis(1));
+    let rate = CHANGES as f64 / begun.elapsed().as_secs_f64();
+    ended.store(true, Ordering::Relaxed);
+    let (asked, answered) = (asking.join().unwrap(), counting.join().unwrap());
+    report.add("moves a second", vec![rate]);
+    report.add("each of them, as a change", took);
+    report.add(&format!("packets of another flow lost meanwhile, of {asked}"), vec![(asked - answered) as f64]);
 }
 
 /// The whole network, cold and unchanged, in milliseconds.
@@ -234,24 +280,4 @@ fn iptables(size: u32) -> Option<Vec<f64>> {
     assert!(restore.wait().ok()?.success(), "iptables-legacy-restore");
     let _guest = answering(1);
     Some(flows(&lab, public(1)))
-}
-
-#[derive(Default)]
-struct Report(Vec<(String, Vec<f64>)>);
-
-impl Report {
-    /// Prints the figure, and keeps it.
-    fn add(&mut self, name: &str, mut samples: Vec<f64>) {
-        samples.sort_by(f64::total_cmp);
-        let at = |part: f64| samples[((samples.len() - 1) as f64 * part) as usize];
-        println!("{name:<72} p50 {:>9.2}  p99 {:>9.2}  of {}", at(0.5), at(0.99), samples.len());
-        self.0.push((name.to_owned(), samples));
-    }
-
-    fn write(&self) {
-        let folder = arguments().map(PathBuf::from).find(|path| path.is_dir());
-        let Some(folder) = folder else { return };
-        let lines: Vec<_> = self.0.iter().map(|(name, samples)| format!("{name:?}: {samples:?}")).collect();
-        std::fs::write(folder.join("network.json"), format!("{{{}}}\n", lines.join(",\n"))).unwrap();
-    }
 }

@@ -12,7 +12,7 @@ use std::collections::BTreeSet;
 use std::io;
 use std::net::Ipv4Addr;
 
-use crate::desired::{Network, VpcNumber};
+use crate::desired::{ElasticChange, ElasticIp, Network, VpcNumber};
 use crate::error::{Error, Result};
 use crate::netfilter::{NetfilterSocket, attribute, put};
 
@@ -28,8 +28,9 @@ const ZONE: u16 = 18;
 const FILTER: u16 = 25;
 const FILTER_ORIGINAL: u16 = 1;
 const FILTER_REPLY: u16 = 2;
-/// `CTA_FILTER_F_CTA_IP_DST` of the kernel's own `nf_conntrack_netlink.c`: the bits have no name in its headers.
-const FILTER_BY_DESTINATION: u32 = 1 << 1;
+/// `CTA_FILTER_F_CTA_IP_SRC` and `…_DST`, which are in no header (`net/netfilter/nf_conntrack_netlink.c`).
+const BY_SOURCE: u32 = 1 << 0;
+const BY_DESTINATION: u32 = 1 << 1;
 const TUPLE_IP: u16 = 1;
 const TUPLE_ZONE: u16 = 3;
 const IP_V4_SOURCE: u16 = 1;
@@ -132,55 +133,120 @@ impl<'a> Judge<'a> {
     }
 }
 
-/// Ends every flow that contradicts `network`; returns how many.
-pub fn end_stale_flows(network: &Network) -> Result<usize> {
-    let judge = Judge::new(network);
-    let mut socket = open()?;
-    let stale = list(&mut socket, &[], |flow| judge.is_stale(flow))?;
-    end(&mut socket, stale)
+/// Ends flows by one socket, which stays open for as long as it works: to close one that has to do with netfilter, the kernel waits until what a transaction before
+/// removed is gone for every packet.
+#[derive(Default)]
+pub struct Conntrack {
+    socket: Option<NetfilterSocket>,
 }
 
-/// Ends every flow of these elastic IPs that is translated as they stood before; returns how many. `standing` says what each stands for now, and nothing of
-/// others; it may come to say otherwise meanwhile.
-///
-/// For one address the kernel looks for its flows, which takes it a look at its whole table for each direction, but hands over no others. Those of several are found
-/// in one list of all flows.
-pub fn end_moved_flows(addresses: &[Ipv4Addr], standing: impl Fn(Ipv4Addr) -> Option<Standing>) -> Result<usize> {
-    let is_stale = |flow: &Flow| flow.contradicts(&standing);
-    let mut socket = open()?;
-    let stale = match addresses {
-        [address] => {
-            let mut stale = list(&mut socket, &to(*address, TUPLE_ORIGINAL, FILTER_ORIGINAL), is_stale)?;
-            stale.extend(list(&mut socket, &to(*address, TUPLE_REPLY, FILTER_REPLY), is_stale)?);
-            stale
+impl Conntrack {
+    /// Ends every flow that contradicts `network`; returns how many.
+    pub fn end_stale_flows(&mut self, network: &Network) -> Result<usize> {
+        let judge = Judge::new(network);
+        let mut socket = self.socket.take().map_or_else(open, Ok)?;
+        let stale = list(&mut socket, |flow| judge.is_stale(flow))?;
+        let ended = end(&mut socket, stale)?;
+        self.socket = Some(socket);
+        Ok(ended)
+    }
+
+    /// Ends the flows that the change made wrong; `network` is as it is after it.
+    pub fn end_moved_flows(&mut self, network: &Network, change: &ElasticChange) -> Result<()> {
+        let mut socket = self.socket.take().map_or_else(open, Ok)?;
+        end_moved_flows(&mut socket, network, change)?;
+        self.socket = Some(socket);
+        Ok(())
+    }
+}
+
+/// The kernel ends them by itself where it can: it needs to be told which addresses a flow has that is wrong now, and passes over the empty places of its table,
+/// which a list of all flows does not.
+fn end_moved_flows(socket: &mut NetfilterSocket, network: &Network, change: &ElasticChange) -> Result<()> {
+    for moved in change.addresses() {
+        let place = |elastic: &ElasticIp| (elastic.public == moved).then(|| network.place_of(elastic));
+        let (before, after) = (change.before.iter().find_map(place), change.after.iter().find_map(place));
+        // What a flow has of a VPC beside the address is not asked for, so that flows of both places would look the same.
+        let is_ambiguous = before.zip(after).is_some_and(|((_, before), (_, after))| before == after);
+        let ended = !is_ambiguous && patterns(moved, before).iter().all(|pattern| end_by(socket, pattern).is_ok());
+        if !ended {
+            return end_listed_flows(socket, network, change);
         }
-        _ => list(&mut socket, &[], is_stale)?,
+    }
+    Ok(())
+}
+
+/// For a kernel that cannot end by pattern, which says so.
+fn end_listed_flows(socket: &mut NetfilterSocket, network: &Network, change: &ElasticChange) -> Result<()> {
+    let moved = change.addresses();
+    let standing = |address| {
+        let place = || network.elastic_ips.get(&address).map(|elastic| network.place_of(elastic));
+        moved.contains(&address).then(place)
     };
-    end(&mut socket, stale)
+    let stale = list(socket, |flow: &Flow| flow.contradicts(standing))?;
+    end(socket, stale)?;
+    Ok(())
+}
+
+/// Some addresses of a flow.
+struct Pattern {
+    source: Option<Ipv4Addr>,
+    destination: Option<Ipv4Addr>,
+    reply_source: Option<Ipv4Addr>,
+    reply_destination: Option<Ipv4Addr>,
+}
+
+/// Flows to an elastic IP, and flows that leave as it, as those are that were begun when it stood for `before`.
+fn patterns(public: Ipv4Addr, before: Standing) -> Vec<Pattern> {
+    let private = before.map(|(_, private)| private);
+    let inbound = Pattern {
+        source: None,
+        destination: Some(public),
+        reply_source: Some(private.unwrap_or(public)),
+        reply_destination: None,
+    };
+    let outbound = |private| Pattern {
+        source: Some(private),
+        destination: None,
+        reply_source: None,
+        reply_destination: Some(public),
+    };
+    std::iter::once(inbound).chain(private.map(outbound)).collect()
+}
+
+/// Has the kernel end every flow that the pattern fits.
+fn end_by(socket: &mut NetfilterSocket, pattern: &Pattern) -> io::Result<()> {
+    let mut attributes = Vec::new();
+    let mut filter = Vec::new();
+    for (tuple, flags, source, destination) in [
+        (TUPLE_ORIGINAL, FILTER_ORIGINAL, pattern.source, pattern.destination),
+        (TUPLE_REPLY, FILTER_REPLY, pattern.reply_source, pattern.reply_destination),
+    ] {
+        let mut addresses = Vec::new();
+        put(&mut addresses, IP_V4_SOURCE, &source.unwrap_or(Ipv4Addr::UNSPECIFIED).octets());
+        put(&mut addresses, IP_V4_DESTINATION, &destination.unwrap_or(Ipv4Addr::UNSPECIFIED).octets());
+        put(&mut attributes, tuple | NESTED, &nested(TUPLE_IP, &addresses));
+        let asked =
+            if source.is_some() { BY_SOURCE } else { 0 } | if destination.is_some() { BY_DESTINATION } else { 0 };
+        put(&mut filter, flags, &asked.to_ne_bytes());
+    }
+    put(&mut attributes, FILTER | NESTED, &filter);
+    socket.request(message(DELETE), libc::AF_INET as u8, 0, &attributes)
+}
+
+fn nested(kind: u16, inner: &[u8]) -> Vec<u8> {
+    let mut outer = Vec::new();
+    put(&mut outer, kind | NESTED, inner);
+    outer
 }
 
 fn open() -> Result<NetfilterSocket> {
     NetfilterSocket::open().map_err(Error::netfilter("opening a netfilter socket"))
 }
 
-/// Asks for the flows alone that have `address` as the destination in this direction's tuple. A kernel older than 5.8 does not know of filters and lists all.
-fn to(address: Ipv4Addr, tuple: u16, direction: u16) -> Vec<u8> {
-    let nest = |kind: u16, inner: &[u8]| {
-        let mut outer = Vec::new();
-        put(&mut outer, kind | NESTED, inner);
-        outer
-    };
-    let mut addresses = Vec::new();
-    put(&mut addresses, IP_V4_SOURCE, &Ipv4Addr::UNSPECIFIED.octets());
-    put(&mut addresses, IP_V4_DESTINATION, &address.octets());
-    let mut flags = Vec::new();
-    put(&mut flags, direction, &FILTER_BY_DESTINATION.to_ne_bytes());
-    [nest(tuple, &nest(TUPLE_IP, &addresses)), nest(FILTER, &flags)].concat()
-}
-
 /// The flows that are stale, with what names each.
-fn list(socket: &mut NetfilterSocket, filter: &[u8], is_stale: impl Fn(&Flow) -> bool) -> Result<Vec<(Flow, Vec<u8>)>> {
-    let stale = socket.dump(message(GET), libc::AF_INET as u8, filter, |entry| {
+fn list(socket: &mut NetfilterSocket, is_stale: impl Fn(&Flow) -> bool) -> Result<Vec<(Flow, Vec<u8>)>> {
+    let stale = socket.dump(message(GET), libc::AF_INET as u8, &[], |entry| {
         Ok(match read_flow(entry)? {
             Some(flow) if is_stale(&flow) => Some((flow, identity(entry)?)),
             _ => None,

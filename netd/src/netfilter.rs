@@ -33,6 +33,7 @@ pub struct Refusal {
     pub error: io::Error,
 }
 
+#[derive(Debug)]
 pub struct NetfilterSocket {
     socket: Socket,
     sequence: u32,

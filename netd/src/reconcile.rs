@@ -15,11 +15,10 @@
 //! with the network that there is. [`Reconciler::mend`] reads everything now and then in any case.
 
 mod elastic;
-mod flows;
 
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use tokio::sync::{Mutex, broadcast, mpsc};
@@ -28,13 +27,13 @@ use crate::announce::Announcer;
 use crate::api::NodeNetwork;
 use crate::backend::{self, Backend};
 use crate::bridging::Bridging;
+use crate::conntrack::Conntrack;
 use crate::desired::{ElasticChange, ElasticIp, InterfaceId, LinkName, Network, VpcId, VpcNumber, parse_elastic_ips};
 use crate::dhcp::{Given, Servers};
 use crate::error::{Error, Result};
 use crate::links::{Ground, Known, Links, NodeLinks, Observed, Plan, Site, Step, Uplink, plan};
 use crate::store::Store;
-use crate::{api, conntrack, dns, sysctl};
-use flows::MovedFlows;
+use crate::{api, dns, sysctl};
 
 /// Events that a slow watcher may lag behind before it loses some.
 const EVENTS_KEPT: usize = 1024;
@@ -93,7 +92,7 @@ pub struct Reconciler {
     backend: Arc<dyn Backend>,
     store: Store,
     announcer: Announcer,
-    moved: MovedFlows,
+    conntrack: Arc<std::sync::Mutex<Conntrack>>,
     state: Mutex<State>,
     leases: std::sync::Mutex<BTreeMap<InterfaceId, SystemTime>>,
     events: broadcast::Sender<LeaseEvent>,
@@ -132,7 +131,7 @@ impl Reconciler {
             backend,
             store,
             announcer: Announcer::default(),
-            moved: MovedFlows::default(),
+            conntrack: Arc::default(),
             state: Mutex::new(state),
             leases: std::sync::Mutex::default(),
             events: broadcast::channel(EVENTS_KEPT).0,
@@ -195,13 +194,7 @@ impl Reconciler {
             return Ok(false);
         }
         match self.change_kernel(state, site, &change).await {
-            Ok(()) => {
-                // Unless it is done, all are looked at next time.
-                let checked = std::mem::replace(&mut state.flows_checked, false);
-                self.end_flows_of(state, &change).await?;
-                state.flows_checked = checked;
-                Ok(true)
-            }
+            Ok(()) => Ok(true),
             Err(error) => {
                 tracing::warn!(%error, "the kernel's network was not as desired; mending it");
                 self.forget(state);
@@ -284,7 +277,7 @@ impl Reconciler {
 
         perform(links, &plan.before_rules).await?;
         let rules_changed = self.apply_rules(network, version).await?;
-        if rules_changed || !state.flows_checked || self.moved.failed() {
+        if rules_changed || !state.flows_checked {
             state.flows_checked = false;
             self.end_stale_flows(network).await?;
             state.flows_checked = true;
@@ -315,7 +308,7 @@ impl Reconciler {
 
     async fn end_stale_flows(&self, network: &Arc<Network>) -> Result<()> {
         let network = network.clone();
-        let ended = off_thread(move || conntrack::end_stale_flows(&network)).await?;
+        let ended = self.with_conntrack(move |conntrack| conntrack.end_stale_flows(&network)).await?;
         if ended > 0 {
             tracing::info!(ended, "ended flows that the network no longer allows as they were");
         }
@@ -330,6 +323,15 @@ impl Reconciler {
             self.end_stale_flows(&Arc::default()).await?;
         }
         Ok(())
+    }
+
+    async fn with_conntrack<T: Send + 'static>(
+        &self,
+        call: impl FnOnce(&mut Conntrack) -> Result<T> + Send + 'static,
+    ) -> Result<T> {
+        let conntrack = self.conntrack.clone();
+        // It opens another socket where a call has failed.
+        off_thread(move || call(&mut conntrack.lock().unwrap_or_else(PoisonError::into_inner))).await
     }
 
     /// Announces the addresses that this node did not answer for before.
@@ -354,7 +356,7 @@ impl Reconciler {
 
     fn leases(&self) -> std::sync::MutexGuard<'_, BTreeMap<InterfaceId, SystemTime>> {
         // A map of times is whole whatever happened to the thread that last held it.
-        self.leases.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+        self.leases.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Remembers leases and tells watchers of them, for as long as there are DHCP servers.

@@ -55,12 +55,11 @@ fn flows_of_a_moved_address_end_and_no_others() {
     }
     assert_eq!((entries_of(1), entries_of(3)), (2, 2));
     lab.netd.changes()(change(1, &[(1, 2)], &[])).unwrap();
-    common::eventually("the flows to end", || (entries_of(1) == 0).then_some(()));
-    assert_eq!(entries_of(3), 2);
+    assert_eq!((entries_of(1), entries_of(3)), (0, 2));
     assert_eq!(ask(&outside, public(1), "moved"), format!("i-2 asked by {OUTSIDE}"));
     // Two at once.
     lab.netd.changes()(change(2, &[(1, 1)], &[3])).unwrap();
-    common::eventually("the flows to end", || (entries_of(1) + entries_of(3) == 0).then_some(()));
+    assert_eq!((entries_of(1), entries_of(3)), (0, 0));
 }
 
 #[test]

@@ -23,6 +23,9 @@ mod tap;
 mod trunk;
 mod vpcs;
 
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
 use futures::TryStreamExt;
 use netlink_packet_route::route::RouteProtocol;
 use rtnetlink::Handle;
@@ -53,6 +56,8 @@ pub const VXLAN_PORT: u16 = 4789;
 #[derive(Clone)]
 pub struct Links {
     handle: Handle,
+    /// Of links that this piece of work has come across: several steps speak of one link.
+    indexes: Arc<Mutex<BTreeMap<LinkName, u32>>>,
 }
 
 impl Links {
@@ -60,12 +65,17 @@ impl Links {
     pub fn connect() -> Result<Self> {
         let (connection, handle, _) = rtnetlink::new_connection().map_err(Error::io("opening an rtnetlink socket"))?;
         tokio::spawn(connection);
-        Ok(Self { handle })
+        Ok(Self { handle, indexes: Arc::default() })
     }
 
     /// The raw handle, for the one-shot commands of `outside.rs`.
     pub fn handle(&self) -> &Handle {
         &self.handle
+    }
+
+    fn indexes(&self) -> MutexGuard<'_, BTreeMap<LinkName, u32>> {
+        // A map of numbers is whole whatever happened to the thread that last held it.
+        self.indexes.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The index of the link called `name`, if there is one.

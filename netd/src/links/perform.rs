@@ -64,8 +64,13 @@ impl Links {
     }
 
     pub(super) async fn index(&self, name: &LinkName) -> Result<u32> {
+        if let Some(index) = self.indexes().get(name) {
+            return Ok(*index);
+        }
         let found = self.index_of(name).await?;
-        found.ok_or_else(|| Error::Internal(format!("the link {name} went away while it was set up")))
+        let index = found.ok_or_else(|| Error::Internal(format!("the link {name} went away while it was set up")))?;
+        self.indexes().insert(name.clone(), index);
+        Ok(index)
     }
 
     async fn set(
@@ -79,6 +84,7 @@ impl Links {
     }
 
     async fn delete_link(&self, name: &LinkName) -> Result<()> {
+        self.indexes().remove(name);
         match self.index_of(name).await? {
             Some(index) => gone_is_good(self.handle.link().del(index).execute().await),
             None => Ok(()),

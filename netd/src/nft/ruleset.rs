@@ -26,6 +26,9 @@ pub struct Ruleset {
     uplink: LinkName,
     bridging: Bridging,
     limits: Limits,
+    /// Open for as long as it works: to close a socket, the kernel waits until what its transactions removed is gone for every packet, some ten
+    /// milliseconds.
+    socket: Option<NetfilterSocket>,
     known: Option<Known>,
 }
 
@@ -44,7 +47,7 @@ struct Known {
 
 impl Ruleset {
     pub fn new(uplink: LinkName, bridging: Bridging, limits: Limits) -> Self {
-        Self { uplink, bridging, limits, known: None }
+        Self { uplink, bridging, limits, socket: None, known: None }
     }
 
     /// From now on nothing is known: everything is read again.
@@ -52,14 +55,19 @@ impl Ruleset {
         self.known = None;
     }
 
+    /// The socket, which goes with a call that fails.
+    fn socket(&mut self) -> Result<NetfilterSocket> {
+        self.socket.take().map_or_else(open, Ok)
+    }
+
     /// Makes the tables in the kernel hold what `network` needs. Two networks with the same `version` have the same rules and contents. Returns
     /// whether anything was written.
     pub fn apply(&mut self, network: &Network, version: u64) -> Result<bool> {
-        let mut socket = open()?;
+        let mut socket = self.socket()?;
         let generation = kernel::generation(&mut socket).map_err(Error::netfilter("reading nftables"))?;
         let known = self.known.take().filter(|known| known.generation == generation);
         if known.as_ref().is_some_and(|known| known.version == version) {
-            self.known = known;
+            (self.known, self.socket) = (known, Some(socket));
             return Ok(false);
         }
         let contents = Contents::of(network);
@@ -87,6 +95,7 @@ impl Ruleset {
         let generation = if wrote { next(generation) } else { generation };
         let groups = network.security_groups.clone();
         self.known = Some(Known { generation, version, groups, contents, chains, sets });
+        self.socket = Some(socket);
         Ok(wrote)
     }
 
@@ -103,7 +112,9 @@ impl Ruleset {
                 transaction.change_elements(&table, &set, gone.of_set(&table, &set), new.of_set(&table, &set));
             }
         }
-        let wrote = transaction.commit(&mut open()?)?;
+        let mut socket = self.socket()?;
+        let wrote = transaction.commit(&mut socket)?;
+        self.socket = Some(socket);
         self.known = known.map(|mut known| {
             known.contents.replace(gone, new);
             known.generation = if wrote { next(known.generation) } else { known.generation };

@@ -4,17 +4,17 @@
 //! and proxy neighbours are set as they are to be, whatever they were. Where the kernel refuses, it is not as it should be; then everything is
 //! read and mended, as by [`Reconciler::apply`].
 
+use std::sync::Arc;
 use std::time::Instant;
 
 use super::{Outcome, Reconciler, State, off_thread, perform};
 use crate::api::ElasticIpChange;
-use crate::conntrack;
-use crate::desired::ElasticChange;
+use crate::desired::{ElasticChange, Network};
 use crate::error::{Error, Result};
 use crate::links::{Links, Site, plan_elastic_ips};
 
 impl Reconciler {
-    /// Makes the change, if it is for the network that is in force. Flows that it ends, end after the reply.
+    /// Makes the change, if it is for the network that is in force.
     pub async fn change_elastic_ips(&self, message: ElasticIpChange) -> Result<Outcome> {
         let start = Instant::now();
         let mut state = self.state.lock().await;
@@ -48,10 +48,6 @@ impl Reconciler {
             let site = links.site(&self.node_links).await?;
             self.forget(state);
             self.converge(state, &links, &site).await?;
-        } else if let Some(current) = &state.current {
-            let network = &current.network;
-            let standing = |address| network.elastic_ips.get(&address).map(|elastic| network.place_of(elastic));
-            self.moved.end(change.addresses().into_iter().map(|address| (address, standing(address))).collect());
         }
         Ok(())
     }
@@ -71,8 +67,10 @@ impl Reconciler {
         if let Some(links) = &links {
             perform(links, &plan.before_rules).await?;
         }
-        let (backend, change, version) = (self.backend.clone(), change.clone(), current.version);
-        off_thread(move || backend.change_elastic_ips(&network, &change, version)).await?;
+        let (backend, version) = (self.backend.clone(), current.version);
+        let (after, changed) = (network.clone(), change.clone());
+        off_thread(move || backend.change_elastic_ips(&after, &changed, version)).await?;
+        self.end_flows(state, &network, change).await?;
         if let Some(links) = &links {
             perform(links, &plan.after_rules).await?;
             self.announce(&plan, &site.uplink)?;
@@ -81,19 +79,12 @@ impl Reconciler {
         Ok(())
     }
 
-    /// Ends the flows that the change made wrong, before it is answered for.
-    pub(super) async fn end_flows_of(&self, state: &State, change: &ElasticChange) -> Result<()> {
-        let Some(current) = &state.current else { return Ok(()) };
-        let (network, moved) = (current.network.clone(), change.addresses());
-        let standing = move |address| {
-            let place = || network.elastic_ips.get(&address).map(|elastic| network.place_of(elastic));
-            moved.contains(&address).then(place)
-        };
-        let addresses: Vec<_> = change.addresses().into_iter().collect();
-        let ended = off_thread(move || conntrack::end_moved_flows(&addresses, standing)).await?;
-        if ended > 0 {
-            tracing::info!(ended, "ended flows of elastic IPs that have moved");
-        }
+    /// Ends the flows that the change made wrong. Unless it is done, all flows are looked at next time.
+    async fn end_flows(&self, state: &mut State, network: &Arc<Network>, change: &ElasticChange) -> Result<()> {
+        let checked = std::mem::replace(&mut state.flows_checked, false);
+        let (network, change) = (network.clone(), change.clone());
+        self.with_conntrack(move |conntrack| conntrack.end_moved_flows(&network, &change)).await?;
+        state.flows_checked = checked;
         Ok(())
     }
 }

@@ -1,0 +1,207 @@
+//! What netd's rules cost a packet on its way through an elastic IP: beside a plain ruleset that a person would write for the same, and beside a bare bridge.
+//!
+//! `cargo bench -p mallee-netd --bench nat`, as root; a part of `make bench`. Nodes, instances and outsides are network namespaces, so that the kernel is at
+//! both ends of each flow and nothing is measured of a VMM: behind netd's bridge the tap's place is taken by a veth of the same name, which its rules
+//! judge as they would the tap. The three ways are measured in turns, many times each, and what counts is the ratio of neighbours in time. The
+//! first argument that is a folder gets the figures as JSON.
+
+#[path = "../tests/common/mod.rs"]
+mod common;
+mod report;
+
+use std::io::{Read, Write};
+use std::net::{Ipv4Addr, SocketAddrV4, TcpListener, TcpStream, UdpSocket};
+use std::time::{Duration, Instant};
+
+use common::{Host, Lab, OUTSIDE, network, private, public, run};
+use report::Report;
+
+const ROUNDS: usize = 40;
+const SLICE: Duration = Duration::from_millis(200);
+const TCP_PORT: u16 = 5001;
+const UDP_PORT: u16 = 5002;
+
+/// A client outside, and an instance that it reaches by `to`.
+struct Way {
+    name: &'static str,
+    outside: Host,
+    instance: Host,
+    to: Ipv4Addr,
+    /// What is between them.
+    _node: Box<dyn std::any::Any>,
+}
+
+fn main() {
+    let ways = [by_netd(), by_plain_rules(), by_bridge()];
+    for way in &ways {
+        way.listen();
+        // Neighbours get to know one another.
+        way.throughput();
+    }
+    let mut report = Report::default();
+    compare(&mut report, "TCP throughput, Gbit/s", &ways, Way::throughput);
+    compare(&mut report, "UDP packets of 64 bytes, thousands a second", &ways, Way::packets);
+    report.write("nat.json");
+}
+
+/// Measures each way in turns; reports what each reached, and the first as a part of the others.
+fn compare(report: &mut Report, what: &str, ways: &[Way; 3], measure: impl Fn(&Way) -> f64) {
+    let rounds: Vec<[f64; 3]> = (0..ROUNDS).map(|_| [0, 1, 2].map(|at: usize| measure(&ways[at]))).collect();
+    for (at, way) in ways.iter().enumerate() {
+        report.add(&format!("{what}, {}", way.name), rounds.iter().map(|round| round[at]).collect());
+    }
+    for at in [1, 2] {
+        let ratios = rounds.iter().map(|round| round[0] / round[at]).collect();
+        report.add(&format!("{what}, {} as a part of {}", ways[0].name, ways[at].name), ratios);
+    }
+}
+
+impl Way {
+    fn listen(&self) {
+        self.instance.within(|| {
+            let listener = TcpListener::bind(("0.0.0.0", TCP_PORT)).unwrap();
+            std::thread::spawn(move || {
+                for stream in listener.incoming() {
+                    let mut buffer = vec![0; 1 << 18];
+                    let mut stream = stream.unwrap();
+                    while stream.read(&mut buffer).is_ok_and(|length| length > 0) {}
+                }
+            });
+            let socket = UdpSocket::bind(("0.0.0.0", UDP_PORT)).unwrap();
+            std::thread::spawn(move || {
+                loop {
+                    let _ = socket.recv(&mut [0; 64]);
+                }
+            });
+        });
+    }
+
+    /// Of one connection from outside to the instance.
+    fn throughput(&self) -> f64 {
+        let to = SocketAddrV4::new(self.to, TCP_PORT);
+        self.outside.within(move || {
+            let mut stream = TcpStream::connect(to).unwrap();
+            let block = vec![0; 1 << 17];
+            let begun = Instant::now();
+            let mut sent = 0;
+            while begun.elapsed() < SLICE {
+                sent += stream.write(&block).unwrap();
+            }
+            sent as f64 * 8.0 / begun.elapsed().as_secs_f64() / 1e9
+        })
+    }
+
+    /// Of one flow from outside, as many as reach the instance's interface.
+    fn packets(&self) -> f64 {
+        let before = self.received();
+        let to = SocketAddrV4::new(self.to, UDP_PORT);
+        let took = self.outside.within(move || {
+            let socket = UdpSocket::bind("0.0.0.0:0").unwrap();
+            socket.connect(to).unwrap();
+            let begun = Instant::now();
+            while begun.elapsed() < SLICE {
+                for _ in 0..64 {
+                    let _ = socket.send(&[0; 64]);
+                }
+            }
+            begun.elapsed()
+        });
+        (self.received() - before) as f64 / took.as_secs_f64() / 1e3
+    }
+
+    fn received(&self) -> u64 {
+        self.instance.within(|| {
+            let devices = std::fs::read_to_string("/proc/thread-self/net/dev").unwrap();
+            let line = devices.lines().find_map(|line| line.trim().strip_prefix("eth0:")).unwrap();
+            line.split_whitespace().nth(1).unwrap().parse().unwrap()
+        })
+    }
+}
+
+/// An instance at the other end of `port`, a link of this thread's namespace that is made.
+fn instance(port: &str, address: Ipv4Addr, prefix: u8, gateway: Option<Ipv4Addr>) -> Host {
+    let instance = Host::new();
+    run(&format!("ip link add {port} type veth peer name eth0 netns {}", instance.tid));
+    let mac = common::mac(1).map(|byte| format!("{byte:02x}")).join(":");
+    instance.within(move || {
+        run(&format!("ip link set eth0 address {mac}"));
+        run(&format!("ip addr add {address}/{prefix} dev eth0"));
+        run("ip link set eth0 up");
+        if let Some(gateway) = gateway {
+            run(&format!("ip route add default via {gateway}"));
+        }
+    });
+    run(&format!("ip link set {port} up"));
+    instance
+}
+
+fn by_netd() -> Way {
+    let lab = Lab::new();
+    lab.netd.apply(&network(1, 1, &[(1, 1)]));
+    run("ip link del tpeni1");
+    let instance = instance("tpeni1", private(1), 20, Some(common::GATEWAY));
+    run("ip link set tpeni1 master brsubnet1");
+    run("bridge link set dev tpeni1 learning off flood off");
+    run("bridge fdb replace 02:00:00:00:01:01 dev tpeni1 master static");
+    let Lab { outside, netd } = lab;
+    Way { name: "netd", outside, instance, to: public(1), _node: Box::new(netd) }
+}
+
+/// NAT for one address, and a firewall that lets connections in to it.
+const PLAIN: &str = "
+table ip plain {
+    chain prerouting { type nat hook prerouting priority dstnat; ip daddr 198.51.100.130 dnat to 172.31.0.4; }
+    chain postrouting { type nat hook postrouting priority srcnat; ip saddr 172.31.0.4 oifname pub0 snat to 198.51.100.130; }
+    chain forward {
+        type filter hook forward priority filter; policy drop;
+        ct state established,related accept
+        ip daddr 172.31.0.4 meta l4proto { tcp, udp } accept
+        ip saddr 172.31.0.4 accept
+    }
+}";
+
+fn by_plain_rules() -> Way {
+    let node = Host::new();
+    let tid = node.tid;
+    let (outside, instance) = node.within(move || {
+        let outside = Host::new();
+        run(&format!("ip link add pub0 type veth peer name out0 netns {}", outside.tid));
+        run("ip addr add 198.51.100.2/24 dev pub0");
+        run("ip link set pub0 up");
+        run("ip link add br0 type bridge forward_delay 0 mcast_snooping 0");
+        run("ip addr add 172.31.0.1/20 dev br0");
+        run("ip link set br0 up");
+        outside.run("ip addr add 198.51.100.1/24 dev out0");
+        outside.run("ip link set out0 up");
+        outside.run("ip route add 198.51.100.130 via 198.51.100.2");
+        let instance = instance("port0", private(1), 20, Some(common::GATEWAY));
+        run("ip link set port0 master br0");
+        std::fs::write("/proc/sys/net/ipv4/ip_forward", "1").unwrap();
+        let rules = std::env::temp_dir().join(format!("mallee-nat-{tid}.nft"));
+        std::fs::write(&rules, PLAIN).unwrap();
+        run(&format!("nft -f {}", rules.display()));
+        std::fs::remove_file(rules).unwrap();
+        (outside, instance)
+    });
+    Way { name: "a plain ruleset", outside, instance, to: public(1), _node: Box::new(node) }
+}
+
+fn by_bridge() -> Way {
+    let node = Host::new();
+    let (outside, instance) = node.within(|| {
+        let outside = Host::new();
+        run(&format!("ip link add pub0 type veth peer name out0 netns {}", outside.tid));
+        run("ip link set pub0 up");
+        run("ip link add br0 type bridge forward_delay 0 mcast_snooping 0");
+        run("ip link set br0 up");
+        run("ip link set pub0 master br0");
+        outside.within(|| {
+            run(&format!("ip addr add {OUTSIDE}/24 dev out0"));
+            run("ip link set out0 up");
+        });
+        let instance = instance("port0", public(1), 24, None);
+        run("ip link set port0 master br0");
+        (outside, instance)
+    });
+    Way { name: "a bare bridge", outside, instance, to: public(1), _node: Box::new(node) }
+}
