@@ -2,12 +2,14 @@
 //! ring 3 (where also a software KVM runs them natively), speak on the serial port, and ask for the
 //! machine's end.
 
+mod common;
+
 use std::arch::global_asm;
 use std::io::Read;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Output, Stdio};
-use std::time::{Duration, Instant};
+use std::process::{Command, Output, Stdio};
 
+use common::machine::{Guarded, wait_until};
 use mallee_vmm::api::client::{Client, ClientError};
 use mallee_vmm::api::{Action, Event, EventKind, ExitReason, MachineConfig, VmConfig};
 
@@ -159,24 +161,6 @@ impl Place {
             Some(EventKind::Exit { reason, .. }) => Some(reason),
             _ => None,
         }
-    }
-}
-
-/// A child that does not outlive its test.
-struct Guarded(Child);
-
-impl Drop for Guarded {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
-
-fn wait_until(what: &str, condition: impl Fn() -> bool) {
-    let deadline = Instant::now() + Duration::from_secs(60);
-    while !condition() {
-        assert!(Instant::now() < deadline, "{what} did not happen");
-        std::thread::sleep(Duration::from_millis(5));
     }
 }
 

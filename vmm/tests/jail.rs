@@ -4,23 +4,13 @@ mod common;
 
 use std::collections::BTreeSet;
 use std::path::Path;
-use std::process::{Child, Command};
+use std::process::Command;
 
 use common::counter::COUNTING;
-use common::machine::{Machine, wait_until};
+use common::machine::{Guarded, Machine, wait_until};
 use common::{Place, check};
 
 const UID: u32 = 64_123;
-
-/// A child that does not outlive its test; its own child ends with it.
-struct Guarded(Child);
-
-impl Drop for Guarded {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
 
 fn jailed(place: &Place, boot_args: &str) -> Command {
     let root = place.path("jail");
