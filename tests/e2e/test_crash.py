@@ -38,8 +38,9 @@ def back_again(cloud, program, old):
 
 def counts(cloud):
     zone = cloud.probe_zone()
-    # The image cache is not in it: what an instance brought there stays for the next.
-    files = f"find {cloud.state}/cloud/agent/instances {cloud.state}/cloud/netd | wc -l"
+    # Neither the image cache is in it (what an instance brought there stays for the next), nor netd's journal, which is there or not, as
+    # the last change was one of elastic IPs or of more.
+    files = f"find {cloud.state}/cloud/agent/instances {cloud.state}/cloud/netd ! -name desired.pb.changes | wc -l"
     scripts = {"taps": TAPS, "vmms": VMMS, "rules": RULES, "files": files}
     return {name: cloud.count_on_node(zone, script) for name, script in scripts.items()}
 
