@@ -413,6 +413,9 @@ pub fn guest_at(n: u8, ip: Ipv4Addr) -> Guest {
     let tap = format!("tpeni{n}");
     let guest = Guest::open(&tap, mac(n), ip);
     guest.name(&format!("i-{n}"));
+    // The kernel takes note of a carrier that went (with netd's own file) and came up to a second later, and passes nothing to the tap for a moment
+    // (`net/core/link_watch.c`).
+    eventually("the tap to be up", || run(&format!("ip -o link show dev {tap}")).contains("state UP").then_some(()));
     eventually("the port to forward", || {
         run(&format!("bridge link show dev {tap}")).contains("state forwarding").then_some(())
     });
