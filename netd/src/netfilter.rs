@@ -57,14 +57,7 @@ impl NetfilterSocket {
     pub fn heard<T>(&mut self, kind: u16, each: impl Fn(&[u8]) -> io::Result<Option<T>>) -> io::Result<Vec<T>> {
         let mut entries = Vec::new();
         let mut buffer = Vec::with_capacity(RECEIVE_BUFFER);
-        loop {
-            buffer.clear();
-            match self.socket.recv(&mut buffer, libc::MSG_DONTWAIT) {
-                Ok(_) => {}
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(entries),
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
-                Err(error) => return Err(error),
-            }
+        while self.receive_queued(&mut buffer)? {
             for message in Messages(&buffer) {
                 let message = message?;
                 if message.kind == kind {
@@ -72,6 +65,7 @@ impl NetfilterSocket {
                 }
             }
         }
+        Ok(entries)
     }
 
     /// Sends one whole batch and returns what the kernel refused of it; nothing refused means that
@@ -88,14 +82,7 @@ impl NetfilterSocket {
 
         let mut refusals = Vec::new();
         let mut buffer = Vec::with_capacity(RECEIVE_BUFFER);
-        loop {
-            buffer.clear();
-            match self.socket.recv(&mut buffer, libc::MSG_DONTWAIT) {
-                Ok(_) => {}
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(refusals),
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
-                Err(error) => return Err(error),
-            }
+        while self.receive_queued(&mut buffer)? {
             for message in Messages(&buffer) {
                 let message = message?;
                 if let Some(error) = message.error()? {
@@ -103,6 +90,7 @@ impl NetfilterSocket {
                 }
             }
         }
+        Ok(refusals)
     }
 
     /// Sends one request and waits for its acknowledgement.
@@ -121,12 +109,7 @@ impl NetfilterSocket {
         self.socket.send_to(&message, &SocketAddr::new(0, 0), 0)?;
         let mut buffer = Vec::with_capacity(RECEIVE_BUFFER);
         loop {
-            buffer.clear();
-            match self.socket.recv(&mut buffer, 0) {
-                Ok(_) => {}
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
-                Err(error) => return Err(error),
-            }
+            self.receive(&mut buffer, 0)?;
             for message in Messages(&buffer) {
                 let message = message?;
                 if message.sequence == self.sequence {
@@ -171,12 +154,7 @@ impl NetfilterSocket {
         let mut interrupted = false;
         let mut buffer = Vec::with_capacity(RECEIVE_BUFFER);
         loop {
-            buffer.clear();
-            match self.socket.recv(&mut buffer, 0) {
-                Ok(_) => {}
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
-                Err(error) => return Err(error),
-            }
+            self.receive(&mut buffer, 0)?;
             for message in Messages(&buffer) {
                 let message = message?;
                 if message.sequence != self.sequence {
@@ -194,6 +172,26 @@ impl NetfilterSocket {
                 let attributes = message.body.get(FAMILY_HEADER..).ok_or_else(malformed)?;
                 entries.extend(each(attributes)?);
             }
+        }
+    }
+
+    /// Fills `buffer` with the next datagram.
+    fn receive(&self, buffer: &mut Vec<u8>, flags: libc::c_int) -> io::Result<()> {
+        loop {
+            buffer.clear();
+            match self.socket.recv(buffer, flags) {
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                done => return done.map(drop),
+            }
+        }
+    }
+
+    /// The same without waiting; false when the queue is empty.
+    fn receive_queued(&self, buffer: &mut Vec<u8>) -> io::Result<bool> {
+        match self.receive(buffer, libc::MSG_DONTWAIT) {
+            Ok(()) => Ok(true),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(false),
+            Err(error) => Err(error),
         }
     }
 
