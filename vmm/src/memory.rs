@@ -151,6 +151,11 @@ pub fn attach(vm: &VmFd, memory: &GuestMemory) -> Result<()> {
     Ok(())
 }
 
+/// The first memory slot that [`attach`] does not take.
+pub fn free_slot(memory: &GuestMemory) -> u32 {
+    memory.num_regions() as u32
+}
+
 /// Where this process's changes of a region are noted; `None` if they are not tracked.
 pub fn bitmap(region: &GuestRegionMmap<Option<AtomicBitmap>>) -> Option<&AtomicBitmap> {
     let mapping: &vm_memory::MmapRegion<_> = region;

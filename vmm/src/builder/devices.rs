@@ -3,8 +3,8 @@
 use std::sync::{Arc, Mutex};
 
 use kvm_ioctls::{IoEventAddress, VmFd};
-use virtio_bindings::virtio_mmio::VIRTIO_MMIO_QUEUE_NOTIFY;
-use vmm_sys_util::eventfd::EventFd;
+use virtio_bindings::virtio_mmio::{VIRTIO_MMIO_INT_VRING, VIRTIO_MMIO_INTERRUPT_ACK, VIRTIO_MMIO_QUEUE_NOTIFY};
+use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use crate::api::{self, Drive, IoEngine, NetworkInterface, VmConfig, guest};
 use crate::backends::disk::Disk;
@@ -22,9 +22,11 @@ use crate::devices::virtio::mmio::{MmioTransport, Wiring};
 use crate::devices::virtio::net::{Link, MAX_PAIRS, MacAddress, MoverParts, NO_LIMITS, Net};
 use crate::devices::virtio::rng::Rng;
 use crate::devices::virtio::vsock::Vsock;
+use crate::devices::virtio::window::Windows;
 use crate::error::{Error, Result};
 use crate::memory::GuestMemory;
 use crate::rate_limiter::RateLimiter;
+use crate::trace;
 use crate::vm::Activations;
 
 /// The virtio devices, in the order of their windows: drives with the root device first, so that it is
@@ -127,14 +129,20 @@ fn refuse_ambiguous(config: &VmConfig) -> Result<()> {
     Ok(())
 }
 
-/// Gives each device its window and interrupt.
+/// Gives each device its window and interrupt. `slot` is the first memory slot that is free.
 pub fn attach(
     devices: Vec<Box<dyn VirtioDevice>>,
     vm: &Arc<VmFd>,
     memory: &GuestMemory,
+    slot: u32,
     activations: &Arc<Activations>,
 ) -> Result<Vec<Mutex<MmioTransport>>> {
-    devices
+    if devices.is_empty() {
+        return Ok(Vec::new());
+    }
+    let windows = Windows::new(devices.len()).map_err(Error::host("registers' memory"))?;
+    let acknowledged = Arc::new(event()?);
+    let transports = devices
         .into_iter()
         .enumerate()
         .map(|(index, device)| {
@@ -142,27 +150,46 @@ pub fn attach(
                 vm: vm.clone(),
                 base: guest::VIRTIO_MMIO_BASE + index as u64 * guest::VIRTIO_MMIO_STRIDE,
                 gsi: guest::VIRTIO_MMIO_FIRST_GSI + index as u32,
+                acknowledged: acknowledged.clone(),
                 activations: activations.clone(),
             };
-            MmioTransport::new(device, memory.clone(), Box::new(wiring)).map(Mutex::new)
+            MmioTransport::new(device, memory.clone(), windows.window(index), Box::new(wiring)).map(Mutex::new)
         })
-        .collect()
+        .collect::<Result<_>>()?;
+    // Who traces exits wants to see what a driver reads.
+    if trace::get().is_none()
+        && let Err(error) = windows.show(vm, slot)
+    {
+        tracing::warn!(%error, "KVM shows a guest no registers: each read is an exit");
+    }
+    Ok(transports)
 }
 
-/// Notifications as ioeventfds, the interrupt as an irqfd: neither direction passes through a vCPU's thread.
+fn event() -> Result<EventFd> {
+    EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC).map_err(Error::host("eventfd"))
+}
+
+/// Notifications and acknowledgements as ioeventfds, the interrupt as an irqfd: no direction passes through a vCPU's thread.
 struct KvmWiring {
     vm: Arc<VmFd>,
     base: u64,
     gsi: u32,
+    /// Nobody reads it, nor could tell who wrote: that KVM takes an acknowledgement of used buffers is enough, since these are always
+    /// a reason (`Interrupt`). One with another reason too comes to the window.
+    acknowledged: Arc<EventFd>,
     activations: Arc<Activations>,
 }
 
 impl Wiring for KvmWiring {
     fn connect(&self, kicks: &[EventFd], interrupt: &EventFd) -> Result<()> {
-        let notify = IoEventAddress::Mmio(self.base + u64::from(VIRTIO_MMIO_QUEUE_NOTIFY));
+        let register = |register: u32| IoEventAddress::Mmio(self.base + u64::from(register));
+        let listen = |event, register: &IoEventAddress, value: u32| {
+            self.vm.register_ioevent(event, register, value).map_err(Error::kvm("KVM_IOEVENTFD"))
+        };
         for (queue, kick) in kicks.iter().enumerate() {
-            self.vm.register_ioevent(kick, &notify, queue as u32).map_err(Error::kvm("KVM_IOEVENTFD"))?;
+            listen(kick, &register(VIRTIO_MMIO_QUEUE_NOTIFY), queue as u32)?;
         }
+        listen(&self.acknowledged, &register(VIRTIO_MMIO_INTERRUPT_ACK), VIRTIO_MMIO_INT_VRING)?;
         self.vm.register_irqfd(interrupt, self.gsi).map_err(Error::kvm("KVM_IRQFD"))
     }
 

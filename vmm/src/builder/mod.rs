@@ -92,7 +92,7 @@ fn assemble(
         serial: Mutex::new(serial.map_err(Error::host("serial port"))?),
         keyboard: Mutex::new(I8042::new(irq_line(&vm, i8042::GSI)?)),
         boot_timer: BootTimer::new(events.clone()),
-        virtio: devices::attach(devices, &vm, memory, &activations)?,
+        virtio: devices::attach(devices, &vm, memory, memory::free_slot(memory), &activations)?,
     });
     let power_button = irq_line(&vm, POWER_BUTTON_GSI)?;
     Ok(Machine { kvm, vm, bus, activations, power_button })

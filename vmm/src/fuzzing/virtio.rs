@@ -34,6 +34,7 @@ use crate::devices::virtio::mmio::{MmioTransport, Wiring};
 use crate::devices::virtio::net::{Link, MoverParts, Net};
 use crate::devices::virtio::rng::Rng;
 use crate::devices::virtio::vsock::Vsock;
+use crate::devices::virtio::window::Window;
 use crate::error::Result;
 use crate::memory::{self, GuestMemory};
 
@@ -144,7 +145,7 @@ fn run(bytes: &[u8], device: Box<dyn VirtioDevice>, host: &mut dyn Host) {
     let mut input = Unstructured::new(bytes);
     let memory = memory::map(&[(GuestAddress(0), MEMORY as usize)], None, false).unwrap();
     let queues = device.queue_sizes().len();
-    let device = MmioTransport::new(device, memory.clone(), Box::new(NoWiring)).unwrap();
+    let device = MmioTransport::new(device, memory.clone(), Window::alone(), Box::new(NoWiring)).unwrap();
     let mut driver = Driver { memory, device, next: vec![(0, 0); queues] };
     let (features, sizes) = (input.arbitrary().unwrap_or(0), input.arbitrary().unwrap_or(0));
     driver.start(features, sizes);

@@ -345,7 +345,7 @@ mod tests {
             },
             client: CLIENT,
             is_readable: false,
-            interrupt: Arc::new(Interrupt::new().unwrap()),
+            interrupt: Arc::new(Interrupt::alone()),
             chain: Chain::default(),
             _memory: other,
         };

@@ -5,11 +5,12 @@
 //! afterwards. A worker therefore never sees a queue change under its hands.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use serde::{Deserialize, Serialize};
 use virtio_bindings::virtio_config::{
     VIRTIO_CONFIG_S_ACKNOWLEDGE, VIRTIO_CONFIG_S_DRIVER, VIRTIO_CONFIG_S_DRIVER_OK, VIRTIO_CONFIG_S_FAILED,
-    VIRTIO_CONFIG_S_FEATURES_OK, VIRTIO_CONFIG_S_NEEDS_RESET, VIRTIO_F_VERSION_1,
+    VIRTIO_CONFIG_S_FEATURES_OK, VIRTIO_F_VERSION_1,
 };
 use virtio_bindings::virtio_mmio::*;
 use virtio_bindings::virtio_ring::VIRTIO_RING_F_EVENT_IDX;
@@ -18,6 +19,7 @@ use vm_memory::GuestAddress;
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use super::queue::VirtQueue;
+use super::window::Window;
 use super::{Activation, ActiveQueue, Interrupt, QueuePosition, TRANSPORT_FEATURES, VirtioDevice};
 use crate::error::{Error, Result};
 use crate::memory::GuestMemory;
@@ -33,7 +35,8 @@ const NO_SHARED_MEMORY: u32 = u32::MAX;
 
 /// Connects a window's notifications and interrupt to KVM.
 pub trait Wiring: Send {
-    /// Called once, when the device is first activated: what a guest never uses costs nothing.
+    /// Called once, when the device is first activated: what a guest never uses costs nothing. From then on a driver's acknowledgement of used
+    /// buffers need not come to the window.
     fn connect(&self, kicks: &[EventFd], interrupt: &EventFd) -> Result<()>;
 
     /// Called by a vCPU's thread on DRIVER_OK. True: somebody will call [`MmioTransport::activate_pending`] soon, and the vCPU
@@ -79,6 +82,7 @@ pub struct MmioTransport {
     wired: bool,
     pub(super) activity: Activity,
     pub(super) interrupt: Arc<Interrupt>,
+    window: Window,
     kicks: Vec<EventFd>,
     pub(super) status: u32,
     pub(super) device_features_select: u32,
@@ -92,7 +96,12 @@ pub struct MmioTransport {
 }
 
 impl MmioTransport {
-    pub fn new(device: Box<dyn VirtioDevice>, memory: GuestMemory, wiring: Box<dyn Wiring>) -> Result<Self> {
+    pub fn new(
+        device: Box<dyn VirtioDevice>,
+        memory: GuestMemory,
+        window: Window,
+        wiring: Box<dyn Wiring>,
+    ) -> Result<Self> {
         let sizes = device.queue_sizes();
         let kicks = sizes
             .iter()
@@ -100,7 +109,7 @@ impl MmioTransport {
             .collect::<std::io::Result<_>>()
             .map_err(Error::host("eventfd"))?;
         let metrics = metrics::device(device.id(), device.name(), sizes.len());
-        Ok(MmioTransport {
+        let transport = MmioTransport {
             metrics,
             queues: sizes.iter().map(|size| QueueRegisters::new(*size)).collect(),
             device,
@@ -109,52 +118,57 @@ impl MmioTransport {
             wired: false,
             activity: Activity::Idle,
             generation: 0,
-            interrupt: Arc::new(Interrupt::new().map_err(Error::host("eventfd"))?),
+            interrupt: Arc::new(Interrupt::new(window.clone()).map_err(Error::host("eventfd"))?),
+            window,
             kicks,
             status: 0,
             device_features_select: 0,
             driver_features_select: 0,
             driver_features: 0,
             queue_select: 0,
-        })
+        };
+        transport.show_identity();
+        transport.show();
+        Ok(transport)
     }
 
-    /// Registers are read as 32 bits; the configuration space in any width.
+    /// What the window says once and for all.
+    fn show_identity(&self) {
+        for (register, value) in [
+            (VIRTIO_MMIO_MAGIC_VALUE, MAGIC),
+            (VIRTIO_MMIO_VERSION, VERSION),
+            (VIRTIO_MMIO_DEVICE_ID, self.device.id()),
+            (VIRTIO_MMIO_VENDOR_ID, VENDOR),
+            (VIRTIO_MMIO_SHM_LEN_LOW, NO_SHARED_MEMORY),
+            (VIRTIO_MMIO_SHM_LEN_HIGH, NO_SHARED_MEMORY),
+            (VIRTIO_MMIO_SHM_BASE_LOW, NO_SHARED_MEMORY),
+            (VIRTIO_MMIO_SHM_BASE_HIGH, NO_SHARED_MEMORY),
+        ] {
+            self.window.set(register, value);
+        }
+    }
+
+    /// What the window says, in any width.
     pub fn read(&self, offset: u64, data: &mut [u8]) {
-        if let Some(offset) = offset.checked_sub(u64::from(VIRTIO_MMIO_CONFIG)) {
-            let config = self.device.config().iter().skip(offset as usize).chain(std::iter::repeat(&0));
-            data.iter_mut().zip(config).for_each(|(byte, from)| *byte = *from);
-        } else if let Ok(data) = <&mut [u8; 4]>::try_from(&mut *data) {
-            *data = self.read_register(offset as u32).to_le_bytes();
-        } else {
-            data.fill(0);
-        }
+        self.window.read(offset, data);
     }
 
-    fn read_register(&self, register: u32) -> u32 {
+    /// Has the window say what is so. The reasons of interrupts are not ours to say (`Interrupt`).
+    pub(super) fn show(&self) {
         let queue = self.queues.get(self.queue_select as usize);
-        match register {
-            VIRTIO_MMIO_MAGIC_VALUE => MAGIC,
-            VIRTIO_MMIO_VERSION => VERSION,
-            VIRTIO_MMIO_DEVICE_ID => self.device.id(),
-            VIRTIO_MMIO_VENDOR_ID => VENDOR,
-            VIRTIO_MMIO_DEVICE_FEATURES => match self.device_features_select {
-                0 => self.offered() as u32,
-                1 => (self.offered() >> 32) as u32,
-                _ => 0,
-            },
-            VIRTIO_MMIO_QUEUE_NUM_MAX => queue.map_or(0, |queue| queue.max_size.into()),
-            VIRTIO_MMIO_QUEUE_READY => queue.map_or(0, |queue| queue.ready.into()),
-            VIRTIO_MMIO_INTERRUPT_STATUS => self.interrupt.status(),
-            VIRTIO_MMIO_STATUS if self.interrupt.is_reset_needed() => self.status | VIRTIO_CONFIG_S_NEEDS_RESET,
-            VIRTIO_MMIO_STATUS => self.status,
-            VIRTIO_MMIO_SHM_LEN_LOW
-            | VIRTIO_MMIO_SHM_LEN_HIGH
-            | VIRTIO_MMIO_SHM_BASE_LOW
-            | VIRTIO_MMIO_SHM_BASE_HIGH => NO_SHARED_MEMORY,
-            VIRTIO_MMIO_CONFIG_GENERATION => self.generation,
+        let features = match self.device_features_select {
+            0 => self.offered() as u32,
+            1 => (self.offered() >> 32) as u32,
             _ => 0,
-        }
+        };
+        self.window.set(VIRTIO_MMIO_DEVICE_FEATURES, features);
+        self.window.set(VIRTIO_MMIO_QUEUE_NUM_MAX, queue.map_or(0, |queue| queue.max_size.into()));
+        self.window.set(VIRTIO_MMIO_QUEUE_READY, queue.map_or(0, |queue| queue.ready.into()));
+        // Bits are only added but for a reset, and that a reset is needed is said there by others.
+        self.window.register(VIRTIO_MMIO_STATUS).fetch_or(self.status, Ordering::AcqRel);
+        self.window.set_config(self.device.config());
+        // Last: who finds the same number before and after has read one configuration.
+        self.window.set(VIRTIO_MMIO_CONFIG_GENERATION, self.generation);
     }
 
     /// Registers are written as 32 bits; the configuration space in any width.
@@ -163,10 +177,10 @@ impl MmioTransport {
             if self.has(VIRTIO_CONFIG_S_DRIVER) {
                 self.device.write_config(offset, data);
             }
-            return;
+        } else if let Ok(value) = <[u8; 4]>::try_from(data).map(u32::from_le_bytes) {
+            self.write_register(offset as u32, value);
         }
-        let Ok(value) = <[u8; 4]>::try_from(data).map(u32::from_le_bytes) else { return };
-        self.write_register(offset as u32, value);
+        self.show();
     }
 
     fn write_register(&mut self, register: u32, value: u32) {
@@ -175,7 +189,7 @@ impl MmioTransport {
             VIRTIO_MMIO_DRIVER_FEATURES_SEL => self.driver_features_select = value,
             VIRTIO_MMIO_DRIVER_FEATURES => self.accept_features(value),
             VIRTIO_MMIO_QUEUE_SEL => self.queue_select = value,
-            // Reaches us only if KVM did not take it (a width of its own, or not yet active).
+            // These two reach us only if KVM did not take them (another width or reason, or not yet active).
             VIRTIO_MMIO_QUEUE_NOTIFY => self.kick(value),
             VIRTIO_MMIO_INTERRUPT_ACK => self.interrupt.acknowledge(value),
             VIRTIO_MMIO_STATUS => self.write_status(value),
@@ -322,6 +336,7 @@ impl MmioTransport {
     /// Tells the driver, if there is one, that the configuration space is another.
     pub(super) fn config_changed(&mut self) {
         self.generation = self.generation.wrapping_add(1);
+        self.show();
         if self.has(VIRTIO_CONFIG_S_DRIVER_OK) {
             self.interrupt.configuration();
         }
@@ -370,6 +385,7 @@ impl MmioTransport {
             self.wiring.connect(&self.kicks, self.interrupt.line()).map_err(|error| error.to_string())?;
             self.wired = true;
         }
+        self.interrupt.begin();
         // A driver may have made buffers available before DRIVER_OK, or while the device was paused, and kick no more.
         for queue in &queues {
             let _ = queue.kick.write(1);
@@ -438,6 +454,7 @@ mod tests {
     use crate::devices::virtio::queue::testing::memory;
     use proptest::prelude::*;
     use std::sync::Mutex;
+    use virtio_bindings::virtio_config::VIRTIO_CONFIG_S_NEEDS_RESET;
 
     struct NoWiring;
 
@@ -489,7 +506,8 @@ mod tests {
     #[test]
     fn a_deferred_activation_comes_once_and_not_after_a_reset() {
         let device = Recorder::default();
-        let mut transport = MmioTransport::new(Box::new(device.clone()), memory(), Box::new(Deferred)).unwrap();
+        let mut transport =
+            MmioTransport::new(Box::new(device.clone()), memory(), Window::alone(), Box::new(Deferred)).unwrap();
         for reset_in_between in [true, false] {
             negotiate(&mut transport);
             place_queues(&mut transport);
@@ -506,7 +524,8 @@ mod tests {
 
     fn transport() -> (MmioTransport, Recorder) {
         let device = Recorder::default();
-        let transport = MmioTransport::new(Box::new(device.clone()), memory(), Box::new(NoWiring)).unwrap();
+        let transport =
+            MmioTransport::new(Box::new(device.clone()), memory(), Window::alone(), Box::new(NoWiring)).unwrap();
         (transport, device)
     }
 
@@ -617,7 +636,7 @@ mod tests {
         assert_eq!(was_active, Some(false));
         assert_eq!(*device.0.lock().unwrap(), Some(1 << 32));
         assert_eq!(read(&transport, VIRTIO_MMIO_CONFIG_GENERATION), before + 1);
-        assert_eq!(read(&transport, VIRTIO_MMIO_INTERRUPT_STATUS), VIRTIO_MMIO_INT_CONFIG);
+        assert_eq!(read(&transport, VIRTIO_MMIO_INTERRUPT_STATUS), VIRTIO_MMIO_INT_CONFIG | VIRTIO_MMIO_INT_VRING);
         transport.pause();
         assert_eq!(transport.change(|_: &mut Recorder| (false, ())), Some(()));
         let Activity::Paused(positions) = &transport.activity else { panic!("not paused") };

@@ -1,6 +1,6 @@
 //! Virtio 1.2 devices behind the MMIO transport.
 //!
-//! * `mmio` is the register window: a driver negotiates features and places its queues there; `state` is the window in a snapshot.
+//! * `mmio` is the register window: a driver negotiates features and places its queues there; `window` is what of it is read, `state` what a snapshot has.
 //! * `queue` is the split virtqueue as a device uses it; `iovec` the guest buffers of one request.
 //! * `worker` is the thread that a device becomes between DRIVER_OK and reset.
 //! * `block`, `net`, `rng`, `vsock`, `balloon`, `console` are the devices.
@@ -22,16 +22,19 @@ pub mod queue;
 pub mod rng;
 pub mod state;
 pub mod vsock;
+pub mod window;
 pub mod worker;
 
 use std::any::Any;
 use std::io;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
-use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
-use virtio_bindings::virtio_mmio::{VIRTIO_MMIO_INT_CONFIG, VIRTIO_MMIO_INT_VRING};
+use virtio_bindings::virtio_config::{VIRTIO_CONFIG_S_NEEDS_RESET, VIRTIO_F_VERSION_1};
+use virtio_bindings::virtio_mmio::{
+    VIRTIO_MMIO_INT_CONFIG, VIRTIO_MMIO_INT_VRING, VIRTIO_MMIO_INTERRUPT_STATUS, VIRTIO_MMIO_STATUS,
+};
 use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
@@ -40,6 +43,7 @@ use std::sync::Arc;
 use crate::memory::GuestMemory;
 use crate::metrics::DeviceMetrics;
 use queue::VirtQueue;
+use window::Window;
 
 /// What the transport offers for every device.
 pub const TRANSPORT_FEATURES: u64 =
@@ -151,82 +155,86 @@ impl ActiveQueue {
 }
 
 /// The way from a device to its driver: interrupt line and the reason for it.
+///
+/// As long as the device works, "used buffers" is always a reason: KVM takes the acknowledgement (`builder::devices`), vhost raises the line without a
+/// word to us, and a driver must put up with an interrupt for which it finds nothing (virtio 1.2, 2.3). Only what else there is comes and goes.
 pub struct Interrupt {
     line: EventFd,
-    status: AtomicU32,
-    needs_reset: AtomicBool,
-    /// Somebody else raises the line for used buffers, too.
-    is_shared: AtomicBool,
+    /// Holds the reasons, and whether a reset is needed.
+    window: Window,
 }
 
 impl Interrupt {
-    pub fn new() -> io::Result<Self> {
-        Ok(Interrupt {
-            line: EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?,
-            status: AtomicU32::new(0),
-            needs_reset: AtomicBool::new(false),
-            is_shared: AtomicBool::new(false),
-        })
+    pub fn new(window: Window) -> io::Result<Self> {
+        Ok(Interrupt { line: EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?, window })
+    }
+
+    /// Of a device without a transport.
+    #[cfg(test)]
+    pub fn alone() -> Self {
+        Self::new(Window::alone()).unwrap()
     }
 
     pub fn line(&self) -> &EventFd {
         &self.line
     }
 
+    /// From here on until a reset there may be used buffers.
+    fn begin(&self) {
+        self.reasons().fetch_or(VIRTIO_MMIO_INT_VRING, Ordering::AcqRel);
+    }
+
     /// Used buffers are there.
     pub fn queue(&self) {
-        self.raise(VIRTIO_MMIO_INT_VRING);
-    }
-
-    /// The configuration space has changed.
-    pub fn configuration(&self) {
-        self.raise(VIRTIO_MMIO_INT_CONFIG);
-    }
-
-    /// The driver has broken the rules or the host the backend: nothing more happens until a reset
-    /// (virtio 1.2, 2.1.2).
-    pub fn need_reset(&self) {
-        self.needs_reset.store(true, Ordering::Release);
-        self.raise(VIRTIO_MMIO_INT_CONFIG);
-    }
-
-    /// From now on until a reset the line may be raised for used buffers without a word to us (vhost): whenever the driver looks for the reason,
-    /// that may be it. A driver must put up with one that finds nothing (virtio 1.2, 2.3).
-    pub fn is_raised_by_others(&self) {
-        self.is_shared.store(true, Ordering::Release);
-    }
-
-    fn raise(&self, reason: u32) {
-        self.status.fetch_or(reason, Ordering::AcqRel);
         if let Err(error) = self.line.write(1) {
             tracing::warn!(%error, "virtio interrupt");
         }
     }
 
-    fn status(&self) -> u32 {
-        let by_others = if self.is_shared.load(Ordering::Acquire) { VIRTIO_MMIO_INT_VRING } else { 0 };
-        self.status.load(Ordering::Acquire) | by_others
+    /// The configuration space has changed.
+    pub fn configuration(&self) {
+        self.reasons().fetch_or(VIRTIO_MMIO_INT_CONFIG, Ordering::AcqRel);
+        self.queue();
     }
 
-    fn acknowledge(&self, bits: u32) {
-        self.status.fetch_and(!bits, Ordering::AcqRel);
+    /// The driver has broken the rules or the host the backend: nothing more happens until a reset
+    /// (virtio 1.2, 2.1.2).
+    pub fn need_reset(&self) {
+        self.status().fetch_or(VIRTIO_CONFIG_S_NEEDS_RESET, Ordering::AcqRel);
+        self.configuration();
+    }
+
+    fn acknowledge(&self, reasons: u32) {
+        self.reasons().fetch_and(!(reasons & VIRTIO_MMIO_INT_CONFIG), Ordering::AcqRel);
     }
 
     fn is_reset_needed(&self) -> bool {
-        self.needs_reset.load(Ordering::Acquire)
+        self.status().load(Ordering::Acquire) & VIRTIO_CONFIG_S_NEEDS_RESET != 0
     }
 
+    /// The device does not work, and its driver begins again.
     fn reset(&self) {
-        self.restore(0, false);
+        self.status().store(0, Ordering::Release);
+        self.reasons().store(0, Ordering::Release);
     }
 
-    /// What is not acknowledged is raised again: the line may have been on its way when it was saved.
-    fn restore(&self, status: u32, needs_reset: bool) {
-        self.status.store(0, Ordering::Release);
-        self.needs_reset.store(needs_reset, Ordering::Release);
-        self.is_shared.store(false, Ordering::Release);
-        if status != 0 {
-            self.raise(status);
+    /// What may not have been seen is raised again: the line may have been on its way when it was saved.
+    fn restore(&self, reasons: u32, needs_reset: bool) {
+        self.reset();
+        self.reasons().store(reasons, Ordering::Release);
+        if needs_reset {
+            self.status().store(VIRTIO_CONFIG_S_NEEDS_RESET, Ordering::Release);
         }
+        if reasons != 0 {
+            self.queue();
+        }
+    }
+
+    fn reasons(&self) -> &AtomicU32 {
+        self.window.register(VIRTIO_MMIO_INTERRUPT_STATUS)
+    }
+
+    fn status(&self) -> &AtomicU32 {
+        self.window.register(VIRTIO_MMIO_STATUS)
     }
 }

@@ -147,7 +147,7 @@ mod tests {
         let mut worker = RngWorker {
             queue: ActiveQueue { queue, kick },
             limiter: None,
-            interrupt: Arc::new(Interrupt::new().unwrap()),
+            interrupt: Arc::new(Interrupt::alone()),
             chain: Chain::default(),
             _memory: memory.clone(),
         };
@@ -168,7 +168,7 @@ mod tests {
         let mut worker = RngWorker {
             queue: ActiveQueue { queue, kick: EventFd::new(EFD_NONBLOCK).unwrap() },
             limiter,
-            interrupt: Arc::new(Interrupt::new().unwrap()),
+            interrupt: Arc::new(Interrupt::alone()),
             chain: Chain::default(),
             _memory: memory.clone(),
         };

@@ -4,6 +4,8 @@
 //! against what is offered now, queues over their whole extent when the device becomes active again (`MmioTransport::activate`). What is
 //! behind the device (a file, a tap, a socket) is not in it: it is opened anew, by the configuration.
 
+use std::sync::atomic::Ordering;
+
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use virtio_bindings::virtio_config::{
@@ -54,7 +56,7 @@ impl MmioTransport {
             name: self.device.name().to_owned(),
             status: self.status,
             needs_reset: self.interrupt.is_reset_needed(),
-            interrupt_status: self.interrupt.status(),
+            interrupt_status: self.interrupt.reasons().load(Ordering::Acquire),
             device_features_select: self.device_features_select,
             driver_features_select: self.driver_features_select,
             driver_features: self.driver_features,
@@ -90,6 +92,7 @@ impl MmioTransport {
             }
         }
         self.activity = state.positions.clone().map_or(Activity::Idle, Activity::Paused);
+        self.show();
         Ok(())
     }
 
@@ -131,6 +134,7 @@ mod tests {
 
     use super::super::mmio::Wiring;
     use super::super::queue::testing::memory;
+    use super::super::window::Window;
     use super::super::{Activation, VirtioDevice};
     use super::*;
 
@@ -181,7 +185,7 @@ mod tests {
     }
 
     fn transport(device: Device) -> MmioTransport {
-        MmioTransport::new(Box::new(device), memory(), Box::new(NoWiring)).unwrap()
+        MmioTransport::new(Box::new(device), memory(), Window::alone(), Box::new(NoWiring)).unwrap()
     }
 
     fn read(transport: &MmioTransport, register: u32) -> u32 {

@@ -25,7 +25,7 @@ fn worker(memory: &GuestMemory, queues: [&[&[Buffer]]; 4]) -> BalloonWorker {
         features: balloon.features,
         is_resumed: false,
         queues: vec![inflate, deflate, statistics, reporting],
-        interrupt: Arc::new(Interrupt::new().unwrap()),
+        interrupt: Arc::new(Interrupt::alone()),
         memory: memory.clone(),
         metrics: crate::metrics::device(VIRTIO_ID_BALLOON, "", 4),
     };
@@ -116,7 +116,7 @@ fn a_buffer_that_is_held_is_back_in_its_ring_after_a_pause() {
         features: balloon.features,
         is_resumed: false,
         queues: vec![active(&memory, &[]), active(&memory, &[]), statistics],
-        interrupt: Arc::new(Interrupt::new().unwrap()),
+        interrupt: Arc::new(Interrupt::alone()),
         memory: memory.clone(),
         metrics: metrics.clone(),
     };

@@ -76,7 +76,7 @@ impl Machine {
             id: *b"vol-1\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0",
             write_through: self.write_through,
             queue: ActiveQueue { queue: queue_with(&self.memory, chains), kick },
-            interrupt: Arc::new(Interrupt::new().unwrap()),
+            interrupt: Arc::new(Interrupt::alone()),
             metrics: crate::metrics::device(VIRTIO_ID_BLOCK, "d", 1),
             chain: Chain::default(),
             _memory: self.memory.clone(),
@@ -227,7 +227,7 @@ fn activate(
         features: 0,
         is_resumed: false,
         queues: vec![ActiveQueue { queue, kick }],
-        interrupt: Arc::new(Interrupt::new().unwrap()),
+        interrupt: Arc::new(Interrupt::alone()),
         memory: memory.clone(),
         metrics: crate::metrics::device(VIRTIO_ID_BLOCK, "d", 1),
     };

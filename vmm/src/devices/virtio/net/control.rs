@@ -109,7 +109,7 @@ mod tests {
         let kick = EventFd::new(EFD_NONBLOCK).unwrap();
         let mut control = Control::new(ActiveQueue { queue, kick }, is_multi_queue);
         let taps = taps(4);
-        control.run(&taps, &Interrupt::new().unwrap()).unwrap();
+        control.run(&taps, &Interrupt::alone()).unwrap();
         assert_eq!(used(&memory, &control.queue.queue), [Used { head: 0, length: 1 }]);
         (memory.read_obj(GuestAddress(0x9000)).unwrap(), taps.in_use())
     }
@@ -139,7 +139,7 @@ mod tests {
         memory.write_slice(&[4, 0, 2, 0], GuestAddress(0x8000)).unwrap();
         let queue = queue_with(&memory, &[&[(0x8000, 4, false)]]);
         let mut control = Control::new(ActiveQueue { queue, kick: EventFd::new(EFD_NONBLOCK).unwrap() }, true);
-        assert!(control.run(&taps(2), &Interrupt::new().unwrap()).is_err());
+        assert!(control.run(&taps(2), &Interrupt::alone()).is_err());
     }
 
     proptest! {

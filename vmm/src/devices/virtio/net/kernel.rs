@@ -76,8 +76,6 @@ impl Parts {
         // Of a ring of before.
         let _ = self.errors.read();
         self.log = self.log.take().or_else(|| DirtyLog::new(&working.memory));
-        // The kernel says nothing before it raises the line.
-        activation.interrupt.is_raised_by_others();
         for (index, (vhost, queues)) in self.vhosts.iter_mut().zip(&working.queues).enumerate() {
             vhost.start(&Pair {
                 queues,

@@ -229,7 +229,7 @@ mod tests {
         let buffers: Vec<[(u64, u32, bool); 1]> = (0..4).map(|i| [(0x8000 + i * 0x1000, 512, true)]).collect();
         let chains: Vec<&[_]> = buffers.iter().map(|buffer| &buffer[..]).collect();
         let (tap, host) = tap();
-        let interrupt = Interrupt::new().unwrap();
+        let interrupt = Interrupt::alone();
         let mut receiver = receiver(queue_with(&memory, &chains), true);
         host.send(&frame(1000)).unwrap();
         host.send(&frame(100)).unwrap();
@@ -246,7 +246,7 @@ mod tests {
     fn with_the_ring_empty_it_waits_for_a_kick_and_loses_nothing() {
         let memory = memory();
         let (tap, host) = tap();
-        let interrupt = Interrupt::new().unwrap();
+        let interrupt = Interrupt::alone();
         let mut receiver = receiver(queue_with(&memory, &[&[(0x8000, 2048, true)]]), false);
         host.send(&frame(10)).unwrap();
         host.send(&frame(20)).unwrap();
@@ -268,7 +268,7 @@ mod tests {
         let (tap, host) = tap();
         let mut receiver = receiver(queue_with(&memory, &chains), true);
         host.send(&frame(600)).unwrap();
-        receiver.run(&tap, &Interrupt::new().unwrap()).unwrap();
+        receiver.run(&tap, &Interrupt::alone()).unwrap();
         assert_eq!(receiver.stop().0, QueuePosition { next_available: 2, next_used: 2 });
     }
 
@@ -282,7 +282,7 @@ mod tests {
         receiver.limiter = RateLimiter::new(&config).unwrap();
         host.send(&frame(100)).unwrap();
         host.send(&frame(100)).unwrap();
-        let interrupt = Interrupt::new().unwrap();
+        let interrupt = Interrupt::alone();
         receiver.run(&tap, &interrupt).unwrap();
         assert_eq!(used(&memory, &receiver.queue.queue).len(), 1);
         assert_eq!(receiver.waits_for, WaitsFor::Tokens);
@@ -296,6 +296,6 @@ mod tests {
         let memory = memory();
         let (tap, _host) = tap();
         let mut receiver = receiver(queue_with(&memory, &[&[(0x8000, 11, true)]]), true);
-        assert!(receiver.run(&tap, &Interrupt::new().unwrap()).is_err());
+        assert!(receiver.run(&tap, &Interrupt::alone()).is_err());
     }
 }

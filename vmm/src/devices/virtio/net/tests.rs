@@ -44,7 +44,7 @@ fn activation(memory: &GuestMemory, queues: usize, features: u64, is_resumed: bo
         features: features | 1 << VIRTIO_F_VERSION_1,
         is_resumed,
         queues: (0..queues).map(queue).collect(),
-        interrupt: Arc::new(Interrupt::new().unwrap()),
+        interrupt: Arc::new(Interrupt::alone()),
         memory: memory.clone(),
         metrics: Arc::new(DeviceMetrics::nowhere()),
     }

@@ -155,7 +155,7 @@ mod tests {
             [&[(0x8000, 12, false), (0x9000, 5, false), (0x9005, 6, false)], &[(0x8000, 11, false)]];
         let (tap, host) = tap();
         let mut transmitter = transmitter(queue_with(&memory, &chains));
-        transmitter.run(&tap, &Interrupt::new().unwrap()).unwrap();
+        transmitter.run(&tap, &Interrupt::alone()).unwrap();
         let mut frame = [0; 64];
         let length = host.recv(&mut frame).unwrap();
         assert_eq!(&frame[HEADER..length], b"hello, wire");
@@ -170,13 +170,13 @@ mod tests {
         let device: &dyn std::os::fd::AsFd = &device_of(&tap);
         let filler = UnixDatagram::from(device.as_fd().try_clone_to_owned().unwrap());
         while filler.send(&[0; 1000]).is_ok() {}
-        transmitter.run(&tap, &Interrupt::new().unwrap()).unwrap();
+        transmitter.run(&tap, &Interrupt::alone()).unwrap();
         assert!(transmitter.waits_for_tap());
         assert!(used(&memory, &transmitter.queue.queue).is_empty());
         let mut frame = [0; 2000];
         host.set_nonblocking(true).unwrap();
         while host.recv(&mut frame).is_ok() {}
-        transmitter.run(&tap, &Interrupt::new().unwrap()).unwrap();
+        transmitter.run(&tap, &Interrupt::alone()).unwrap();
         assert!(!transmitter.waits_for_tap());
         assert_eq!(used(&memory, &transmitter.queue.queue).len(), 1);
         assert_eq!(host.recv(&mut frame).unwrap(), 1000);
@@ -190,7 +190,7 @@ mod tests {
         let chains: [&[_]; 2] = [&[(0x8000, 112, false)], &[(0x8000, 112, false)]];
         let mut transmitter = transmitter(queue_with(&memory, &chains));
         transmitter.limiter = limiter(100);
-        let interrupt = Interrupt::new().unwrap();
+        let interrupt = Interrupt::alone();
         let device: &dyn std::os::fd::AsFd = &device_of(&tap);
         let filler = UnixDatagram::from(device.as_fd().try_clone_to_owned().unwrap());
         while filler.send(&[0; 1000]).is_ok() {}

@@ -43,7 +43,7 @@ fn activation(queues: Vec<ActiveQueue>, memory: &GuestMemory) -> Activation {
         features: 0,
         is_resumed: false,
         queues,
-        interrupt: Arc::new(Interrupt::new().unwrap()),
+        interrupt: Arc::new(Interrupt::alone()),
         memory: memory.clone(),
         metrics: crate::metrics::device(VIRTIO_ID_VSOCK, "", 3),
     }
@@ -127,7 +127,7 @@ fn worker(rings: Rings, sockets: VsockSockets) -> (VsockWorker, [GuestMemory; 3]
             timer_is_set: false,
             tells_reset: false,
         },
-        interrupt: Arc::new(Interrupt::new().unwrap()),
+        interrupt: Arc::new(Interrupt::alone()),
         chain: Chain::default(),
         _memory: memories[0].clone(),
     };

@@ -143,7 +143,7 @@ mod tests {
 
     #[test]
     fn a_worker_that_panics_leaves_a_device_that_asks_for_a_reset_and_has_nothing_to_start() {
-        let interrupt = Arc::new(Interrupt::new().unwrap());
+        let interrupt = Arc::new(Interrupt::alone());
         let event = EventFd::new(EFD_NONBLOCK).unwrap();
         let kick = event.try_clone().unwrap();
         let mut shell = Shell::new(event);
