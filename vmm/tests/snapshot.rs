@@ -339,26 +339,18 @@ fn devices_of_a_restored_guest_go_on_with_other_things_behind_them() {
         });
         Process::start(command, socket)
     };
-    // In the process's own network namespace.
-    let inside = |vm: &Process, line: &str| {
-        let mut words = line.split(' ');
-        let mut command = std::process::Command::new("nsenter");
-        command.args(["--net", "--target", &vm.id().to_string(), words.next().unwrap()]).args(words);
-        let output = command.output().unwrap();
-        assert!(output.status.success(), "{line}: {output:?}");
-    };
     let mut config = place.idle_config();
     config["network-interfaces"][0]["guest_mac"] = json!("06:00:00:00:00:02");
     std::fs::write(place.path("config"), config.to_string()).unwrap();
     let first = start(&place.path("api1"), Some(&place.path("config")));
     wait_until("the probe has its address", || place.is_idle());
-    inside(&first, "ip address add 10.0.0.1/24 dev tap0");
-    inside(&first, "ip link set tap0 up");
-    inside(&first, "ping -c 1 -W 10 10.0.0.2");
+    first.inside("ip address add 10.0.0.1/24 dev tap0");
+    first.inside("ip link set tap0 up");
+    first.inside("ping -c 1 -W 10 10.0.0.2");
     first.pause();
     create(&first, "Full", &place.path("state"), &place.path("memory")).unwrap();
     first.resume();
-    inside(&first, "ping -c 1 -W 10 10.0.0.2");
+    first.inside("ping -c 1 -W 10 10.0.0.2");
 
     let data = place.path("other-data");
     std::fs::copy(place.path("data"), &data).unwrap();
@@ -381,11 +373,11 @@ fn devices_of_a_restored_guest_go_on_with_other_things_behind_them() {
     second.client.put("/snapshot/load", &request).unwrap();
     assert_eq!(second.state(), "Paused");
     second.resume();
-    inside(&second, "ip address add 10.0.0.1/24 dev tap7");
-    inside(&second, "ip link set tap7 up");
+    second.inside("ip address add 10.0.0.1/24 dev tap7");
+    second.inside("ip link set tap7 up");
     // The guest sleeps; the frame's interrupt must wake it.
-    inside(&second, "ping -c 3 -i 0.2 -W 10 10.0.0.2");
-    inside(&first, "ping -c 1 -W 10 10.0.0.2");
+    second.inside("ping -c 3 -i 0.2 -W 10 10.0.0.2");
+    first.inside("ping -c 1 -W 10 10.0.0.2");
     let restored: Value = second.client.get("/vm/config").unwrap();
     assert_eq!(restored["network-interfaces"][0]["guest_mac"], "06:00:00:00:00:03");
     assert_eq!(second.terminate(), Some(143));

@@ -98,6 +98,14 @@ impl Process {
         self.child.id()
     }
 
+    /// Runs a command in the process's own network namespace.
+    pub fn inside(&self, line: &str) {
+        let mut command = Command::new("nsenter");
+        command.args(["--net", "--target", &self.id().to_string()]).args(line.split(' '));
+        let output = command.output().unwrap();
+        assert!(output.status.success(), "{line}: {output:?}");
+    }
+
     pub fn state(&self) -> String {
         self.client.instance().unwrap().state
     }

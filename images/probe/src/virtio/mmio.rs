@@ -177,7 +177,7 @@ impl Window {
         apic::route(FIRST_GSI + self.index);
     }
 
-    /// Takes note of the device's interrupt, as it wants (section 4.2.2.2). Two exits.
+    /// Takes note of the device's interrupt, as it wants (section 4.2.2.2). On monitors that answer each access, two exits.
     pub fn acknowledge_interrupt(self) {
         let pending = self.read(register::INTERRUPT_STATUS);
         if pending != 0 {
