@@ -178,7 +178,7 @@ fn save(place: &Place) {
 fn paged(place: &Place, run: &mut dyn FnMut(std::process::Command)) {
     save(place);
     let (socket, list) = (place.path("pages"), place.path("working-set"));
-    let mut server = std::process::Command::new(env!("CARGO_BIN_EXE_mallee-vmm"));
+    let mut server = std::process::Command::new(common::program());
     server.arg("--serve-pages").arg(&socket).arg("--memory").arg(place.path("memory")).arg("--working-set").arg(&list);
     let is_over = AtomicBool::new(false);
     let wait_until = |condition: &mut dyn FnMut() -> bool| {

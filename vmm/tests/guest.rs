@@ -135,7 +135,7 @@ impl Place {
     }
 
     fn command(&self) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_mallee-vmm"));
+        let mut command = Command::new(common::program());
         command.arg("--events-path").arg(self.path("events")).stdin(Stdio::null());
         command
     }
@@ -301,7 +301,7 @@ fn a_trace_has_every_exit_and_a_file_that_is_there_is_refused() {
 
 #[test]
 fn the_kvm_check_prints_its_class() {
-    let output = Command::new(env!("CARGO_BIN_EXE_mallee-vmm")).arg("--check-kvm").output().unwrap();
+    let output = Command::new(common::program()).arg("--check-kvm").output().unwrap();
     let check: mallee_vmm::api::KvmCheck = serde_json::from_slice(&output.stdout).unwrap();
     assert_ne!(check.class, mallee_vmm::api::KvmClass::None, "{}", check.detail);
 }

@@ -226,7 +226,7 @@ fn the_command_line_restores_and_waits_if_it_is_told_to() {
     saved.goes_on(&output);
 
     std::fs::write(&saved.state, "not a snapshot").unwrap();
-    let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_mallee-vmm"));
+    let mut command = std::process::Command::new(common::program());
     let status = command.arg("--restore-file").arg(machine.path("load")).stderr(Stdio::null()).status();
     assert_eq!(status.unwrap().code(), Some(2));
 }
@@ -294,7 +294,7 @@ fn memory_comes_from_a_page_server_which_knows_the_next_time_what_is_touched_fir
     let saved = save(&machine, &first, "first");
     drop(first);
     let (socket, list) = (machine.path("pages"), machine.path("working-set"));
-    let mut server = std::process::Command::new(env!("CARGO_BIN_EXE_mallee-vmm"));
+    let mut server = std::process::Command::new(common::program());
     server.arg("--serve-pages").arg(&socket).arg("--memory").arg(&saved.memory).arg("--working-set").arg(&list);
     let mut server = server.spawn().unwrap();
     wait_until("the page server's socket", || socket.exists());

@@ -53,7 +53,7 @@ impl Machine {
     pub fn spawn(&self, change: impl FnOnce(&mut Command)) -> Process {
         let number = self.sockets.replace(self.sockets.get() + 1);
         let socket = self.path(&format!("api{number}"));
-        let mut command = Command::new(env!("CARGO_BIN_EXE_mallee-vmm"));
+        let mut command = Command::new(super::program());
         command.arg("--api-sock").arg(&socket).stdin(Stdio::null());
         command.arg("--events-path").arg(self.path(&format!("events{number}")));
         change(&mut command);

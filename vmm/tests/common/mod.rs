@@ -19,6 +19,12 @@ use imago::qcow2::Qcow2;
 use imago::{FormatCreateBuilder, Storage, StorageCreateOptions};
 use mallee_vmm::api::{Event, EventKind};
 
+/// The program that is tested: the one that the environment names, which is how the monitor that is used gets here (`tests/check`), or the one that
+/// was built with the tests.
+pub fn program() -> PathBuf {
+    std::env::var_os("MALLEE_VMM").map_or_else(|| env!("CARGO_BIN_EXE_mallee-vmm").into(), PathBuf::from)
+}
+
 /// The probe guest (`images/probe`), built by the cargo that runs the tests.
 pub fn probe() -> &'static Path {
     static BUILT: OnceLock<PathBuf> = OnceLock::new();
@@ -120,7 +126,7 @@ impl Place {
 
     /// The program in a network namespace of its own.
     pub fn bare_command(&self) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_mallee-vmm"));
+        let mut command = Command::new(program());
         command.arg("--events-path").arg(self.path("events")).stdin(Stdio::null()).stderr(Stdio::null());
         // SAFETY: one system call, between fork and exec.
         unsafe { command.pre_exec(|| check(libc::unshare(libc::CLONE_NEWNET))) };
