@@ -16,14 +16,22 @@ use std::net::Ipv4Addr;
 use std::sync::Arc;
 
 use crate::bridging::Bridging;
-use crate::cli::BackendKind;
 use crate::desired::{ElasticChange, InvalidNetwork, LinkName, Network};
 use crate::error::{Error, Result};
 use crate::iptables::{self, Iptables};
 use crate::limits::Limits;
 use crate::nft::{self, Nftables};
 
-/// The backend that the command line says, or the first of them that this machine has.
+/// Which backend a caller asks for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum BackendKind {
+    /// The first of them that this machine has.
+    Auto,
+    Nftables,
+    Iptables,
+}
+
+/// The backend that was asked for.
 pub fn choose(kind: BackendKind, uplink: LinkName, limits: Limits) -> Result<Arc<dyn Backend>> {
     match kind {
         BackendKind::Nftables => Ok(Arc::new(Nftables::new(uplink, limits)?)),

@@ -8,6 +8,7 @@ use clap::{Args, Parser, Subcommand};
 use ipnet::Ipv4Net;
 
 use crate::api::DEFAULT_SOCKET;
+use crate::backend::BackendKind;
 use crate::desired::LinkName;
 use crate::limits::Limits;
 
@@ -57,13 +58,6 @@ pub struct Daemon {
     /// How often the kernel is compared with the desired network and mended, in seconds.
     #[arg(long, default_value = "10", value_parser = seconds)]
     pub mend_every: Duration,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
-pub enum BackendKind {
-    Auto,
-    Nftables,
-    Iptables,
 }
 
 #[derive(Debug, Subcommand)]

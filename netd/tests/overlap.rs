@@ -323,6 +323,35 @@ fn nobody_answers_for_another_vpc() {
     assert!(!has(&three.frames(), b"forged"));
 }
 
+/// An instance whose private address is that of a public server is not that server to the node.
+fn nobody_answers_for_who_was_asked_by_the_node() {
+    let server_address = Ipv4Addr::new(203, 0, 113, 10);
+    let lab = Lab::new();
+    let mut desired = network(1, 1, &[]);
+    desired.segments[0] = segment("subnet-1", "vpc-1", "203.0.113.0/24", "203.0.113.1");
+    desired.interfaces[0].ipv4 = server_address.to_string();
+    desired.interfaces[0].hostname.clear();
+    lab.netd.apply(&desired);
+    let double = guest_at(1, server_address);
+    lab.outside.run("ip addr add 203.0.113.10/32 dev lo");
+    let server = lab.outside.within(move || UdpSocket::bind((server_address, 0)).unwrap());
+    server.set_read_timeout(Some(PATIENCE)).unwrap();
+    let server_port = server.local_addr().unwrap().port();
+
+    let node = UdpSocket::bind((NODE, 0)).unwrap();
+    node.set_read_timeout(Some(PATIENCE)).unwrap();
+    node.connect((server_address, server_port)).unwrap();
+    node.send(b"?").unwrap();
+    let (_, asked_by) = server.recv_from(&mut [0; 16]).unwrap();
+    let forged = udp(mac(1), GATEWAY_MAC, server_address, NODE, (server_port, asked_by.port()), b"forged");
+    double.send(&forged);
+    double.ping("203.0.113.1".parse().unwrap(), 1);
+    server.send_to(b"true", asked_by).unwrap();
+    let mut answer = [0; 16];
+    let length = node.recv(&mut answer).unwrap();
+    assert_eq!(&answer[..length], b"true");
+}
+
 /// A datagram in two fragments.
 fn fragments(n: u8, to_port: u16, payload: &[u8; 32]) -> [Vec<u8>; 2] {
     let whole = udp(mac(n), GATEWAY_MAC, address(n), OUTSIDE, (PORT, to_port), payload);
@@ -440,6 +469,7 @@ on_each_backend! {
     each_has_its_gateway_with_its_services,
     callers_of_the_metadata_service_are_told_apart,
     a_group_is_of_its_own_vpc,
+    nobody_answers_for_who_was_asked_by_the_node,
     an_elastic_ip_moves_from_one_vpc_to_the_other,
     a_restart_keeps_what_is_there_and_nothing_is_left_of_what_goes,
 }

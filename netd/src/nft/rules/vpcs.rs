@@ -19,8 +19,11 @@
 //! | out as the node | VPC | 0: they come to the node's address, which does not |
 //! | to an elastic IP of this node | VPC | 0: what it is answered to is an elastic IP or the node's address |
 //!
-//! So two VPCs share an entry's addresses only in the last two, where the source is translated, and the kernel picks another port when one is taken. There
-//! alone could an instance of a third VPC write an answer; `which_vpc` drops it.
+//! | the node's own, to the public side | 0 | 0 |
+//!
+//! So two VPCs share an entry's addresses only in the fourth and fifth, where the source is translated, and the kernel picks another port when one is taken.
+//! Where answers are in zone 0, an instance with the address of who was asked, or one whose source nobody checks, could write one, be it to another VPC or to
+//! the node itself; `which_vpc` lets it only where the connection was opened to an elastic IP of its VPC.
 //!
 //! **Who asked and who was asked** is kept with the connection: the zone of its first packet is the VPC that opened it, its mark the VPC of the elastic
 //! IP that it was opened to. Each packet is marked for the way that it goes: to where the connection was opened to, or back to where it was opened from.
@@ -183,7 +186,6 @@ fn which_vpc() -> Chain {
         from_bridge("an answer from a VPC that was not asked")
             .goes(Reply)
             .zero(AnswersZone)
-            .found(&[ConnectionVpc], &VPCS)
             .not_found(&[InputName, ConnectionMark], &SIDES)
             .drop(),
         from_outside("an answer from outside, where an instance was asked")
