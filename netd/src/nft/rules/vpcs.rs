@@ -18,7 +18,6 @@
 //! | out as an elastic IP | VPC | VPC: they come to the elastic IP, which tells the zone |
 //! | out as the node | VPC | 0: they come to the node's address, which does not |
 //! | to an elastic IP of this node | VPC | 0: what it is answered to is an elastic IP or the node's address |
-//!
 //! | the node's own, to the public side | 0 | 0 |
 //!
 //! So two VPCs share an entry's addresses only in the fourth and fifth, where the source is translated, and the kernel picks another port when one is taken.
