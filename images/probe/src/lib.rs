@@ -1,6 +1,6 @@
 //! What the probe says and understands on the network, apart from the machine it says it on.
 //!
-//! This part owns the protocols (`net`), the options of the command line, the layout of a virtqueue
+//! This part owns the protocols (`net`), the words of the command line (`options`, `windows`), the layout of a virtqueue
 //! and the notion of time. It reads no clock, touches no device, has no unsafe code and allocates
 //! nothing: time and frames come in as arguments, and what is to be sent or told goes out through
 //! [`net::Host`]. So it is tested on the host with `cargo test`, and the guest adds only the machine.
@@ -16,4 +16,5 @@ pub mod options;
 pub mod random;
 pub mod ring;
 pub mod time;
+pub mod windows;
 pub mod wire;

@@ -30,6 +30,7 @@ use mallee_probe::net::stack::Stack;
 use mallee_probe::options::Options;
 use mallee_probe::random::Random;
 use mallee_probe::time::Instant;
+use mallee_probe::windows;
 
 use machine::clock::{self, Measurement};
 use machine::console::Console;
@@ -58,7 +59,8 @@ extern "C" fn main(zero_page: u64) -> ! {
         console.drain();
         trial::run(trial)
     }
-    let found = virtio::scan();
+    let named = windows::named(command_line, |word| console.line(format_args!("probe: not understood: {word}")));
+    let found = virtio::scan(named);
     let seed = found.entropy.and_then(|window| virtio::rng::seed(window).unwrap_or_default());
     let Some(window) = found.net else {
         console.line(format_args!("probe: no network device"));

@@ -9,15 +9,16 @@
 //! installed, or that cannot run the guest on this KVM, is left out and named.
 
 pub mod disk;
+pub mod echo;
 pub mod error;
 pub mod facts;
 pub mod floor;
 pub mod guest;
-pub mod linux;
 pub mod memory;
 pub mod monitors;
 pub mod net;
 pub mod record;
+pub mod run;
 pub mod serial;
 pub mod snapshot;
 pub mod up;

@@ -18,8 +18,8 @@ use serde_json::json;
 
 use super::{
     error::BenchError,
-    linux::{Guest, Monitor},
     monitors::{CLOUD_HYPERVISOR, FIRECRACKER, OURS, on_path},
+    run::{Guest, Monitor},
 };
 use crate::guest::net_bench::{COUNTED_PORT, ECHO_PORT, HOST, MAC, SINK_PORT, SOURCE_PORT};
 use crate::lab::machine::QEMU;
@@ -28,14 +28,22 @@ use crate::lab::machine::QEMU;
 const TAP: &str = "malleebench0";
 const VHOST_DEVICE: &str = "/dev/vhost-net";
 
+/// The monitors whose devices are at virtio-mmio: ours by its own threads, and Firecracker.
+pub fn mmio(ours: &Path, guest: &Guest) -> Result<Vec<Monitor>, BenchError> {
+    let mut monitors = vec![with_interface(ours, guest, false, OURS)?];
+    if let Some(program) = on_path(FIRECRACKER) {
+        monitors.push(firecracker(&program, guest)?);
+    }
+    Ok(monitors)
+}
+
 /// Every monitor that is here; ours and QEMU's microvm also by vhost-net, where the host has it.
 pub fn present(ours: &Path, guest: &Guest) -> Result<Vec<Monitor>, BenchError> {
     let mut monitors = ways()
         .map(|(vhost_net, suffix)| with_interface(ours, guest, vhost_net, &format!("{OURS}{suffix}")))
         .collect::<Result<Vec<_>, _>>()?;
     if let Some(program) = on_path(FIRECRACKER) {
-        let interface = json!({ "iface_id": "eth0", "host_dev_name": TAP, "guest_mac": MAC });
-        monitors.push(guest.firecracker(&program, FIRECRACKER, json!({ "network-interfaces": [interface] }))?);
+        monitors.push(firecracker(&program, guest)?);
     }
     if let Some(program) = on_path(CLOUD_HYPERVISOR) {
         let interface = format!("tap={TAP},mac={MAC}");
@@ -50,6 +58,11 @@ pub fn present(ours: &Path, guest: &Guest) -> Result<Vec<Monitor>, BenchError> {
         }));
     }
     Ok(monitors)
+}
+
+fn firecracker(program: &Path, guest: &Guest) -> Result<Monitor, BenchError> {
+    let interface = json!({ "iface_id": "eth0", "host_dev_name": TAP, "guest_mac": MAC });
+    guest.firecracker(program, FIRECRACKER, json!({ "network-interfaces": [interface] }))
 }
 
 #[allow(clippy::needless_update, reason = "what a VMM offers grows; this states what it wants of it")]
@@ -74,14 +87,20 @@ fn ways() -> impl Iterator<Item = (bool, &'static str)> {
 pub struct Far;
 
 impl Far {
-    /// Makes the tap with its address, and answers at its ports as long as the program runs.
-    pub fn start() -> Result<Self, BenchError> {
+    /// Makes the tap with its address.
+    pub fn new() -> Result<Self, BenchError> {
         // What a run that was killed has left.
         let _ = ip(&["link", "delete", "dev", TAP]);
         ip(&["tuntap", "add", "dev", TAP, "mode", "tap"])?;
         let far = Far;
         ip(&["address", "add", &format!("{HOST}/24"), "dev", TAP])?;
         ip(&["link", "set", "dev", TAP, "up"])?;
+        Ok(far)
+    }
+
+    /// The same, and answers at its ports as long as the program runs.
+    pub fn start() -> Result<Self, BenchError> {
+        let far = Self::new()?;
         let packets = Arc::new(AtomicU64::new(0));
         let counted = packets.clone();
         serve(SINK_PORT, |mut stream| {

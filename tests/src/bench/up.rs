@@ -6,8 +6,8 @@ use serde_json::json;
 
 use super::{
     error::BenchError,
-    linux::{Guest, Monitor},
     monitors::{CLOUD_HYPERVISOR, FIRECRACKER, OURS, on_path},
+    run::{Guest, Monitor},
 };
 use crate::lab::machine::QEMU;
 

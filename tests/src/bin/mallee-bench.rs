@@ -11,14 +11,13 @@ use std::{
 use clap::{Parser, Subcommand};
 use mallee_tests::{
     bench::{
-        BenchError, disk,
+        BenchError, disk, echo,
         facts::Facts,
-        floor, guest,
-        linux::{self, Guest},
-        memory,
+        floor, guest, memory,
         monitors::{self, FLOOR, MEMORY_MIB, Monitor, OURS},
         net,
         record::{Record, Series},
+        run::{self, Guest},
         serial,
         snapshot::Saved,
         up,
@@ -69,6 +68,12 @@ enum Verb {
         #[arg(long)]
         files: PathBuf,
     },
+    /// What a virtio network interface moves, with the probe in Linux's place. To be run as root, on any KVM.
+    Echo {
+        /// The probe's ELF image.
+        #[arg(long)]
+        probe: PathBuf,
+    },
 }
 
 fn main() -> ExitCode {
@@ -79,6 +84,7 @@ fn main() -> ExitCode {
         Some(Verb::Up { files }) => measure_boots(&command, files),
         Some(Verb::Disk { files }) => measure_disks(&command, files),
         Some(Verb::Net { files }) => measure_networks(&command, files),
+        Some(Verb::Echo { probe }) => measure_echoes(&command, probe),
         None => measure(&command),
     };
     match done {
@@ -187,7 +193,7 @@ fn finish(command: &Command, record: Record) -> Result<(), BenchError> {
 fn measure_boots(command: &Command, files: &Path) -> Result<(), BenchError> {
     let places = Places::new(command.programs.as_deref());
     let work = temporary_folder()?;
-    let guest = Guest { files, work: work.path(), word: "" };
+    let guest = Guest::linux(files, "", work.path());
     let monitors = up::present(&places.find(OURS)?, &guest)?;
     let is_up = |line: &str| line.contains(init::MARK).then_some(());
     let counted = Counted::of(command, &places, &monitors, is_up);
@@ -199,7 +205,7 @@ fn measure_boots(command: &Command, files: &Path) -> Result<(), BenchError> {
 fn measure_disks(command: &Command, files: &Path) -> Result<(), BenchError> {
     let places = Places::new(command.programs.as_deref());
     let work = temporary_folder()?;
-    let guest = Guest { files, work: work.path(), word: disk_bench::WORD };
+    let guest = Guest::linux(files, disk_bench::WORD, work.path());
     disk::make_disk(&guest)?;
     let monitors = disk::present(&places.find(OURS)?, &guest)?;
     let counted = Counted::of(command, &places, &monitors, disk_bench::Rates::from_line);
@@ -213,7 +219,7 @@ fn measure_disks(command: &Command, files: &Path) -> Result<(), BenchError> {
 fn measure_networks(command: &Command, files: &Path) -> Result<(), BenchError> {
     let places = Places::new(command.programs.as_deref());
     let work = temporary_folder()?;
-    let guest = Guest { files, work: work.path(), word: net_bench::WORD };
+    let guest = Guest::linux(files, net_bench::WORD, work.path());
     let monitors = net::present(&places.find(OURS)?, &guest)?;
     let _far = net::Far::start()?;
     let counted = Counted::of(command, &places, &monitors, net_bench::Rates::from_line);
@@ -227,6 +233,19 @@ fn measure_networks(command: &Command, files: &Path) -> Result<(), BenchError> {
     counted.tell("net_round_trip", "A UDP packet from the guest and its answer", "µs", |(it, _)| it.round_trip)
 }
 
+/// What the probe's network interface moves, with each monitor whose devices it finds.
+fn measure_echoes(command: &Command, probe: &Path) -> Result<(), BenchError> {
+    echo::leave_network()?;
+    let places = Places::new(command.programs.as_deref());
+    let work = temporary_folder()?;
+    let monitors = net::mmio(&places.find(OURS)?, &echo::guest(probe, work.path()))?;
+    let _far = net::Far::new()?;
+    let counted = Counted::by(command, &places, &monitors, |monitor| monitor.during(echo::measure));
+    counted.tell("echo_round_trip", "A UDP packet of 64 bytes to the probe and its echo", "µs", |it| it.round_trip)?;
+    counted.tell("echo_rate", "Echoes with 32 packets under way", "a second", |it| it.echoes)?;
+    counted.tell("echo_taken", "UDP packets of 64 bytes that the probe takes", "a second", |it| it.taken)
+}
+
 fn temporary_folder() -> Result<tempfile::TempDir, BenchError> {
     let at = |source| BenchError::File { action: "making a folder in", path: std::env::temp_dir(), source };
     tempfile::tempdir().map_err(at)
@@ -236,24 +255,36 @@ fn temporary_folder() -> Result<tempfile::TempDir, BenchError> {
 struct Counted<'a, T> {
     command: &'a Command,
     facts: Facts,
-    monitors: &'a [linux::Monitor],
-    /// Of each monitor, with how long its guest took to say so.
-    counted: Vec<Vec<(T, Duration)>>,
+    monitors: &'a [run::Monitor],
+    /// Of each monitor.
+    counted: Vec<Vec<T>>,
     left_out: BTreeMap<String, String>,
 }
 
-impl<'a, T> Counted<'a, T> {
+impl<'a, T> Counted<'a, (T, Duration)> {
+    /// What guests say in a line, with how long each took to say so.
     fn of(
         command: &'a Command,
         places: &Places,
-        monitors: &'a [linux::Monitor],
+        monitors: &'a [run::Monitor],
         from_line: fn(&str) -> Option<T>,
     ) -> Self {
-        let mut counted: Vec<Vec<(T, Duration)>> = monitors.iter().map(|_| Vec::new()).collect();
+        Self::by(command, places, monitors, |monitor| monitor.run(from_line))
+    }
+}
+
+impl<'a, T> Counted<'a, T> {
+    fn by(
+        command: &'a Command,
+        places: &Places,
+        monitors: &'a [run::Monitor],
+        measure: impl Fn(&run::Monitor) -> Result<T, BenchError>,
+    ) -> Self {
+        let mut counted: Vec<Vec<T>> = monitors.iter().map(|_| Vec::new()).collect();
         let mut left_out = BTreeMap::new();
         for _ in 0..command.runs {
             for (monitor, counted) in monitors.iter().zip(&mut counted) {
-                match monitor.run(from_line) {
+                match measure(monitor) {
                     Ok(found) => counted.push(found),
                     Err(error) => drop(left_out.insert(monitor.name.clone(), error.to_string())),
                 }
@@ -268,7 +299,7 @@ impl<'a, T> Counted<'a, T> {
         name: &'static str,
         what: &'static str,
         unit: &'static str,
-        of: fn(&(T, Duration)) -> f64,
+        of: fn(&T) -> f64,
     ) -> Result<(), BenchError> {
         let series = self.monitors.iter().zip(&self.counted).filter_map(|(monitor, counted)| {
             Series::of(&monitor.name, &monitor.version, unit, counted.iter().map(of).collect())

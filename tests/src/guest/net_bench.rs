@@ -12,7 +12,7 @@ pub const WORD: &str = "guest.bench=net";
 pub const MARK: &str = "guest-net:";
 pub const MAC: &str = "06:00:c6:12:fc:02";
 pub const HOST: Ipv4Addr = Ipv4Addr::new(198, 18, 252, 1);
-const GUEST: Ipv4Addr = Ipv4Addr::new(198, 18, 252, 2);
+pub const GUEST: Ipv4Addr = Ipv4Addr::new(198, 18, 252, 2);
 /// The host takes what comes; over TCP it ends the stream when it has all of it.
 pub const SINK_PORT: u16 = 5001;
 /// The host sends without end.

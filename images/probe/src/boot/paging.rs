@@ -4,7 +4,7 @@
 //! brings its own. They map, each address onto itself and open to ring 3:
 //!
 //! * the first gibibyte, in pages of 2 MiB: the image, the zero page, the command line, buffers;
-//! * the 2 MiB at 0xd0000000 with the virtio windows, and those at 0xfec00000 and 0xfee00000 with
+//! * from 0xc0000000 to 0xd0200000, where monitors have their virtio windows, and the 2 MiB at 0xfec00000 and 0xfee00000 with
 //!   the interrupt controllers, uncached.
 //!
 //! As constants they cost no instruction of ring 0, where filling 512 entries would take
@@ -43,8 +43,11 @@ probe_low_gibibyte:
     .endr
 
 probe_devices:
-    .fill 128, 8, 0
-    .quad 0xd0000000 + {device}     # entry 128: virtio windows
+    .set probe_page, 0xc0000000     # entries 0 to 128: virtio windows
+    .rept 129
+    .quad probe_page + {device}
+    .set probe_page, probe_page + 0x200000
+    .endr
     .fill 373, 8, 0
     .quad 0xfec00000 + {device}     # entry 502: I/O APIC
     .quad 0xfee00000 + {device}     # entry 503: local APIC

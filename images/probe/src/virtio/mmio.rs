@@ -6,6 +6,7 @@
 use core::fmt;
 
 use mallee_probe::ring::{Queue, Rings};
+use mallee_probe::windows::Place;
 
 use crate::machine::apic;
 
@@ -61,7 +62,7 @@ const VERSION_1: u64 = 1 << 32;
 /// A window with a device in it.
 #[derive(Clone, Copy)]
 pub struct Window {
-    index: u32,
+    place: Place,
     device_type: u32,
 }
 
@@ -84,9 +85,14 @@ impl fmt::Display for Error {
 }
 
 impl Window {
-    /// `None` without a device of the current version.
+    /// Window `index` of those that our monitor gives out. `None` without a device of the current version.
     pub fn open(index: u32) -> Option<Window> {
-        let mut window = Window { index, device_type: 0 };
+        Window::at(Place { address: WINDOWS + u64::from(index) * STRIDE, gsi: FIRST_GSI + index })
+    }
+
+    /// The window at `place`.
+    pub fn at(place: Place) -> Option<Window> {
+        let mut window = Window { place, device_type: 0 };
         if window.read(register::MAGIC) != MAGIC || window.read(register::VERSION) != VERSION {
             return None;
         }
@@ -106,6 +112,8 @@ impl Window {
     /// Begins initialisation (section 3.1.1, steps 1 to 6): of `wanted`, the features that there are.
     pub fn negotiate(self, wanted: u64) -> Result<u64, Error> {
         self.write(register::STATUS, 0);
+        // Each step for itself: there are monitors that take no two at once.
+        self.write(register::STATUS, status::ACKNOWLEDGE);
         self.write(register::STATUS, status::ACKNOWLEDGE | status::DRIVER);
         let mut offered = 0;
         for half in 0..2 {
@@ -174,7 +182,7 @@ impl Window {
 
     /// Lets the device's interrupt wake the guest.
     pub fn route_interrupt(self) {
-        apic::route(FIRST_GSI + self.index);
+        apic::route(self.place.gsi);
     }
 
     /// Takes note of the device's interrupt, as it wants (section 4.2.2.2). On monitors that answer each access, two exits.
@@ -186,7 +194,7 @@ impl Window {
     }
 
     fn address(self, register: u64) -> u64 {
-        WINDOWS + u64::from(self.index) * STRIDE + register
+        self.place.address + register
     }
 
     /// Reads a register.

@@ -6,6 +6,8 @@ pub mod mmio;
 pub mod net;
 pub mod rng;
 
+use mallee_probe::windows::Place;
+
 /// Device types (virtio 1.2, section 5).
 pub mod device_type {
     pub const NET: u32 = 1;
@@ -24,11 +26,12 @@ pub struct Found {
     pub entropy: Option<mmio::Window>,
 }
 
-/// Looks at the windows one after the other, to the first that has no device in it.
-pub fn scan() -> Found {
+/// Looks at the windows that were named; without any at ours, one after the other, to the first that has no device in it.
+pub fn scan(named: impl Iterator<Item = Place>) -> Found {
+    let mut named = named.peekable();
+    let ours = if named.peek().is_some() { 0 } else { mmio::WINDOWS_MAX };
     let mut found = Found::default();
-    for index in 0..mmio::WINDOWS_MAX {
-        let Some(window) = mmio::Window::open(index) else { break };
+    for window in named.filter_map(mmio::Window::at).chain((0..ours).map_while(mmio::Window::open)) {
         let place = match window.device_type() {
             device_type::NET => &mut found.net,
             device_type::BLOCK => &mut found.block,

@@ -1,7 +1,7 @@
-//! A Linux guest that counts something and prints it (`guest::disk_bench`, `guest::net_bench`), or only that it is up: how each monitor boots it, and what it
-//! prints.
+//! A guest with a command line and devices under each monitor: a Linux guest that counts something and prints it (`guest::disk_bench`, `guest::net_bench`) or
+//! only that it is up, or the probe, which is measured from outside.
 //!
-//! Each monitor gets the same kernel, initrd, command line and memory, and one processor. It has to be run where KVM runs Linux: on hardware, or in a node
+//! Each monitor gets the same kernel, initrd, command line and memory, and one processor. Linux has to be run where KVM runs it: on hardware, or in a node
 //! of the virtual lab.
 
 use std::{
@@ -34,24 +34,21 @@ pub struct Monitor {
 
 /// What is booted, and a folder for what belongs to the measurement.
 pub struct Guest<'a> {
-    /// The guest's files, as `mallee-guest build` wrote them.
-    pub files: &'a Path,
+    pub kernel: PathBuf,
+    pub initrd: Option<PathBuf>,
+    pub command_line: String,
     pub work: &'a Path,
-    /// The word of the command line that says what is to be counted.
-    pub word: &'static str,
 }
 
-impl Guest<'_> {
-    fn kernel(&self) -> PathBuf {
-        self.files.join("vmlinux")
-    }
-
-    fn initrd(&self) -> PathBuf {
-        self.files.join("initrd")
-    }
-
-    fn command_line(&self) -> String {
-        format!("console=ttyS0 quiet panic=-1 tsc=reliable no_timer_check {}", self.word)
+impl<'a> Guest<'a> {
+    /// Linux with the guest's files as `mallee-guest build` wrote them. The word of its command line says what is to be counted.
+    pub fn linux(files: &Path, word: &str, work: &'a Path) -> Self {
+        Guest {
+            kernel: files.join("vmlinux"),
+            initrd: Some(files.join("initrd")),
+            command_line: format!("console=ttyS0 quiet panic=-1 tsc=reliable no_timer_check {word}"),
+            work,
+        }
     }
 
     /// Ours, with the devices that `add` adds.
@@ -60,9 +57,9 @@ impl Guest<'_> {
         let mut config = VmConfig {
             machine_config: MachineConfig { mem_size_mib: MEMORY_MIB, ..MachineConfig::default() },
             boot_source: Some(BootSource {
-                kernel_image_path: self.kernel(),
-                initrd_path: Some(self.initrd()),
-                boot_args: Some(self.command_line()),
+                kernel_image_path: self.kernel.clone(),
+                initrd_path: self.initrd.clone(),
+                boot_args: Some(self.command_line.clone()),
                 ..BootSource::default()
             }),
             ..VmConfig::default()
@@ -76,9 +73,9 @@ impl Guest<'_> {
     pub fn firecracker(&self, program: &Path, name: &str, devices: Value) -> Result<Monitor, BenchError> {
         let mut config = json!({
             "boot-source": {
-                "kernel_image_path": self.kernel(),
-                "initrd_path": self.initrd(),
-                "boot_args": self.command_line(),
+                "kernel_image_path": self.kernel,
+                "initrd_path": self.initrd,
+                "boot_args": self.command_line,
             },
             "machine-config": { "vcpu_count": 1, "mem_size_mib": MEMORY_MIB },
             "drives": [],
@@ -92,25 +89,28 @@ impl Guest<'_> {
 
     /// Cloud Hypervisor, with the devices that `more` words describe.
     pub fn cloud_hypervisor(&self, program: &Path, name: &str, more: &[&str]) -> Monitor {
-        let (kernel, initrd) = (self.kernel().display().to_string(), self.initrd().display().to_string());
-        let (memory, line) = (format!("size={MEMORY_MIB}M"), self.command_line());
+        let kernel = self.kernel.display().to_string();
+        let initrd = self.initrd.as_ref().map(|path| path.display().to_string());
+        let memory = format!("size={MEMORY_MIB}M");
+        let initrd = initrd.as_ref().map(|path| ["--initramfs", path]);
         let machine = [
             ["--kernel", &kernel],
-            ["--initramfs", &initrd],
-            ["--cmdline", &line],
+            ["--cmdline", &self.command_line],
             ["--cpus", "boot=1"],
             ["--memory", &memory],
             ["--serial", "tty"],
             ["--console", "off"],
         ];
-        monitor(program, name, words(&[machine.as_flattened(), more].concat()))
+        monitor(program, name, words(&[machine.as_flattened(), initrd.as_slice().as_flattened(), more].concat()))
     }
 
     /// QEMU's microvm, with the devices that `more` words describe.
     pub fn qemu(&self, program: &Path, name: &str, more: &[&str]) -> Monitor {
-        let (initrd, line) = (self.initrd().display().to_string(), self.command_line());
-        let mut arguments = monitors::microvm(&self.kernel());
-        arguments.extend(words(&["-initrd", &initrd, "-append", &line]));
+        let mut arguments = monitors::microvm(&self.kernel);
+        arguments.extend(words(&["-append", &self.command_line]));
+        if let Some(initrd) = &self.initrd {
+            arguments.extend(words(&["-initrd", &initrd.display().to_string()]));
+        }
         arguments.extend(words(more));
         monitor(program, name, arguments)
     }
@@ -131,6 +131,15 @@ fn monitor(program: &Path, name: &str, arguments: Vec<String>) -> Monitor {
 }
 
 impl Monitor {
+    /// One boot; what is measured while it runs.
+    pub fn during<T>(&self, measure: impl FnOnce() -> std::io::Result<T>) -> Result<T, BenchError> {
+        let failed = |source| BenchError::Start { monitor: self.name.clone(), source };
+        let mut command = Command::new(&self.program);
+        command.args(&self.arguments).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        let _child = Ending(command.spawn().map_err(failed)?);
+        measure().map_err(|source| BenchError::Silent { monitor: self.name.clone(), said: source.to_string() })
+    }
+
     /// One boot; what `counted` finds in a line of the guest's, and how long after the monitor's start that line came.
     pub fn run<T>(&self, counted: impl Fn(&str) -> Option<T>) -> Result<(T, Duration), BenchError> {
         let failed = |source| BenchError::Start { monitor: self.name.clone(), source };
