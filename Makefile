@@ -48,6 +48,9 @@ lint: packages
 
 bench: images venv
 	$(MALLEE_BIN)/mallee-bench --out $(CARGO_TARGET_DIR)/bench
+	$(MALLEE_BIN)/mallee-bench --out $(CARGO_TARGET_DIR)/bench snapshot
+	$(MALLEE_BIN)/mallee-bench --out $(CARGO_TARGET_DIR)/bench --runs 5 echo --probe $(MALLEE_IMAGES)/probe/probe.elf
+	@tests/bench/linux $(CARGO_TARGET_DIR)/bench
 	cargo bench --locked -p mallee-netd --bench scale --bench nat -- $(CARGO_TARGET_DIR)/bench
 	@$(MALLEE_VENV)/bin/python tests/bench/launch.py --out $(CARGO_TARGET_DIR)/bench
 
