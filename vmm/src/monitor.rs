@@ -144,7 +144,7 @@ impl Monitor {
 
     /// From now on there is this VM.
     fn take_up(&mut self, running: RunningVm, config: VmConfig) -> Result<()> {
-        gdb::serve(&running)?;
+        gdb::serve(&running, &self.exit)?;
         self.watch(running.activations.event().as_raw_fd(), Source::Activations)?;
         self.watch(lock(&running.bus.serial).timer_fd(), Source::SerialTimer)?;
         if let Some(pages) = &running.pages {

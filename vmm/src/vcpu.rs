@@ -10,7 +10,7 @@ use std::os::unix::thread::JoinHandleExt;
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 
-use kvm_bindings::{KVM_SYSTEM_EVENT_CRASH, KVM_SYSTEM_EVENT_RESET, KVM_SYSTEM_EVENT_SHUTDOWN, kvm_debug_exit_arch};
+use kvm_bindings::{KVM_SYSTEM_EVENT_CRASH, KVM_SYSTEM_EVENT_RESET, KVM_SYSTEM_EVENT_SHUTDOWN};
 use kvm_ioctls::{VcpuExit, VcpuFd};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
@@ -20,7 +20,7 @@ use crate::confine::{self, ThreadKind};
 use crate::devices::MachineRequest;
 use crate::error::{Error, Result};
 use crate::gate::{Gate, Passage};
-use crate::gdb::{self, Report};
+use crate::gdb::{self, Report, Stop};
 use crate::kick::{self, Kickable, Reach};
 use crate::metrics::{self, ExitKind, VcpuMetrics};
 use crate::trace;
@@ -150,7 +150,7 @@ fn run_until_called(
     while !gate.is_called(vcpu.index) {
         match run_once(vcpu, bus, metrics) {
             Step::Served => {}
-            Step::Stopped(exit) => stop_for_debugger(vcpu.index, exit, gate),
+            Step::Stopped(stop) => stop_for_debugger(vcpu.index, stop, gate),
             Step::Interrupted => kickable.forget(),
             Step::End(reason, message) => return Some((reason, message)),
         }
@@ -160,7 +160,7 @@ fn run_until_called(
         kickable.exit_at_once();
         match run_once(vcpu, bus, metrics) {
             Step::Served => {}
-            Step::Stopped(exit) => stop_for_debugger(vcpu.index, exit, gate),
+            Step::Stopped(stop) => stop_for_debugger(vcpu.index, stop, gate),
             Step::Interrupted => return None,
             Step::End(reason, message) => return Some((reason, message)),
         }
@@ -168,10 +168,10 @@ fn run_until_called(
 }
 
 /// Has all vCPUs come to the gate, and tells the debugger why.
-fn stop_for_debugger(vcpu: u8, exit: kvm_debug_exit_arch, gate: &Gate) {
+fn stop_for_debugger(vcpu: u8, stop: Stop, gate: &Gate) {
     if let Some(debugger) = gdb::get() {
         gate.shut(u64::MAX);
-        debugger.tell(Report { vcpu, exit });
+        debugger.tell(Report { vcpu, stop });
     }
 }
 
@@ -182,7 +182,7 @@ enum Step {
     /// There was nothing to serve: a signal, or the demand to exit at once.
     Interrupted,
     /// The debugger wanted to know of this.
-    Stopped(kvm_debug_exit_arch),
+    Stopped(Stop),
     /// The machine ends.
     End(ExitReason, String),
 }
@@ -224,7 +224,7 @@ fn run_once(vcpu: &mut Vcpu, bus: &Bus, metrics: &VcpuMetrics) -> Step {
             bus.write_mmio(address, data);
             Step::Served
         }
-        Ok(VcpuExit::Debug(exit)) => Step::Stopped(exit),
+        Ok(VcpuExit::Debug(exit)) => Step::Stopped(Stop::Exception(exit)),
         Ok(VcpuExit::Hlt | VcpuExit::Intr | VcpuExit::IrqWindowOpen) => Step::Served,
         Ok(VcpuExit::Shutdown) => Step::End(ExitReason::Reset, format!("vCPU {index}: triple fault or shutdown")),
         Ok(VcpuExit::SystemEvent(KVM_SYSTEM_EVENT_SHUTDOWN, _)) => {
@@ -238,10 +238,11 @@ fn run_once(vcpu: &mut Vcpu, bus: &Bus, metrics: &VcpuMetrics) -> Step {
         }
         Ok(VcpuExit::InternalError) => {
             let at = vcpu.fd.get_regs().map_or(0, |regs| regs.rip);
-            failure(format!(
-                "KVM could not emulate the instruction at {at:#x} (KVM_EXIT_INTERNAL_ERROR): \
-                 a software KVM cannot run this guest"
-            ))
+            if gdb::get().is_some_and(|debugger| debugger.is_attached()) {
+                return Step::Stopped(Stop::NotEmulated(at));
+            }
+            let (reason, message) = not_emulated(index, at);
+            Step::End(reason, message)
         }
         Ok(other) => failure(format!("unexpected exit {other:?}")),
         Err(error) => match error.errno() {
@@ -249,6 +250,15 @@ fn run_once(vcpu: &mut Vcpu, bus: &Bus, metrics: &VcpuMetrics) -> Step {
             _ => failure(format!("KVM_RUN: {error}")),
         },
     }
+}
+
+/// The end of a machine whose vCPU stands in front of an instruction that KVM cannot carry out.
+pub fn not_emulated(vcpu: u8, at: u64) -> (ExitReason, String) {
+    let message = format!(
+        "vCPU {vcpu}: KVM could not emulate the instruction at {at:#x} (KVM_EXIT_INTERNAL_ERROR): \
+         a software KVM cannot run this guest"
+    );
+    (ExitReason::HostFailure, message)
 }
 
 fn machine_request(request: MachineRequest) -> Step {

@@ -2,14 +2,9 @@
 
 mod common;
 
-use common::counter::{COUNT, COUNTING};
+use common::counter::{COUNT, COUNTING, ENTRY, INCREMENT};
 use common::gdb::Gdb;
 use common::machine::{Machine, Process, wait_until};
-
-/// Where the guest begins: behind its mode and counts.
-const ENTRY: u64 = COUNT + 16;
-/// `incq COUNT(%rip)`, of which the instruction is seven bytes long.
-const INCREMENT: [u8; 3] = [0x48, 0xff, 0x05];
 
 /// The socket is there before the one of the API, which was waited for.
 fn connect(machine: &Machine) -> Gdb {
@@ -48,8 +43,7 @@ fn a_guest_waits_at_its_first_instruction_and_is_stepped_from_there() {
     }
 }
 
-/// A software KVM knows hardware breakpoints where it emulates, which is ring 0; software breakpoints it does not know. Those are tried with
-/// `break` in a kernel on a real one.
+/// A software KVM knows breakpoints where it emulates, which is ring 0.
 #[test]
 fn a_hardware_breakpoint_stops_before_its_instruction_and_is_taken_away() {
     let machine = Machine::new(COUNTING);

@@ -8,6 +8,9 @@
 //! for all before it tells, so that nothing runs while GDB looks. Devices go on: what they have for the guest waits. A
 //! client that goes away, in whatever way, takes its breakpoints with it, and the guest goes on.
 //!
+//! A KVM in software cannot carry out an `int3`, and gives up in front of it. While a debugger is there that is a stop like any other; if the `int3` is not the
+//! debugger's, the machine ends as it would have without one.
+//!
 //! Whoever can connect to the socket owns the guest. It is made with the rights of the process' umask, and not there without `--gdb`.
 
 mod breakpoints;
@@ -16,9 +19,10 @@ mod target;
 mod wire;
 
 use std::collections::VecDeque;
-use std::os::unix::net::UnixListener;
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
-use std::sync::{Mutex, OnceLock};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, OnceLock};
 
 use gdbstub::common::Signal;
 use gdbstub::stub::run_blocking::{BlockingEventLoop, Event, WaitForStopReasonError};
@@ -29,20 +33,31 @@ use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 use crate::bus::lock;
 use crate::confine::{self, ThreadKind};
 use crate::error::{Error, Result};
+use crate::vcpu::ExitSignal;
 use crate::vm::RunningVm;
 use target::Guest;
 use wire::{Ready, Wire};
 
 /// What a vCPU has stopped for.
 #[derive(Debug, Clone, Copy)]
+pub enum Stop {
+    /// An exception that is the debugger's, as KVM says.
+    Exception(kvm_debug_exit_arch),
+    /// In front of an instruction at this address that KVM cannot carry out.
+    NotEmulated(u64),
+}
+
+#[derive(Debug, Clone, Copy)]
 pub struct Report {
     pub vcpu: u8,
-    pub exit: kvm_debug_exit_arch,
+    pub stop: Stop,
 }
 
 /// There from the start to the end of a process with `--gdb`.
 pub struct Debugger {
     listener: UnixListener,
+    /// There is a client. Changes only while the guest stands still.
+    is_attached: AtomicBool,
     reports: Mutex<VecDeque<Report>>,
     told: EventFd,
 }
@@ -58,14 +73,14 @@ pub fn get() -> Option<&'static Debugger> {
 pub fn listen(path: &Path) -> Result<()> {
     let listener = UnixListener::bind(path).map_err(Error::file("socket for gdb", path))?;
     let told = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC).map_err(Error::host("eventfd"))?;
-    let _ = DEBUGGER.set(Debugger { listener, reports: Mutex::default(), told });
+    let _ = DEBUGGER.set(Debugger { listener, is_attached: AtomicBool::new(false), reports: Mutex::default(), told });
     Ok(())
 }
 
 /// Starts the thread, if there is a debugger.
-pub fn serve(vm: &RunningVm) -> Result<()> {
+pub fn serve(vm: &RunningVm, exit: &Arc<ExitSignal>) -> Result<()> {
     let Some(debugger) = get() else { return Ok(()) };
-    let mut guest = Guest::new(vm);
+    let mut guest = Guest::new(vm, exit.clone());
     std::thread::Builder::new()
         .name("gdb".into())
         .spawn(move || {
@@ -77,6 +92,10 @@ pub fn serve(vm: &RunningVm) -> Result<()> {
 }
 
 impl Debugger {
+    pub fn is_attached(&self) -> bool {
+        self.is_attached.load(Ordering::Acquire)
+    }
+
     /// For a vCPU's thread, which has closed the gate before.
     pub fn tell(&self, report: Report) {
         lock(&self.reports).push_back(report);
@@ -104,15 +123,24 @@ impl Debugger {
                     return;
                 }
             };
-            if let Err(why) = guest.halt() {
+            if let Err(why) = self.debug(stream, guest) {
                 tracing::error!(why, "the debugger cannot stop the guest");
                 return;
             }
-            let ended = GdbStub::new(Wire::new(stream)).run_blocking::<Session>(guest);
-            tracing::info!(?ended, "a debugger has left");
-            self.forget();
-            guest.let_go();
         }
+    }
+
+    /// One client, from its coming to its going. The guest stands still at both.
+    fn debug(&self, stream: UnixStream, guest: &mut Guest) -> std::result::Result<(), &'static str> {
+        guest.halt()?;
+        self.is_attached.store(true, Ordering::Release);
+        let ended = GdbStub::new(Wire::new(stream)).run_blocking::<Session>(guest);
+        tracing::info!(?ended, "a debugger has left");
+        guest.halt()?;
+        self.is_attached.store(false, Ordering::Release);
+        self.forget();
+        guest.let_go();
+        Ok(())
     }
 }
 

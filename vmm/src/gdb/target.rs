@@ -14,6 +14,7 @@ use gdbstub::target::ext::base::multithread::{
 use gdbstub::target::ext::breakpoints::{
     Breakpoints as BreakpointsExtension, BreakpointsOps, HwBreakpoint, HwBreakpointOps, SwBreakpoint, SwBreakpointOps,
 };
+use gdbstub::target::ext::thread_extra_info::{ThreadExtraInfo, ThreadExtraInfoOps};
 use gdbstub::target::{Target, TargetError, TargetResult};
 use gdbstub_arch::x86::X86_64_SSE;
 use gdbstub_arch::x86::reg::X86_64CoreRegs;
@@ -21,12 +22,12 @@ use kvm_ioctls::VcpuFd;
 use vm_memory::{Bytes, GuestAddress};
 
 use super::breakpoints::Breakpoints;
-use super::{Report, registers};
+use super::{Report, Stop, registers};
 use crate::bus::lock;
 use crate::gate::Gate;
 use crate::kick::Reach;
 use crate::memory::GuestMemory;
-use crate::vcpu::Vcpu;
+use crate::vcpu::{self, ExitSignal, Vcpu};
 use crate::vm::RunningVm;
 
 /// How long a stop waits for the vCPUs.
@@ -54,6 +55,8 @@ pub struct Guest {
     /// As GDB has said of each; the others go on, unless `is_locked`.
     actions: Vec<Option<Action>>,
     is_locked: bool,
+    /// Who is told when the guest cannot go on.
+    exit: Arc<ExitSignal>,
 }
 
 /// GDB's number of a vCPU.
@@ -62,11 +65,11 @@ pub fn tid(vcpu: u8) -> Tid {
 }
 
 impl Guest {
-    pub fn new(vm: &RunningVm) -> Self {
+    pub fn new(vm: &RunningVm, exit: Arc<ExitSignal>) -> Self {
         let (vcpus, reach): (Vec<_>, Vec<_>) = vm.vcpus().map(|vcpu| vcpu.share()).unzip();
         let actions = vec![None; vcpus.len()];
         let (gate, memory) = (vm.gate(), vm.memory.clone());
-        Guest { vcpus, reach, gate, memory, breakpoints: Breakpoints::default(), actions, is_locked: false }
+        Guest { vcpus, reach, gate, memory, breakpoints: Breakpoints::default(), actions, is_locked: false, exit }
     }
 
     /// Brings all vCPUs to the gate.
@@ -85,24 +88,36 @@ impl Guest {
         self.gate.release(u64::MAX);
     }
 
-    /// Says to GDB why a vCPU has stopped; nothing if that is the guest's own business, and it goes on.
+    /// Says to GDB why a vCPU has stopped; nothing if that is the guest's own business, and it goes on or ends.
     pub fn stopped(&mut self, report: Report) -> Result<Option<MultiThreadStopReason<u64>>, &'static str> {
         self.halt()?;
         let tid = tid(report.vcpu);
-        match report.exit.exception {
-            BREAKPOINT_EXCEPTION if !self.is_ours(report) => {
+        let exit = match report.stop {
+            Stop::Exception(exit) => exit,
+            Stop::NotEmulated(at) if self.is_ours(report.vcpu, at) => {
+                return Ok(Some(MultiThreadStopReason::SwBreak(tid)));
+            }
+            Stop::NotEmulated(at) => {
+                let (reason, message) = vcpu::not_emulated(report.vcpu, at);
+                self.exit.raise(reason, message);
+                return Ok(None);
+            }
+        };
+        match exit.exception {
+            BREAKPOINT_EXCEPTION if !self.is_ours(report.vcpu, exit.pc) => {
                 self.go_on(Some(report.vcpu))?;
                 Ok(None)
             }
             BREAKPOINT_EXCEPTION => Ok(Some(MultiThreadStopReason::SwBreak(tid))),
-            DEBUG_EXCEPTION if report.exit.dr6 & DR6_REGISTERS != 0 => Ok(Some(MultiThreadStopReason::HwBreak(tid))),
+            DEBUG_EXCEPTION if exit.dr6 & DR6_REGISTERS != 0 => Ok(Some(MultiThreadStopReason::HwBreak(tid))),
             _ => Ok(Some(MultiThreadStopReason::SignalWithThread { tid, signal: Signal::SIGTRAP })),
         }
     }
 
-    fn is_ours(&self, report: Report) -> bool {
-        let vcpu = &self.vcpus[usize::from(report.vcpu)];
-        translate(&lock(vcpu).fd, report.exit.pc).is_some_and(|physical| self.breakpoints.has_software(physical))
+    /// Whether the `int3` that this vCPU is at was put there by GDB.
+    fn is_ours(&self, vcpu: u8, address: u64) -> bool {
+        let vcpu = &self.vcpus[usize::from(vcpu)];
+        translate(&lock(vcpu).fd, address).is_some_and(|physical| self.breakpoints.has_software(physical))
     }
 
     /// Lets the vCPUs run as GDB wants each; the guest's own `int3` is given to the vCPU that met it.
@@ -208,6 +223,20 @@ impl MultiThreadBase for Guest {
 
     fn support_resume(&mut self) -> Option<MultiThreadResumeOps<'_, Self>> {
         Some(self)
+    }
+
+    fn support_thread_extra_info(&mut self) -> Option<ThreadExtraInfoOps<'_, Self>> {
+        Some(self)
+    }
+}
+
+/// The number that everybody else knows a vCPU by.
+impl ThreadExtraInfo for Guest {
+    fn thread_extra_info(&self, tid: Tid, buffer: &mut [u8]) -> Result<usize, &'static str> {
+        let name = format!("vCPU {}", tid.get() - 1);
+        let length = name.len().min(buffer.len());
+        buffer[..length].copy_from_slice(&name.as_bytes()[..length]);
+        Ok(length)
     }
 }
 

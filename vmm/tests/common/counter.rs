@@ -18,8 +18,8 @@ pub const HALTING: u8 = 1;
 /// Guest-physical addresses of the two counts.
 pub const COUNT: u64 = LOAD + 8;
 pub const OTHER_COUNT: u64 = LOAD + 16;
-/// Where its code begins.
-const ENTRY: u64 = LOAD + 24;
+/// Where its code begins: `mov`, `xor` and `mov` of 5, 2 and 5 bytes, then `rep stosq`, in ring 0.
+pub const ENTRY: u64 = LOAD + 24;
 
 global_asm!(
     ".balign 16",
@@ -183,6 +183,9 @@ pub fn write(path: &Path, mode: u8) {
     elf.extend(code);
     std::fs::write(path, elf).unwrap();
 }
+
+/// `incq COUNT(%rip)`, of which the instruction is seven bytes long.
+pub const INCREMENT: [u8; 3] = [0x48, 0xff, 0x05];
 
 /// The counts of a line; `None` for one that is not whole or not one.
 pub fn parse(line: &str) -> Option<(u64, u64)> {

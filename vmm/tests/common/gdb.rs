@@ -1,4 +1,4 @@
-//! GDB's end of its remote protocol.
+//! GDB's end of its remote protocol, without GDB (that is `debugger`): packet by packet.
 
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;

@@ -5,6 +5,7 @@
 #![allow(dead_code)] // each test program uses another part
 
 pub mod counter;
+pub mod debugger;
 pub mod gdb;
 pub mod machine;
 
