@@ -66,6 +66,24 @@ fn a_hardware_breakpoint_stops_before_its_instruction_and_is_taken_away() {
     wait_until("the guest counts from there", || machine.counts().iter().any(|it| it.0 == 0x1002));
 }
 
+/// None is met here: a software KVM has none for the guest.
+#[test]
+fn watchpoints_share_the_debug_registers_and_none_is_for_reads_alone() {
+    let machine = Machine::new(COUNTING);
+    let _vm = start(&machine, 1);
+    let mut gdb = connect(&machine);
+    gdb.ok(&format!("Z2,{COUNT:x},8"));
+    gdb.ok(&format!("Z4,{:x},6", COUNT + 16));
+    assert!(gdb.ask(&format!("Z3,{COUNT:x},8")).starts_with('E'));
+    gdb.ok(&format!("Z1,{:x},1", ENTRY + 12));
+    assert!(gdb.ask(&format!("Z2,{COUNT:x},1")).starts_with('E'));
+    gdb.ok(&format!("z4,{:x},6", COUNT + 16));
+    gdb.ok(&format!("Z2,{COUNT:x},1"));
+    // They are in nobody's way.
+    assert!(gdb.ask("vCont;c").contains("hwbreak"));
+    assert_eq!(gdb.rip(), ENTRY + 12);
+}
+
 #[test]
 fn vcpus_are_threads_and_all_of_them_stop() {
     let machine = Machine::new(COUNTING);

@@ -1,30 +1,26 @@
 //! What GDB wants to be stopped at.
 //!
 //! A *software* breakpoint is an `int3` (one byte) in the place of an instruction, in guest memory: as many as one likes, and only where there is
-//! memory already. A *hardware* one is a debug register of the processor: four, at any address, before there is code too.
+//! memory already. A *hardware* breakpoint or watchpoint is in the processor (`debug_registers`).
 //! KVM gives the exceptions of either to the debugger (KVM_SET_GUEST_DEBUG).
 
 use std::collections::BTreeMap;
 
 use kvm_bindings::{
-    KVM_GUESTDBG_ENABLE, KVM_GUESTDBG_INJECT_BP, KVM_GUESTDBG_SINGLESTEP, KVM_GUESTDBG_USE_HW_BP,
-    KVM_GUESTDBG_USE_SW_BP, kvm_guest_debug,
+    KVM_GUESTDBG_ENABLE, KVM_GUESTDBG_INJECT_BP, KVM_GUESTDBG_SINGLESTEP, KVM_GUESTDBG_USE_SW_BP, kvm_guest_debug,
 };
 use vm_memory::{Bytes, GuestAddress};
 
+use super::debug_registers::DebugRegisters;
 use crate::memory::GuestMemory;
 
 const INT3: u8 = 0xcc;
-/// Debug registers that hold an address.
-const HARDWARE: usize = 4;
-/// Bits of DR7 that are always set (Intel SDM, 18.2.4), and the one that makes enabled addresses exact.
-const DR7: u64 = 1 << 10 | 1 << 9;
 
 #[derive(Default)]
 pub struct Breakpoints {
     /// By guest-physical address: two names of a page are one place. What was there, and how often it was asked for.
     software: BTreeMap<u64, (u8, usize)>,
-    hardware: [Option<u64>; HARDWARE],
+    pub hardware: DebugRegisters,
 }
 
 impl Breakpoints {
@@ -57,18 +53,6 @@ impl Breakpoints {
         self.software.contains_key(&physical)
     }
 
-    /// False if all registers are in use.
-    pub fn add_hardware(&mut self, address: u64) -> bool {
-        let free = self.hardware.iter_mut().find(|slot| slot.is_none());
-        free.map(|slot| *slot = Some(address)).is_some()
-    }
-
-    /// False if there was none.
-    pub fn remove_hardware(&mut self, address: u64) -> bool {
-        let slot = self.hardware.iter_mut().find(|slot| **slot == Some(address));
-        slot.map(|slot| *slot = None).is_some()
-    }
-
     /// Shows memory as the guest wrote it: `bytes` were read at `physical`.
     pub fn hide(&self, physical: u64, bytes: &mut [u8]) {
         for (address, (original, _)) in self.software.range(physical..physical.saturating_add(bytes.len() as u64)) {
@@ -94,7 +78,7 @@ impl Breakpoints {
         for (physical, (original, _)) in std::mem::take(&mut self.software) {
             put_back(memory, physical, original);
         }
-        self.hardware = [None; HARDWARE];
+        self.hardware = DebugRegisters::default();
     }
 
     /// How KVM is to debug a vCPU that goes on.
@@ -106,16 +90,7 @@ impl Breakpoints {
         if gives_int3 {
             debug.control |= KVM_GUESTDBG_INJECT_BP;
         }
-        let mut dr7 = DR7;
-        for (index, address) in self.hardware.iter().enumerate() {
-            if let Some(address) = address {
-                debug.arch.debugreg[index] = *address;
-                // Global enable; execution, one byte.
-                dr7 |= 2 << (2 * index);
-                debug.control |= KVM_GUESTDBG_USE_HW_BP;
-            }
-        }
-        debug.arch.debugreg[7] = dr7;
+        self.hardware.control(&mut debug);
         debug
     }
 }
@@ -127,8 +102,10 @@ fn put_back(memory: &GuestMemory, physical: u64, original: u8) {
 
 #[cfg(test)]
 mod tests {
+    use super::super::debug_registers::Event;
     use super::*;
     use crate::devices::virtio::queue::testing::memory;
+    use kvm_bindings::KVM_GUESTDBG_USE_HW_BP;
 
     #[test]
     fn software_breakpoints_are_in_memory_and_not_in_what_is_shown() {
@@ -151,13 +128,13 @@ mod tests {
     }
 
     #[test]
-    fn there_are_four_hardware_breakpoints() {
+    fn kvm_is_told_of_steps_and_of_hardware_only_where_there_are_any() {
         let mut breakpoints = Breakpoints::default();
-        assert!((0..4).all(|address| breakpoints.add_hardware(address)) && !breakpoints.add_hardware(9));
-        assert!(breakpoints.remove_hardware(1) && !breakpoints.remove_hardware(1));
-        let debug = breakpoints.control(true, false);
-        assert_eq!(debug.arch.debugreg[..4], [0, 0, 2, 3]);
-        assert_eq!(debug.arch.debugreg[7] & 0xff, 0b1010_0010);
-        assert!(debug.control & KVM_GUESTDBG_USE_HW_BP != 0 && debug.control & KVM_GUESTDBG_SINGLESTEP != 0);
+        let always = KVM_GUESTDBG_ENABLE | KVM_GUESTDBG_USE_SW_BP;
+        assert_eq!(breakpoints.control(false, false).control, always);
+        assert!(breakpoints.hardware.add(Event::Write, 0x1000, 8));
+        let debug = breakpoints.control(true, true);
+        let wanted = always | KVM_GUESTDBG_USE_HW_BP | KVM_GUESTDBG_SINGLESTEP | KVM_GUESTDBG_INJECT_BP;
+        assert_eq!((debug.control, debug.arch.debugreg[0]), (wanted, 0x1000));
     }
 }

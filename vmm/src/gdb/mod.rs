@@ -1,6 +1,6 @@
 //! `--gdb SOCKET`: GDB's remote protocol on a Unix socket, so that a kernel can be walked through from its first instruction.
 //!
-//! `target` is the machine as GDB sees it (a thread for each vCPU), `breakpoints` what was asked to be stopped at, `registers` the
+//! `target` is the machine as GDB sees it (a thread for each vCPU), `breakpoints` and `debug_registers` what was asked to be stopped at, `registers` the
 //! two orders of registers, `wire` the connection; the protocol itself is the `gdbstub` crate's. This file is the debugger's thread, and how
 //! vCPUs' threads tell it that they have stopped.
 //!
@@ -14,6 +14,7 @@
 //! Whoever can connect to the socket owns the guest. It is made with the rights of the process' umask, and not there without `--gdb`.
 
 mod breakpoints;
+mod debug_registers;
 mod registers;
 mod target;
 mod wire;

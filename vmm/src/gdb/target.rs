@@ -12,7 +12,8 @@ use gdbstub::target::ext::base::multithread::{
     MultiThreadSchedulerLockingOps, MultiThreadSingleStep, MultiThreadSingleStepOps,
 };
 use gdbstub::target::ext::breakpoints::{
-    Breakpoints as BreakpointsExtension, BreakpointsOps, HwBreakpoint, HwBreakpointOps, SwBreakpoint, SwBreakpointOps,
+    Breakpoints as BreakpointsExtension, BreakpointsOps, HwBreakpoint, HwBreakpointOps, HwWatchpoint, HwWatchpointOps,
+    SwBreakpoint, SwBreakpointOps, WatchKind,
 };
 use gdbstub::target::ext::thread_extra_info::{ThreadExtraInfo, ThreadExtraInfoOps};
 use gdbstub::target::{Target, TargetError, TargetResult};
@@ -22,6 +23,7 @@ use kvm_ioctls::VcpuFd;
 use vm_memory::{Bytes, GuestAddress};
 
 use super::breakpoints::Breakpoints;
+use super::debug_registers::Event;
 use super::{Report, Stop, registers};
 use crate::bus::lock;
 use crate::gate::Gate;
@@ -36,8 +38,6 @@ const PAGE: u64 = 4096;
 /// Exceptions (Intel SDM, 7.15).
 const DEBUG_EXCEPTION: u32 = 1;
 const BREAKPOINT_EXCEPTION: u32 = 3;
-/// DR6: which debug register it was (Intel SDM, 18.2.3).
-const DR6_REGISTERS: u64 = 0xf;
 
 /// What a vCPU does when the guest goes on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -109,8 +109,19 @@ impl Guest {
                 Ok(None)
             }
             BREAKPOINT_EXCEPTION => Ok(Some(MultiThreadStopReason::SwBreak(tid))),
-            DEBUG_EXCEPTION if exit.dr6 & DR6_REGISTERS != 0 => Ok(Some(MultiThreadStopReason::HwBreak(tid))),
-            _ => Ok(Some(MultiThreadStopReason::SignalWithThread { tid, signal: Signal::SIGTRAP })),
+            DEBUG_EXCEPTION => Ok(Some(self.debug_exception(tid, exit.dr6))),
+            _ => Ok(Some(trap(tid))),
+        }
+    }
+
+    /// A debug register's event, or a step.
+    fn debug_exception(&self, tid: Tid, dr6: u64) -> MultiThreadStopReason<u64> {
+        let Some(met) = self.breakpoints.hardware.met(dr6) else { return trap(tid) };
+        let watched = |kind| MultiThreadStopReason::Watch { tid, kind, addr: met.address };
+        match met.event {
+            Event::Execute => MultiThreadStopReason::HwBreak(tid),
+            Event::Write => watched(WatchKind::Write),
+            Event::Access => watched(WatchKind::ReadWrite),
         }
     }
 
@@ -148,6 +159,10 @@ impl Guest {
     fn physical(&self, address: u64) -> Option<u64> {
         translate(&lock(self.vcpus.first()?).fd, address)
     }
+}
+
+fn trap(tid: Tid) -> MultiThreadStopReason<u64> {
+    MultiThreadStopReason::SignalWithThread { tid, signal: Signal::SIGTRAP }
 }
 
 /// Guest-virtual to guest-physical, by the vCPU's page tables.
@@ -285,6 +300,10 @@ impl BreakpointsExtension for Guest {
     fn support_hw_breakpoint(&mut self) -> Option<HwBreakpointOps<'_, Self>> {
         Some(self)
     }
+
+    fn support_hw_watchpoint(&mut self) -> Option<HwWatchpointOps<'_, Self>> {
+        Some(self)
+    }
 }
 
 impl SwBreakpoint for Guest {
@@ -301,10 +320,29 @@ impl SwBreakpoint for Guest {
 
 impl HwBreakpoint for Guest {
     fn add_hw_breakpoint(&mut self, address: u64, _: usize) -> TargetResult<bool, Self> {
-        Ok(self.breakpoints.add_hardware(address))
+        Ok(self.breakpoints.hardware.add(Event::Execute, address, 1))
     }
 
     fn remove_hw_breakpoint(&mut self, address: u64, _: usize) -> TargetResult<bool, Self> {
-        Ok(self.breakpoints.remove_hardware(address))
+        Ok(self.breakpoints.hardware.remove(Event::Execute, address, 1))
+    }
+}
+
+impl HwWatchpoint for Guest {
+    fn add_hw_watchpoint(&mut self, address: u64, length: u64, kind: WatchKind) -> TargetResult<bool, Self> {
+        Ok(event(kind).is_some_and(|event| self.breakpoints.hardware.add(event, address, length)))
+    }
+
+    fn remove_hw_watchpoint(&mut self, address: u64, length: u64, kind: WatchKind) -> TargetResult<bool, Self> {
+        Ok(event(kind).is_some_and(|event| self.breakpoints.hardware.remove(event, address, length)))
+    }
+}
+
+/// None for reads alone, which no x86 processor watches for. That is refused: GDB would take a write that we call a read for one.
+fn event(kind: WatchKind) -> Option<Event> {
+    match kind {
+        WatchKind::Write => Some(Event::Write),
+        WatchKind::ReadWrite => Some(Event::Access),
+        WatchKind::Read => None,
     }
 }
