@@ -156,6 +156,9 @@ fn drive(place: &Place, socket: &Path, config: &VmConfig, is_over: &AtomicBool) 
         let path = console.parent().unwrap().join(file);
         patch(id, json!({ "drive_id": id, "path_on_host": path }))?;
     }
+    for id in ["data", "overlay"] {
+        patch(id, json!({ "drive_id": id, "size": 2 << 20 }))?;
+    }
     client.get::<VmConfig>("/vm/config")?;
     signal(socket, libc::SIGTERM);
     Ok(())

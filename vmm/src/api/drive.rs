@@ -69,6 +69,10 @@ pub struct DriveUpdate {
     /// its size. The present raw file with another size is a resize.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub path_on_host: Option<PathBuf>,
+    /// Our own: makes the drive's file, raw or qcow2, so many bytes long, a multiple of 512 and no less than it has; what is new reads as
+    /// zeros, and the guest is told. Not together with `path_on_host`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub size: Option<u64>,
     /// A bucket that is given replaces the present one, and takes the limit away if its size is 0.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rate_limiter: Option<RateLimiter>,

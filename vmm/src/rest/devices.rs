@@ -17,6 +17,9 @@ const NO_CONSOLE: &str = "There is no console device; give one with PUT /console
 
 pub fn patch_drive(names: &[&str], update: DriveUpdate) -> Parsed {
     refuse_other_id(names, &update.drive_id)?;
+    if update.path_on_host.is_some() && update.size.is_some() {
+        return Err(Reply::refused("A drive gets another file or another size, one after the other."));
+    }
     change(move |vm, config| {
         let present = config.drives.iter_mut().find(|drive| drive.drive_id == update.drive_id);
         let Some(present) = present else {
@@ -29,9 +32,13 @@ pub fn patch_drive(names: &[&str], update: DriveUpdate) -> Parsed {
         }
         let limits = update.rate_limiter.unwrap_or_default();
         let outcome = vm.change_device(&update.drive_id, |block: &mut Block| {
-            let reopened = if reopens { block.reopen(&drive) } else { Ok(false) };
-            let is_changed = matches!(reopened, Ok(true));
-            (is_changed, reopened.and_then(|_| block.limit(&limits)))
+            let changed = match update.size {
+                Some(size) => block.grow(&drive, size),
+                None if reopens => block.reopen(&drive),
+                None => Ok(false),
+            };
+            let is_changed = matches!(changed, Ok(true));
+            (is_changed, changed.and_then(|_| block.limit(&limits)))
         });
         match outcome {
             Some(Ok(())) => {}

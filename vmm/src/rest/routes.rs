@@ -35,7 +35,7 @@ pub const ROUTES: &[Route] = &[
     route!("PUT" "/boot-source" "Kernel, initrd, command line; before the start." (BootSource),
         |_, source| configure(move |config| config.boot_source = Some(source))),
     route!("PUT" "/drives/{drive_id}" "Adds or replaces a drive; before the start." (Drive), put_drive),
-    route!("PATCH" "/drives/{drive_id}" "Changes a drive's file or its limits; after the start." (DriveUpdate),
+    route!("PATCH" "/drives/{drive_id}" "Changes a drive's file, its size or its limits; after the start." (DriveUpdate),
         devices::patch_drive),
     route!("PUT" "/network-interfaces/{iface_id}" "Adds or replaces a network interface; before the start."
         (NetworkInterface), put_interface),
@@ -227,6 +227,7 @@ mod tests {
             ("PUT", "/actions", ""),
             ("GET", "/version", "{}"),
             ("PUT", "/drives", r#"{"drive_id":"a"}"#),
+            ("PATCH", "/drives/a", r#"{"drive_id":"a","path_on_host":"/x","size":1048576}"#),
             ("GET", "/nowhere", ""),
             ("DELETE", "/actions", ""),
         ] {

@@ -1,5 +1,5 @@
 //! Disks with Linux's driver: a raw file through io_uring, and a qcow2 image on another one. What the guest writes, discards and zeroes
-//! is looked for in the host's files, as the next VM would find it; and a disk grows while it is used.
+//! is looked for in the host's files, as the next VM would find it; and the disks grow while they are used.
 
 use std::fs::{self, File, OpenOptions};
 use std::os::fd::AsRawFd;
@@ -84,14 +84,16 @@ fn guest(link: &mut Link) -> Outcome {
         expect("a byte behind it", byte_at(&disk, ZERO.end)?, WRITTEN)?;
         link.say(&format!("forgotten {name}"))?;
         link.wait_for("seen")?;
-        if name == RAW {
-            link.say("grow it")?;
-            link.wait_for("grown")?;
-            wait_for_size(&block, GROWN)?;
-            expect("a byte of what is new", byte_at(&disk, GROWN / MIB - 1)?, 0)?;
-        }
+        link.say("grow it")?;
+        link.wait_for("grown")?;
+        wait_for_size(&block, GROWN)?;
+        let last = GROWN / MIB - 1;
+        expect("a byte of what is new", byte_at(&disk, last)?, 0)?;
+        disk.write_all_at(&[WRITTEN], last * MIB).map_err(while_doing("writing to what is new"))?;
+        disk.sync_all().map_err(while_doing("a flush"))?;
+        link.say("written to what is new")?;
     }
-    Ok("written, flushed, discarded, zeroed; one grown".into())
+    Ok("written, flushed, discarded, zeroed, grown".into())
 }
 
 /// The disk whose serial number is `name`: its folder in /sys, and itself.
@@ -156,21 +158,28 @@ fn host(host: &Host, link: &mut Link) -> Outcome {
         }
         given_back.push(format!("{} MiB of {name}", back / MIB));
         link.say("seen")?;
-        if name == RAW {
-            link.wait_for("grow it")?;
-            grow(host, &path)?;
-            link.say("grown")?;
-        }
+        link.wait_for("grow it")?;
+        grow(host, name)?;
+        link.say("grown")?;
+        link.wait_for("written to what is new")?;
+        expect(&format!("{name}, a byte of what is new"), content(host, name, GROWN / MIB - 1)?, WRITTEN)?;
     }
     expect("the overlay's base", fs::read(base(&host.folder)).is_ok_and(|it| it.iter().all(|it| *it == BASE)), true)?;
     Ok(format!("given back: {}", given_back.join(", ")))
 }
 
-fn grow(host: &Host, path: &Path) -> Result<(), String> {
-    let file = OpenOptions::new().write(true).open(path).map_err(while_doing("growing the file"))?;
-    file.set_len(GROWN).map_err(while_doing("growing the file"))?;
-    let update = DriveUpdate { drive_id: RAW.into(), path_on_host: Some(path.to_owned()), rate_limiter: None };
-    host.client.patch(&format!("/drives/{RAW}"), &update).map_err(while_doing("PATCH /drives"))
+/// A raw file by somebody else, who may, an image by the monitor that has it open.
+fn grow(host: &Host, name: &str) -> Result<(), String> {
+    let mut update = DriveUpdate { drive_id: name.into(), ..DriveUpdate::default() };
+    if name == RAW {
+        let path = host.folder.join(name);
+        let file = OpenOptions::new().write(true).open(&path).map_err(while_doing("growing the file"))?;
+        file.set_len(GROWN).map_err(while_doing("growing the file"))?;
+        update.path_on_host = Some(path);
+    } else {
+        update.size = Some(GROWN);
+    }
+    host.client.patch(&format!("/drives/{name}"), &update).map_err(while_doing("PATCH /drives"))
 }
 
 /// The first byte of a MiB, as who opens the file now sees it.

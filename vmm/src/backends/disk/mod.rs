@@ -84,6 +84,29 @@ impl Disk {
         Disk::open(drive).map(Some)
     }
 
+    /// Makes the disk, which is `drive`'s, `size` bytes long, for good before it returns. What is new reads as zeros. A disk does not shrink: what would be cut off may be
+    /// in use.
+    pub fn grow(&mut self, drive: &Drive, size: u64) -> Result<()> {
+        let refused = |why: String| Error::BadConfiguration(format!("drive {}: {why}", drive.drive_id));
+        let present = self.sectors * SECTOR;
+        match size {
+            _ if self.is_read_only => return Err(refused("a read-only drive does not grow".into())),
+            _ if size == present => return Ok(()),
+            _ if size < present => return Err(refused(format!("it has {present} bytes, and {size} are less"))),
+            _ if !size.is_multiple_of(SECTOR) => {
+                return Err(refused(format!("{size} bytes are not a multiple of {SECTOR}")));
+            }
+            _ => {}
+        }
+        let grown = match &mut self.image {
+            Image::Raw(file) => raw::grow(file, size),
+            Image::Qcow2(image) => image.grow(size),
+        };
+        grown.map_err(Error::file("growing the drive", &drive.path_on_host))?;
+        self.sectors = size / SECTOR;
+        Ok(())
+    }
+
     pub fn sectors(&self) -> u64 {
         self.sectors
     }

@@ -11,6 +11,7 @@ use std::fs::File;
 use std::io;
 
 use imago::file::File as Storage;
+use imago::format::PreallocateMode;
 use imago::qcow2::Qcow2 as Format;
 use imago::raw::Raw;
 use imago::{FormatAccess, ShallowMapping, StorageExt, StorageOpenOptions};
@@ -27,6 +28,8 @@ const BUFFER: usize = 256 << 10;
 pub struct Qcow2 {
     image: Access,
     cluster_size: u64,
+    /// Of what it stands on (bytes); 0 if that is nothing.
+    backing_size: u64,
     /// As long as the longest request so far, up to [`BUFFER`].
     buffer: Vec<u8>,
 }
@@ -39,15 +42,26 @@ impl Qcow2 {
         for image in drive.backing.iter().rev() {
             backing = Some(layer(image, backing)?);
         }
+        let backing_size = backing.as_ref().map_or(0, Access::size);
         let image = open(file, !drive.is_read_only, backing).map_err(name)?;
         let image = FormatAccess::new(image);
         // Version 2 has none; then there is nothing that could be forgotten either.
         let cluster_size = image.inner().zero_granularity().unwrap_or(SECTOR);
-        Ok(Qcow2 { image, cluster_size, buffer: Vec::new() })
+        Ok(Qcow2 { image, cluster_size, backing_size, buffer: Vec::new() })
     }
 
     pub fn size(&self) -> u64 {
         self.image.size()
+    }
+
+    /// Makes it longer. What it stands on may be longer than it was, and must not come to light: that much is marked as zeros first.
+    pub fn grow(&mut self, size: u64) -> io::Result<()> {
+        let hidden = self.backing_size.min(size);
+        if hidden > self.size() {
+            self.image.resize_grow(hidden, PreallocateMode::Zero)?;
+        }
+        self.image.resize_grow(size, PreallocateMode::None)?;
+        self.sync()
     }
 
     pub fn cluster_size(&self) -> u64 {

@@ -21,6 +21,15 @@ pub fn measure(mut file: &File) -> io::Result<(u64, u64)> {
     Ok((size, block))
 }
 
+/// Makes a file longer, by a hole. A block device has the size that its owner gives it.
+pub fn grow(file: &File, size: u64) -> io::Result<()> {
+    if !file.metadata()?.is_file() {
+        return Err(io::Error::new(ErrorKind::Unsupported, "only a regular file can be made longer here"));
+    }
+    file.set_len(size)?;
+    file.sync_data()
+}
+
 pub fn read(file: &File, into: &mut IoVec, offset: u64) -> io::Result<()> {
     into.read_exact_at(file.as_raw_fd(), offset)
 }

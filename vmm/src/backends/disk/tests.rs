@@ -170,6 +170,58 @@ fn a_file_that_has_grown_is_a_larger_disk_and_another_file_another_disk() {
     assert_eq!(other.sectors(), 1);
 }
 
+#[test]
+fn a_disk_grows_by_zeros_and_does_not_shrink() {
+    let folder = tempfile::tempdir().unwrap();
+    for format in [DriveFormat::Raw, DriveFormat::Qcow2] {
+        let path = folder.path().join(format!("{format:?}"));
+        match format {
+            DriveFormat::Raw => std::fs::File::create(&path).unwrap().set_len(1 << 20).unwrap(),
+            DriveFormat::Qcow2 => make_qcow2(&path, 1 << 20, None),
+        }
+        let drive = drive(&path, format);
+        let mut disk = Disk::open(&drive).unwrap();
+        write(&mut disk, (1 << 20) - 512, &[5; 512]).unwrap();
+        for refused in [(1 << 20) - 512, (1 << 20) + 1, 0, !511] {
+            assert!(disk.grow(&drive, refused).is_err(), "{format:?}, {refused}");
+            assert_eq!(disk.sectors(), 2048);
+        }
+        disk.grow(&drive, 1 << 20).unwrap();
+        // So far that a table of a qcow2 image has to grow, too.
+        disk.grow(&drive, 64 << 30).unwrap();
+        write(&mut disk, (64 << 30) - 512, &[6; 512]).unwrap();
+        disk.sync().unwrap();
+        drop(disk);
+        let mut disk = Disk::open(&drive).unwrap();
+        assert_eq!(disk.sectors(), 64 << 21);
+        assert_eq!(read(&mut disk, (1 << 20) - 512, 1024), [[5; 512], [0; 512]].concat());
+        assert_eq!(read(&mut disk, (64 << 30) - 1024, 1024), [[0; 512], [6; 512]].concat());
+        let read_only = Drive { is_read_only: true, ..drive };
+        drop(disk);
+        assert!(Disk::open(&read_only).unwrap().grow(&read_only, 65 << 30).is_err());
+    }
+}
+
+/// The base of an overlay may be longer than the overlay, which ends within a cluster.
+#[test]
+fn what_lay_behind_the_end_of_an_overlay_does_not_come_to_light() {
+    let folder = tempfile::tempdir().unwrap();
+    let (base, top) = (folder.path().join("base"), folder.path().join("top"));
+    std::fs::write(&base, vec![7; 512 << 10]).unwrap();
+    let end = (100 << 10) + 512;
+    make_qcow2(&top, end, Some("base"));
+    let backing = vec![BackingImage { path_on_host: base, format: DriveFormat::Raw }];
+    let overlay = Drive { backing, ..drive(&top, DriveFormat::Qcow2) };
+    let mut disk = Disk::open(&overlay).unwrap();
+    disk.grow(&overlay, 300 << 10).unwrap();
+    disk.grow(&overlay, 1 << 20).unwrap();
+    drop(disk);
+    let mut disk = Disk::open(&overlay).unwrap();
+    let seen = read(&mut disk, 0, 1 << 20);
+    assert!(seen[..end as usize].iter().all(|byte| *byte == 7));
+    assert!(seen[end as usize..].iter().all(|byte| *byte == 0));
+}
+
 /// What may be done to a disk, in sectors.
 #[derive(Debug, Clone)]
 enum Step {

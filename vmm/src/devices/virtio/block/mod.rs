@@ -82,7 +82,7 @@ impl Block {
     /// Puts what `drive` says behind the device. To be called while it does not work. Whether the configuration space is another
     /// now; an error leaves everything as it was.
     pub fn reopen(&mut self, drive: &api::Drive) -> Result<bool> {
-        let parts = self.worker.parts().ok_or(Error::host("drive")(io::ErrorKind::ResourceBusy.into()))?;
+        let parts = parts(&mut self.worker)?;
         if let Some(disk) = parts.disk.reopen(drive)? {
             if let Some(ring) = &parts.ring {
                 ring.set_file(&disk.for_ring(drive)?).map_err(Error::host("io_uring"))?;
@@ -93,11 +93,25 @@ impl Block {
         Ok(std::mem::replace(&mut self.config, config) != config)
     }
 
+    /// Makes `drive`, which is this one, `size` bytes long. To be called while the device does not work. Whether the configuration space is
+    /// another now; an error leaves everything as it was.
+    pub fn grow(&mut self, drive: &api::Drive, size: u64) -> Result<bool> {
+        let parts = parts(&mut self.worker)?;
+        parts.disk.grow(drive, size)?;
+        let config = config(&parts.disk);
+        Ok(std::mem::replace(&mut self.config, config) != config)
+    }
+
     /// Changes the rate limiter's buckets that are given. To be called while the device does not work.
     pub fn limit(&mut self, limits: &api::RateLimiter) -> Result<()> {
-        let parts = self.worker.parts().ok_or(Error::host("drive")(io::ErrorKind::ResourceBusy.into()))?;
+        let parts = parts(&mut self.worker)?;
         RateLimiter::change(&mut parts.limiter, limits).map_err(Error::host("rate limiter's timer"))
     }
+}
+
+/// What the worker is lent; an error while it works.
+fn parts(worker: &mut Shell<BlockWorker>) -> Result<&mut Parts> {
+    worker.parts().ok_or_else(|| Error::host("drive")(io::ErrorKind::ResourceBusy.into()))
 }
 
 fn config(disk: &Disk) -> Config {
