@@ -8,10 +8,10 @@
 //! bridge or a rule (netd does), or look into a guest (the VMM does).
 //!
 //! **How data flows.** [`session`] dials the controller and receives the whole [`api::DesiredNode`]
-//! each time it changes. [`node`] stores it, hands the network to [`network`] (which hands it to netd
-//! whole) and the description of each instance to that instance's own task in [`instance`]. A task
+//! each time it changes. [`node`] stores it, hands the network to [`network`] (which hands it to netd,
+//! whole or as the elastic IPs that changed) and the description of each instance to that instance's own task in [`instance`]. A task
 //! compares what is wanted with what is there, does one step, and compares again; it writes what it
-//! sees on the [`board`], and the session sends the board to the controller. Nothing is passed on as
+//! sees on the [`board`], and the session sends the board to the controller. Nothing depends on
 //! a difference: an agent that was killed reads its folder, finds the VMMs that live on without it,
 //! and is where it was.
 //!

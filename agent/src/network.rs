@@ -1,8 +1,14 @@
-//! Between the desired network and netd: hands it over whole, again and again.
+//! Between the desired network and netd: hands it over, again and again.
 //!
 //! The controller's network is completed with what only the node knows (which user may open which
 //! tap), handed to netd, and handed over again when it changes, when netd comes back after it was
 //! away, and now and then without a reason: to netd that is a comparison and nothing else.
+//!
+//! Where a network differs from the one before in elastic IPs alone, netd is told what differs ([`change`]), for the generation that it has by its own
+//! last answer. Whatever else it answers than that it has made the change, it is handed the whole at once: a change is a shorter way to say
+//! the same, and nothing depends on whether it was heard.
+
+mod change;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -10,7 +16,7 @@ use std::time::Duration;
 
 use mallee_netd::api::network_client::NetworkClient;
 use mallee_netd::api::network_event::Event as NetdEvent;
-use mallee_netd::api::{ApplyRequest, NodeNetwork, ShowRequest, WatchRequest};
+use mallee_netd::api::{ApplyReply, ApplyRequest, NodeNetwork, ShowRequest, WatchRequest};
 use tokio::sync::{mpsc, watch};
 use tonic::transport::Channel;
 
@@ -76,12 +82,12 @@ pub async fn keep(
     mut back: watch::Receiver<u64>,
     status: watch::Sender<Status>,
 ) {
-    let mut client = mallee_netd::api::client(&socket);
+    let mut netd = Netd { client: mallee_netd::api::client(&socket), has: None };
     loop {
         let now = desired.borrow_and_update().clone();
         let pause = match now.network {
             None => REPEAT,
-            Some(network) => apply(&mut client, now.number, network, &status).await,
+            Some(network) => netd.apply(now.number, network, &status).await,
         };
         tokio::select! {
             changed = desired.changed() => if changed.is_err() { return },
@@ -91,38 +97,73 @@ pub async fn keep(
     }
 }
 
-/// Hands `network` over; how long to wait before it is handed over again.
-async fn apply(
-    client: &mut NetworkClient<Channel>,
-    number: u64,
-    network: NodeNetwork,
-    status: &watch::Sender<Status>,
-) -> Duration {
-    let asked_unix_ns = unix_ns();
-    let asking = client.apply(ApplyRequest { desired: Some(network.clone()) });
+/// netd, as far as it is known.
+struct Netd {
+    client: NetworkClient<Channel>,
+    /// The network that it has, if that was its last answer. After any other its network is whatever it may be.
+    has: Option<Arc<Applied>>,
+}
+
+impl Netd {
+    /// Makes netd's network this one; how long to wait before it is handed over again.
+    async fn apply(&mut self, number: u64, network: NodeNetwork, status: &watch::Sender<Status>) -> Duration {
+        let asked_unix_ns = unix_ns();
+        match self.hand_over(&network).await {
+            Ok(reply) => {
+                let applied = Arc::new(Applied {
+                    number,
+                    network,
+                    asked_unix_ns,
+                    done_unix_ns: unix_ns(),
+                    took_us: reply.took_us,
+                });
+                self.has = Some(applied.clone());
+                status.send_if_modified(|status| {
+                    let is_news =
+                        status.applied.as_ref().is_none_or(|old| old.number != number) || !status.error.is_empty();
+                    if is_news {
+                        *status = Status { applied: Some(applied), error: String::new() };
+                    }
+                    is_news
+                });
+                REPEAT
+            }
+            Err(refusal) => {
+                let error = in_words(&refusal);
+                tracing::warn!(code = ?refusal.code(), error, "netd did not apply the network");
+                status.send_if_modified(|status| std::mem::replace(&mut status.error, error.clone()) != error);
+                RETRY
+            }
+        }
+    }
+
+    /// Says what changed where that is enough; else, and where netd does not take it, the whole.
+    async fn hand_over(&mut self, network: &NodeNetwork) -> Result<ApplyReply, tonic::Status> {
+        let change = self.has.take().and_then(|has| change::of_elastic_ips(&has.network, network));
+        if let Some(change) = change {
+            match bounded(self.client.change_elastic_ips(change)).await {
+                Ok(reply) => return Ok(reply),
+                Err(refusal) => {
+                    let error = in_words(&refusal);
+                    tracing::info!(code = ?refusal.code(), error, "netd did not change elastic IPs; handing over the whole network");
+                }
+            }
+        }
+        bounded(self.client.apply(ApplyRequest { desired: Some(network.clone()) })).await
+    }
+}
+
+async fn bounded(
+    asking: impl Future<Output = Result<tonic::Response<ApplyReply>, tonic::Status>>,
+) -> Result<ApplyReply, tonic::Status> {
     let answer = tokio::time::timeout(APPLY_TIMEOUT, asking).await.unwrap_or_else(|_| {
         Err(tonic::Status::deadline_exceeded(format!("netd did not apply the network within {APPLY_TIMEOUT:?}")))
     });
-    match answer.map(tonic::Response::into_inner) {
-        Ok(reply) => {
-            let applied = Applied { number, network, asked_unix_ns, done_unix_ns: unix_ns(), took_us: reply.took_us };
-            status.send_if_modified(|status| {
-                let is_news =
-                    status.applied.as_ref().is_none_or(|old| old.number != applied.number) || !status.error.is_empty();
-                if is_news {
-                    *status = Status { applied: Some(Arc::new(applied)), error: String::new() };
-                }
-                is_news
-            });
-            REPEAT
-        }
-        Err(refusal) => {
-            let error = if refusal.message().is_empty() { chain(&refusal) } else { refusal.message().to_owned() };
-            tracing::warn!(code = ?refusal.code(), error, "netd did not apply the network");
-            status.send_if_modified(|status| std::mem::replace(&mut status.error, error.clone()) != error);
-            RETRY
-        }
-    }
+    answer.map(tonic::Response::into_inner)
+}
+
+fn in_words(refusal: &tonic::Status) -> String {
+    if refusal.message().is_empty() { chain(refusal) } else { refusal.message().to_owned() }
 }
 
 /// Follows netd's events; tells `back` each time netd is (again) there.

@@ -82,13 +82,15 @@ impl Network for Service {
             .desired
             .ok_or_else(|| Status::invalid_argument("the request has no `desired` network"))?;
         let reconciler = self.reconciler.clone();
-        answer(desired.generation, async move { reconciler.apply(desired).await }).await
+        let (generation, what) = (desired.generation, "the whole network");
+        answer(what, generation, async move { reconciler.apply(desired).await }).await
     }
 
     async fn change_elastic_ips(&self, request: Request<ElasticIpChange>) -> Reply<ApplyReply> {
         let change = request.into_inner();
         let reconciler = self.reconciler.clone();
-        answer(change.generation, async move { reconciler.change_elastic_ips(change).await }).await
+        let (generation, what) = (change.generation, "elastic IPs");
+        answer(what, generation, async move { reconciler.change_elastic_ips(change).await }).await
     }
 
     async fn show(&self, _request: Request<ShowRequest>) -> Reply<ShowReply> {
@@ -134,14 +136,18 @@ impl Network for Service {
     }
 }
 
-/// What a caller is told of a network that is being applied, or of a change.
-async fn answer(generation: u64, work: impl Future<Output = Result<Outcome>> + Send + 'static) -> Reply<ApplyReply> {
+/// What a caller is told of a network that is being applied, or of a change; `what` is for the log.
+async fn answer(
+    what: &'static str,
+    generation: u64,
+    work: impl Future<Output = Result<Outcome>> + Send + 'static,
+) -> Reply<ApplyReply> {
     // On a task of its own: a caller that hangs up does not stop the work half way.
     let outcome = tokio::spawn(work).await.map_err(|error| Status::internal(format!("applying failed: {error}")))?;
     match outcome {
         Ok(outcome) => {
             if outcome.changed {
-                tracing::info!(generation, took = ?outcome.took, "applied");
+                tracing::info!(what, generation, took = ?outcome.took, "applied");
             }
             Ok(Response::new(ApplyReply {
                 generation: outcome.generation,
@@ -150,7 +156,7 @@ async fn answer(generation: u64, work: impl Future<Output = Result<Outcome>> + S
             }))
         }
         Err(error) => {
-            tracing::warn!(generation, %error, "applying failed");
+            tracing::warn!(what, generation, %error, "applying failed");
             Err(error.into())
         }
     }

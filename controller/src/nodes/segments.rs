@@ -200,7 +200,7 @@ fn remote(one: &Instance, underlay: &str) -> net::RemoteInterface {
         mac: one.mac.clone(),
         ipv4: one.private_ip.0.to_string(),
         node: underlay.to_owned(),
-        source_dest_check_off: false,
+        source_dest_check_off: !one.source_dest_check,
         secondary_ipv4: one.secondary_ips.iter().map(ToString::to_string).collect(),
     }
 }

@@ -190,6 +190,21 @@ async fn nodes_are_told_of_one_anothers_instances_in_a_vpc() {
 }
 
 #[tokio::test]
+async fn nodes_are_told_which_of_the_others_instances_may_send_for_others() {
+    let ground = Ground::with(&["--segments", "vxlan:5000-5001"]).await;
+    let (mut one, _two) = (ground.node("n1", "mallee-1a").await, ground.node("n2", "mallee-1b").await);
+    let id = ground.run("1", &[("Placement.AvailabilityZone", "mallee-1b")]).await.remove(0);
+    let off = |desired: &api::DesiredNode| -> Vec<bool> {
+        desired.network.iter().flat_map(|network| &network.remotes).map(|remote| remote.source_dest_check_off).collect()
+    };
+    one.desired_with(|desired| off(desired) == [false]).await;
+    for on in ["false", "true"] {
+        ground.done("ModifyInstanceAttribute", &[("InstanceId", &id), ("SourceDestCheck.Value", on)]).await;
+        one.desired_with(|desired| off(desired) == [on == "false"]).await;
+    }
+}
+
+#[tokio::test]
 async fn no_instance_goes_to_a_node_that_cannot_carry_its_segment() {
     let ground = Ground::with(&["--segments", "vlan:100-199"]).await;
     let _node = ground.node("n1", "mallee-1a").await;

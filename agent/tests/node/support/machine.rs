@@ -93,6 +93,7 @@ impl Machine {
             .arg("--state")
             .arg(self.path("netd"))
             .args(["--uplink", "pub0"])
+            .env("NO_COLOR", "1")
             .stdout(self.log("netd.log"))
             .stderr(self.log("netd.log"))
             .spawn();

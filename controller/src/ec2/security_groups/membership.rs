@@ -8,6 +8,7 @@ use crate::ec2::model::{
 };
 use crate::ec2::{Context, Refusal, lookup};
 use crate::ids::SecurityGroupId;
+use crate::nodes::segments;
 use crate::state::instances::{self, Instance};
 use crate::state::lifecycle::Wanted;
 use crate::state::{Tx, nodes, security_groups};
@@ -112,6 +113,8 @@ async fn change(
         ([], Some(check)) => {
             let on = check.value.ok_or_else(|| Refusal::missing_parameter("SourceDestCheck.Value"))?;
             instances::set_source_dest_check(&mut tx, &instance.id, on).await?;
+            // Every node judges what comes from the others' instances.
+            concerned.extend(segments::touch_others(&mut tx, &context.cloud, &[&instance.node]).await?);
         }
         (_, Some(_)) => {
             return Err(Refusal::client(
