@@ -3,23 +3,31 @@
 mod common;
 
 use std::collections::BTreeSet;
-use std::path::Path;
+use std::os::unix::fs::chown;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use common::counter::COUNTING;
-use common::machine::{Guarded, Machine, wait_until};
+use common::machine::{Guarded, Machine, Process, wait_until};
 use common::{Place, check};
+use mallee_vmm::api::Action;
+use serde_json::json;
 
 const UID: u32 = 64_123;
 
 fn jailed(place: &Place, boot_args: &str) -> Command {
+    // Where the console's file is made; its folder is the user's.
+    chown(place.path(""), Some(UID), Some(UID)).unwrap();
+    let mut command = place.command(boot_args);
+    into_jail(&mut command, place);
+    command
+}
+
+fn into_jail(command: &mut Command, place: &Place) {
     let root = place.path("jail");
     std::fs::create_dir(&root).unwrap();
-    // Where the console's file is made; its folder is the user's.
-    std::os::unix::fs::chown(place.path(""), Some(UID), Some(UID)).unwrap();
-    let mut command = place.command(boot_args);
     command.arg("--jail").arg(root).arg(format!("--jail-uid={UID}")).arg(format!("--jail-gid={UID}"));
-    command
 }
 
 /// The process in the jail: the only child of the one that was started.
@@ -99,6 +107,108 @@ fn every_device_works_in_a_jail_and_the_guests_end_is_told() {
     let status = jailed(&place, "probe.trial=exercise").status().unwrap();
     assert_eq!(status.code(), Some(0), "{}", place.console());
     assert!(place.console().contains("probe: trial passed"), "{}", place.console());
+}
+
+/// A cgroup that goes with its test: of version 2 where that is mounted, else in one of the hierarchies of version 1.
+struct Group(PathBuf);
+
+impl Group {
+    fn new() -> Self {
+        let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
+        // proc_pid_mountinfo(5): the mount point is the fifth field, the type the first behind the dash.
+        let of_type = |wanted: &str| {
+            let mut mounts = mounts.lines().filter_map(|line| line.split_once(" - "));
+            let mount = mounts.find(|(_, kind)| kind.split(' ').next() == Some(wanted))?;
+            mount.0.split(' ').nth(4).map(PathBuf::from)
+        };
+        let root = of_type("cgroup2").or_else(|| of_type("cgroup")).expect("a cgroup hierarchy is mounted");
+        let group = root.join(format!("mallee-jail-test-{}", std::process::id()));
+        std::fs::create_dir(&group).unwrap();
+        Group(group)
+    }
+
+    fn members(&self) -> BTreeSet<u32> {
+        let text = std::fs::read_to_string(self.0.join("cgroup.procs")).unwrap();
+        text.lines().map(|line| line.parse().unwrap()).collect()
+    }
+}
+
+impl Drop for Group {
+    fn drop(&mut self) {
+        wait_until("the cgroup is empty", || self.members().is_empty());
+        let _ = std::fs::remove_dir(&self.0);
+    }
+}
+
+#[test]
+fn a_jail_is_in_the_cgroup_and_on_the_network_that_its_caller_made() {
+    let place = Place::new();
+    let group = Group::new();
+    let mut elsewhere = Command::new("sleep");
+    elsewhere.arg("3600");
+    // SAFETY: one system call, between fork and exec.
+    unsafe { elsewhere.pre_exec(|| check(libc::unshare(libc::CLONE_NEWNET))) };
+    let elsewhere = Guarded(elsewhere.spawn().unwrap());
+    let network = format!("/proc/{}/ns/net", elsewhere.0.id());
+    let mut command = jailed(&place, "probe.ip=10.0.0.2/24 probe.metadata=off");
+    command.arg("--jail-cgroup").arg(&group.0).arg("--jail-netns").arg(&network);
+    let child = Guarded(command.spawn().unwrap());
+    wait_until("the guest's lines", || place.console().contains("probe"));
+    let pid = inner(child.0.id()).unwrap();
+    assert_eq!(group.members(), BTreeSet::from([child.0.id(), pid]));
+    let namespace = |path: &str| std::fs::read_link(path).unwrap();
+    assert_eq!(namespace(&format!("/proc/{pid}/ns/net")), namespace(&network));
+    let interfaces = std::fs::read_to_string(format!("/proc/{pid}/net/dev")).unwrap();
+    assert!(interfaces.contains("tap0:"), "{interfaces}");
+}
+
+/// As with a caller who has only the socket: what its requests may name is said when the process starts.
+#[test]
+fn a_jail_without_a_configuration_holds_what_was_bound() {
+    let place = Place::new();
+    let made = place.path("made");
+    std::fs::create_dir(&made).unwrap();
+    for path in [&made, &place.path("data"), &place.path("other")] {
+        chown(path, Some(UID), Some(UID)).unwrap();
+    }
+    let mut command = place.bare_command();
+    into_jail(&mut command, &place);
+    command.arg("--jail-bind").arg(common::probe()).arg("--jail-bind").arg(place.path("other"));
+    command.arg("--jail-bind-writable").arg(place.path("data"));
+    command.arg("--api-sock").arg(made.join("api"));
+    let process = Process::start(command, &made.join("api"));
+    let client = &process.client;
+    client.put("/machine-config", &json!({ "vcpu_count": 1, "mem_size_mib": common::MEMORY_MIB })).unwrap();
+    client.put("/serial", &json!({ "serial_out_path": made.join("console") })).unwrap();
+    let start = |kernel: &Path, drive: &str, is_read_only: bool| {
+        client.put("/boot-source", &json!({ "kernel_image_path": kernel, "boot_args": "probe.metadata=off" })).unwrap();
+        let drive = json!({
+            "drive_id": "d", "path_on_host": place.path(drive), "is_root_device": false, "is_read_only": is_read_only,
+        });
+        client.put("/drives/d", &drive).unwrap();
+        client.act(Action::InstanceStart).map_err(|error| error.to_string())
+    };
+    // The jail's own root could be read by anybody; Landlock says that it was not named.
+    let unnamed = if has_landlock() { "Permission denied" } else { "Is a directory" };
+    for (kernel, drive, is_read_only, why) in [
+        (Path::new("/"), "data", false, unnamed),
+        (common::probe(), "root", true, "No such file"),
+        (common::probe(), "other", false, "Read-only file system"),
+    ] {
+        let error = start(kernel, drive, is_read_only).unwrap_err();
+        assert!(error.contains(why), "{drive}: {error}");
+    }
+    start(common::probe(), "data", false).unwrap();
+    let console = || std::fs::read_to_string(made.join("console")).unwrap_or_default();
+    wait_until("the guest's lines", || console().contains("probe"));
+    assert_eq!(process.terminate(), Some(143));
+}
+
+/// Whether the kernel has it, and has it on (landlock_create_ruleset(2), "checking the version").
+fn has_landlock() -> bool {
+    let nowhere = std::ptr::null::<u8>();
+    // SAFETY: with this flag the kernel reads nothing.
+    unsafe { libc::syscall(libc::SYS_landlock_create_ruleset, nowhere, 0, 1) >= 1 }
 }
 
 #[test]
