@@ -39,6 +39,7 @@ macro_rules! untagged {
 }
 
 tagged!(Instance, Image, KeyPairInfo, Address, Vpc, Subnet, SecurityGroup, SecurityGroupRule, ManagedPrefixList);
+tagged!(RouteTable, NetworkAcl);
 untagged!(NetworkInterface, Region, AvailabilityZone, InstanceTypeInfo, InstanceStatus, TagDescription);
 
 /// The things that pass all filters.

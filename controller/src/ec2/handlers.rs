@@ -12,7 +12,7 @@ pub(super) use super::instances::{
 };
 pub(super) use super::key_pairs::{create_key_pair, delete_key_pair, describe_key_pairs, import_key_pair};
 pub(super) use super::network_interfaces::describe_network_interfaces;
-pub(super) use super::places::{describe_availability_zones, describe_regions, describe_subnets, describe_vpcs};
+pub(super) use super::places::{describe_availability_zones, describe_regions};
 pub(super) use super::prefix_lists::{
     create_managed_prefix_list, delete_managed_prefix_list, describe_managed_prefix_lists,
     get_managed_prefix_list_entries, modify_managed_prefix_list,
@@ -24,3 +24,7 @@ pub(super) use super::security_groups::{
     modify_network_interface_attribute, revoke_security_group_egress, revoke_security_group_ingress,
 };
 pub(super) use super::tagging::{create_tags, delete_tags, describe_tags};
+pub(super) use super::vpcs::{
+    create_subnet, create_vpc, delete_subnet, delete_vpc, describe_network_acls, describe_route_tables,
+    describe_subnets, describe_vpc_attribute, describe_vpcs, modify_vpc_attribute,
+};

@@ -5,9 +5,11 @@
 use sqlx::SqliteConnection;
 
 use super::Refusal;
-use crate::ids::{ImageId, InstanceId, InterfaceId, Malformed};
+use crate::ids::{ImageId, InstanceId, InterfaceId, Malformed, SubnetId, VpcId};
 use crate::state::images::{self, Image};
 use crate::state::instances::{self, Instance};
+use crate::state::network::{Subnet, Vpc};
+use crate::state::vpcs;
 
 /// A malformed id with the code of its kind.
 pub(crate) fn malformed(code: &'static str, what: &str) -> impl FnOnce(Malformed) -> Refusal {
@@ -96,4 +98,29 @@ pub(crate) async fn image(connection: &mut SqliteConnection, account: &str, id: 
         )),
         None => Err(Refusal::client("InvalidAMIID.NotFound", format!("The image id '[{id}]' does not exist"))),
     }
+}
+
+pub(crate) fn no_vpc(id: &str) -> Refusal {
+    Refusal::client("InvalidVpcID.NotFound", format!("The vpc ID '{id}' does not exist"))
+}
+
+/// A VPC that the account sees.
+pub(crate) async fn vpc(connection: &mut SqliteConnection, account: &str, id: &str) -> Result<Vpc, Refusal> {
+    let id = VpcId::parse(id).map_err(malformed("InvalidVpcID.Malformed", "vpc id"))?;
+    let seen = vpcs::of_account(connection, account).await?;
+    seen.into_iter().find(|vpc| vpc.id == id).ok_or_else(|| no_vpc(id.as_str()))
+}
+
+pub(crate) fn no_subnet(id: &str) -> Refusal {
+    Refusal::client("InvalidSubnetID.NotFound", format!("The subnet ID '{id}' does not exist"))
+}
+
+pub(crate) fn subnet_id(id: &str) -> Result<SubnetId, Refusal> {
+    SubnetId::parse(id).map_err(malformed("InvalidSubnetID.Malformed", "subnet id"))
+}
+
+/// A subnet that the account sees.
+pub(crate) async fn subnet(connection: &mut SqliteConnection, account: &str, id: &SubnetId) -> Result<Subnet, Refusal> {
+    let seen = vpcs::subnets_of_account(connection, account).await?;
+    seen.into_iter().find(|subnet| subnet.id == *id).ok_or_else(|| no_subnet(id.as_str()))
 }

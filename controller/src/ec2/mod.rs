@@ -43,6 +43,7 @@ mod prefix_lists;
 mod private_addresses;
 mod security_groups;
 mod tagging;
+mod vpcs;
 
 use error::Ec2Error;
 use model::Operation;

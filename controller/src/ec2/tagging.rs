@@ -112,10 +112,10 @@ pub(crate) async fn delete_tags(context: &Context, request: DeleteTagsRequest) -
     context.commit(tx).await
 }
 
-/// What an id names, when it names something of the account. (The places' ids belong to the cloud.)
+/// What an id names, when it names something of the account. (The default VPC and its subnets are the cloud's.)
 async fn kind_of(connection: &mut SqliteConnection, account: &str, resource: &str) -> Result<&'static str, Refusal> {
     // Table, column of the id, EC2's word for the kind, code of the refusal.
-    const OWNED: [(&str, &str, &str, &str); 8] = [
+    const OWNED: [(&str, &str, &str, &str); 10] = [
         ("i-", "SELECT 1 FROM instances WHERE account_id = ? AND id = ?", "instance", "InvalidInstanceID.NotFound"),
         ("ami-", "SELECT 1 FROM images WHERE account_id = ? AND id = ?", "image", "InvalidAMIID.NotFound"),
         ("key-", "SELECT 1 FROM key_pairs WHERE account_id = ? AND id = ?", "key-pair", "InvalidKeyPair.NotFound"),
@@ -144,6 +144,19 @@ async fn kind_of(connection: &mut SqliteConnection, account: &str, resource: &st
             "prefix-list",
             "InvalidPrefixListID.NotFound",
         ),
+        (
+            "vpc-",
+            "SELECT 1 FROM vpcs WHERE account_id = ? AND id = ? AND deleted_ns IS NULL",
+            "vpc",
+            "InvalidVpcID.NotFound",
+        ),
+        (
+            "subnet-",
+            "SELECT 1 FROM subnets JOIN vpcs ON vpcs.id = vpc_id \
+             WHERE vpcs.account_id = ? AND subnets.id = ? AND subnets.deleted_ns IS NULL",
+            "subnet",
+            "InvalidSubnetID.NotFound",
+        ),
         ("vol-", "SELECT 1 FROM instances WHERE account_id = ? AND volume_id = ?", "volume", "InvalidVolume.NotFound"),
     ];
     let Some((_, query, kind, code)) = OWNED.into_iter().find(|(prefix, ..)| resource.starts_with(prefix)) else {
@@ -155,7 +168,7 @@ async fn kind_of(connection: &mut SqliteConnection, account: &str, resource: &st
     let found: Option<i64> = sqlx::query_scalar(query).bind(account).bind(resource).fetch_optional(connection).await?;
     match found {
         Some(_) => Ok(kind),
-        None => Err(Refusal::client(code, format!("The ID '{resource}' does not exist"))),
+        None => Err(Refusal::client(code, format!("The ID '{resource}' does not exist among what the account owns"))),
     }
 }
 
@@ -194,6 +207,8 @@ fn resource_type(kind: &str) -> Option<ResourceType> {
         ResourceType::SECURITY_GROUP,
         ResourceType::SECURITY_GROUP_RULE,
         ResourceType::PREFIX_LIST,
+        ResourceType::VPC,
+        ResourceType::SUBNET,
         ResourceType::VOLUME,
     ]
     .into_iter()

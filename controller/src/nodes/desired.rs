@@ -5,7 +5,7 @@
 //! state. The network holds the interfaces of exactly these instances, and the elastic IPs
 //! associated with them.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::net::Ipv4Addr;
 
 use mallee_agent::api;
@@ -14,14 +14,15 @@ use mallee_netd::api as net;
 use super::segments::{self, Reach};
 use crate::Cloud;
 use crate::error::{Error, Result};
-use crate::ids::{InstanceId, PrefixListId, SecurityGroupId};
+use crate::ids::{InstanceId, PrefixListId, SecurityGroupId, SubnetId, VpcId};
 use crate::state::addresses::Address;
 use crate::state::images::{Image, Part};
 use crate::state::instances::Instance;
 use crate::state::lifecycle::{InstanceState, Wanted};
 use crate::state::network::{Subnet, Vpc};
+use crate::state::nodes::Node;
 use crate::state::security_groups::{self, Rule};
-use crate::state::{addresses, images, instances, network, nodes, prefix_lists};
+use crate::state::{Tx, addresses, images, instances, network, nodes, prefix_lists, vpcs};
 
 /// A node's desired state, and what of it is news.
 pub(super) struct Desired {
@@ -33,8 +34,9 @@ pub(super) struct Desired {
 /// What an instance's description is made of, beside its own row.
 struct Surroundings<'a> {
     cloud: &'a Cloud,
-    vpc: Vpc,
-    subnet: Subnet,
+    vpcs: HashMap<VpcId, Vpc>,
+    /// Those that the node has, its zone's default one first.
+    subnets: Vec<Subnet>,
     images: HashMap<crate::ids::ImageId, Image>,
     public_ips: HashMap<InstanceId, Vec<Address>>,
     /// Names.
@@ -52,22 +54,22 @@ pub(super) async fn of_node(cloud: &Cloud, name: &str) -> Result<Desired> {
     segments::ensure_numbers(cloud).await?;
     let mut tx = cloud.db.snapshot().await?;
     let node = nodes::find(&mut tx, name).await?.ok_or_else(|| Error::Node(format!("there is no node {name}")))?;
-    let subnet = network::ensure_zone(&mut tx, &node.zone).await?;
+    let mut here = instances::on_node(&mut tx, name).await?;
+    here.retain(|instance| instance.state.wanted() != Wanted::Gone);
+    let (reach, subnets) = places(&mut tx, cloud, &node, &here).await?;
     let around = Surroundings {
         cloud,
-        vpc: network::default_vpc(&mut tx).await?,
-        subnet,
+        vpcs: vpcs::all(&mut tx).await?.into_iter().map(|vpc| (vpc.id.clone(), vpc)).collect(),
+        subnets,
         images: images::on_node(&mut tx, name).await?,
         public_ips: addresses::on_node(&mut tx, name).await?,
         groups: security_groups::all(&mut tx).await?.into_iter().map(|group| (group.id, group.name)).collect(),
         rules: security_groups::all_rules(&mut tx).await?,
         prefix_lists: prefix_lists::all_ipv4(&mut tx).await?,
         members: members(security_groups::members(&mut tx).await?),
-        reach: Reach::read(&mut tx, cloud, &node).await?,
+        reach,
     };
-    let mut here = instances::on_node(&mut tx, name).await?;
     drop(tx);
-    here.retain(|instance| instance.state.wanted() != Wanted::Gone);
 
     let fresh = here
         .iter()
@@ -84,6 +86,24 @@ pub(super) async fn of_node(cloud: &Cloud, name: &str) -> Result<Desired> {
     Ok(Desired { state, fresh })
 }
 
+/// What the node is told of others, and the subnets that it has: its zone's default one, and of the VPCs of that and of its instances those with
+/// instances that it knows of.
+async fn places(tx: &mut Tx, cloud: &Cloud, node: &Node, here: &[Instance]) -> Result<(Reach, Vec<Subnet>)> {
+    let home = network::ensure_zone(tx, &node.zone).await?;
+    let all = network::subnets(tx).await?;
+    let own: HashSet<&SubnetId> = here.iter().map(|one| &one.subnet_id).chain([&home.id]).collect();
+    let vpcs: HashSet<&VpcId> =
+        all.iter().filter(|subnet| own.contains(&subnet.id)).map(|subnet| &subnet.vpc_id).collect();
+    let of_vpcs: HashSet<&SubnetId> =
+        all.iter().filter(|subnet| vpcs.contains(&subnet.vpc_id)).map(|subnet| &subnet.id).collect();
+    let reach = Reach::read(tx, cloud, node, &of_vpcs).await?;
+    let reached: HashSet<&str> = reach.remotes.iter().map(|remote| remote.segment.as_str()).collect();
+    let has = |subnet: &&Subnet| own.contains(&subnet.id) || reached.contains(subnet.id.as_str());
+    let mut subnets: Vec<Subnet> = all.iter().filter(has).cloned().collect();
+    subnets.sort_by_key(|subnet| subnet.id != home.id);
+    Ok((reach, subnets))
+}
+
 fn members(rows: Vec<security_groups::Member>) -> HashMap<SecurityGroupId, Vec<String>> {
     let mut members: HashMap<SecurityGroupId, Vec<String>> = HashMap::new();
     for row in rows {
@@ -93,6 +113,16 @@ fn members(rows: Vec<security_groups::Member>) -> HashMap<SecurityGroupId, Vec<S
 }
 
 impl Surroundings<'_> {
+    fn subnet(&self, one: &Instance) -> Result<&Subnet> {
+        let found = self.subnets.iter().find(|subnet| subnet.id == one.subnet_id);
+        found.ok_or_else(|| Error::Corrupt(format!("instance {} is on {}, which is gone", one.id, one.subnet_id)))
+    }
+
+    fn vpc(&self, subnet: &Subnet) -> Result<&Vpc> {
+        let found = self.vpcs.get(&subnet.vpc_id);
+        found.ok_or_else(|| Error::Corrupt(format!("{} is in {}, which is gone", subnet.id, subnet.vpc_id)))
+    }
+
     fn instance(&self, one: &Instance) -> Result<api::DesiredInstance> {
         let image = self
             .images
@@ -117,6 +147,7 @@ impl Surroundings<'_> {
     }
 
     fn metadata(&self, one: &Instance) -> Result<api::Metadata> {
+        let subnet = self.subnet(one)?;
         let key = one
             .public_key
             .clone()
@@ -136,26 +167,25 @@ impl Surroundings<'_> {
             secondary_ipv4: one.secondary_ips.iter().map(ToString::to_string).collect(),
             ipv4_associations: associations,
             mac: one.mac.clone(),
-            zone: self.subnet.zone.clone(),
+            zone: subnet.zone.clone(),
             reservation_id: one.reservation_id.to_string(),
             account_id: one.account_id.clone(),
             public_keys: key.into_iter().collect(),
             user_data: one.user_data.clone().unwrap_or_default(),
             security_groups: one.security_groups.iter().filter_map(|id| self.groups.get(id).cloned()).collect(),
             launch_index: u32::try_from(one.launch_index).unwrap_or(0),
-            subnet_id: self.subnet.id.to_string(),
-            vpc_id: self.vpc.id.to_string(),
-            subnet_cidr: self.subnet.cidr()?.to_string(),
-            vpc_cidr: self.vpc.cidr()?.to_string(),
+            subnet_id: subnet.id.to_string(),
+            vpc_id: subnet.vpc_id.to_string(),
+            subnet_cidr: subnet.cidr()?.to_string(),
+            vpc_cidr: self.vpc(subnet)?.cidr()?.to_string(),
         })
     }
 
     fn network(&self, generation: u64, here: &[Instance]) -> Result<net::NodeNetwork> {
         let config = &self.cloud.config;
-        let subnets = std::iter::once(&self.subnet).chain(&self.reach.subnets);
         Ok(net::NodeNetwork {
             generation,
-            segments: subnets.map(|subnet| self.segment(subnet)).collect::<Result<_>>()?,
+            segments: self.subnets.iter().map(|subnet| self.segment(subnet)).collect::<Result<_>>()?,
             interfaces: here.iter().map(|one| self.interface(one)).collect(),
             elastic_ips: here.iter().flat_map(|one| self.elastic_ips(one)).collect(),
             public_pools: config.public_pools.iter().map(ToString::to_string).collect(),
@@ -176,10 +206,10 @@ impl Surroundings<'_> {
             mtu: 0,
             dns_servers: config.dns_servers.iter().map(ToString::to_string).collect(),
             domain: config.private_domain(),
-            vpc: self.vpc.id.to_string(),
+            vpc: subnet.vpc_id.to_string(),
             kind: Some(self.reach.kind(&subnet.id)),
             ntp_servers: config.ntp_servers.iter().map(ToString::to_string).collect(),
-            vpc_cidrs: vec![self.vpc.cidr()?.to_string()],
+            vpc_cidrs: vec![self.vpc(subnet)?.cidr()?.to_string()],
             router_mac: self.reach.router_mac.clone(),
             peer_router_macs: self.reach.peer_router_macs.clone(),
         })
@@ -229,7 +259,7 @@ impl Surroundings<'_> {
     fn interface(&self, one: &Instance) -> net::Interface {
         net::Interface {
             id: one.interface_id.to_string(),
-            segment: self.subnet.id.to_string(),
+            segment: one.subnet_id.to_string(),
             mac: one.mac.clone(),
             ipv4: one.private_ip.0.to_string(),
             secondary_ipv4: one.secondary_ips.iter().map(ToString::to_string).collect(),
@@ -250,7 +280,7 @@ impl Surroundings<'_> {
     }
 
     fn elastic_ips(&self, one: &Instance) -> impl Iterator<Item = net::ElasticIp> {
-        let segment = self.subnet.id.to_string();
+        let segment = one.subnet_id.to_string();
         self.associations(one).map(move |(public_ip, private_ip)| net::ElasticIp {
             public_ip,
             private_ip,

@@ -4,7 +4,7 @@
 //! VLANs on the nodes' trunk interfaces, or VXLANs between their underlay addresses. A node that cannot carry the chosen
 //! kind takes no instances ([`Segments::missing_on`]; `schedule.rs`).
 //!
-//! A node with instances of a VPC is given all subnets of the VPC that have instances, and is told of every instance on
+//! A node with instances of a VPC is given all subnets of the VPC that have instances, and is told of every instance of the VPC on
 //! other nodes ([`Reach`]): it routes between subnets itself, and learns nothing from the wire. So what begins or ends on
 //! one node is news to all ([`touch_others`]).
 
@@ -22,7 +22,7 @@ use crate::error::Result;
 use crate::ids::SubnetId;
 use crate::state::instances::{self, Instance};
 use crate::state::lifecycle::Wanted;
-use crate::state::network::{self, Subnet};
+use crate::state::network;
 use crate::state::nodes::{self, Node};
 use crate::state::{Tx, segments};
 
@@ -112,8 +112,6 @@ pub(super) struct Reach {
     /// MACs of gateways on the wire: this node's, and all others'.
     pub router_mac: String,
     pub peer_router_macs: Vec<String>,
-    /// Beside the zone's own: those with instances.
-    pub subnets: Vec<Subnet>,
     pub remotes: Vec<net::RemoteInterface>,
 }
 
@@ -126,8 +124,9 @@ enum Wire {
 }
 
 impl Reach {
-    /// Numbers that subnets still need are given out before anything is read: see [`ensure_numbers`].
-    pub async fn read(tx: &mut Tx, cloud: &Cloud, node: &Node) -> Result<Reach> {
+    /// Of the instances on these subnets, which are those of the VPCs that the node has. Numbers that subnets still need are given out before
+    /// anything is read: see [`ensure_numbers`].
+    pub async fn read(tx: &mut Tx, cloud: &Cloud, node: &Node, subnets: &HashSet<&SubnetId>) -> Result<Reach> {
         let config = &cloud.config.segments;
         let carries = |node: &Node| node.facts.as_ref().is_some_and(|facts| config.missing_on(facts).is_none());
         let Some((kind, _)) = config.wire().filter(|_| carries(node)) else {
@@ -143,12 +142,7 @@ impl Reach {
             .await?
             .into_iter()
             .filter(|one| one.state.wanted() != Wanted::Gone && underlays.contains_key(&one.node))
-            .collect();
-        let populated: HashSet<&SubnetId> = elsewhere.iter().map(|one| &one.subnet_id).collect();
-        let subnets = network::subnets(tx)
-            .await?
-            .into_iter()
-            .filter(|subnet| subnet.zone != node.zone && populated.contains(&subnet.id))
+            .filter(|one| subnets.contains(&one.subnet_id))
             .collect();
         Ok(Reach {
             numbers: segments::numbers(tx, kind).await?,
@@ -159,7 +153,6 @@ impl Reach {
                 .collect::<BTreeSet<_>>()
                 .into_iter()
                 .collect(),
-            subnets,
             remotes: elsewhere.iter().map(|one| remote(one, &underlays[&one.node])).collect(),
             wire: Some(match config {
                 Segments::Vxlan(_) => Wire::Vxlan { peers: peers(underlays) },
@@ -218,6 +211,14 @@ pub(super) async fn ensure_numbers(cloud: &Cloud) -> Result<()> {
     let mut tx = cloud.db.begin().await?;
     segments::allocate(&mut tx, kind, range).await?;
     Ok(tx.commit().await?)
+}
+
+/// The same in the transaction that makes a subnet; [`Error::Node`](crate::error::Error::Node) when no number is left.
+pub async fn give_numbers(tx: &mut Tx, cloud: &Cloud) -> Result<()> {
+    match cloud.config.segments.wire() {
+        Some((kind, range)) => segments::allocate(tx, kind, range).await,
+        None => Ok(()),
+    }
 }
 
 /// Instances' networks begin or end on these nodes: every other node's state is to have its next number, in the

@@ -26,6 +26,7 @@ pub mod security_groups;
 pub mod segments;
 pub mod tags;
 pub mod tokens;
+pub mod vpcs;
 
 /// A transaction that may write.
 pub type Tx = sqlx::Transaction<'static, sqlx::Sqlite>;

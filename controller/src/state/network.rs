@@ -1,7 +1,7 @@
-//! The default VPC, its zones' subnets, and which private addresses are free.
+//! VPCs and their subnets as the database keeps them, the default ones, and which private addresses are free.
 //!
-//! The cloud has one VPC for now, which every account sees as its default one. A zone has one subnet,
-//! made when the zone's first node is added. As in EC2 the first four addresses of a subnet and its
+//! The cloud has one default VPC, which every account sees as its own default one; in it a zone has one default subnet,
+//! made when the zone's first node is added. Others belong to an account (`vpcs.rs`). As in EC2 the first four addresses of a subnet and its
 //! last are reserved: network, gateway (+1), name server (+2), future use (+3), broadcast.
 
 use std::collections::HashSet;
@@ -22,7 +22,11 @@ const RESERVED: u32 = 4;
 #[derive(Debug, Clone, sqlx::FromRow)]
 pub struct Vpc {
     pub id: VpcId,
-    cidr: String,
+    /// Whose it is; `None`: the cloud's default one.
+    pub account_id: Option<String>,
+    /// EC2's attribute `enableDnsHostnames`.
+    pub dns_hostnames: bool,
+    pub(super) cidr: String,
 }
 
 #[derive(Debug, Clone, sqlx::FromRow)]
@@ -30,10 +34,16 @@ pub struct Subnet {
     pub id: SubnetId,
     pub vpc_id: VpcId,
     pub zone: String,
-    cidr: String,
+    /// Of its zone, in the default VPC.
+    pub is_default: bool,
+    pub(super) cidr: String,
 }
 
 impl Vpc {
+    pub fn is_default(&self) -> bool {
+        self.account_id.is_none()
+    }
+
     pub fn cidr(&self) -> Result<Ipv4Net> {
         network(&self.cidr)
     }
@@ -70,7 +80,7 @@ pub async fn ensure_default_vpc(db: &Database, cidr: Ipv4Net) -> Result<()> {
     }
     let mut tx = db.begin().await?;
     if default_vpc(&mut tx).await.is_err() {
-        sqlx::query("INSERT INTO vpcs (id, cidr) VALUES (?, ?)")
+        sqlx::query("INSERT INTO vpcs (id, cidr, dns_hostnames) VALUES (?, ?, 1)")
             .bind(VpcId::random())
             .bind(cidr.to_string())
             .execute(&mut *tx)
@@ -80,12 +90,18 @@ pub async fn ensure_default_vpc(db: &Database, cidr: Ipv4Net) -> Result<()> {
 }
 
 pub async fn default_vpc(connection: &mut SqliteConnection) -> Result<Vpc> {
-    Ok(sqlx::query_as("SELECT * FROM vpcs ORDER BY rowid LIMIT 1").fetch_one(connection).await?)
+    Ok(sqlx::query_as("SELECT * FROM vpcs WHERE account_id IS NULL").fetch_one(connection).await?)
 }
 
-/// The zone's subnet; made when the zone is new.
+/// The zones that nodes were added to, by name.
+pub async fn zones(connection: &mut SqliteConnection) -> Result<Vec<String>> {
+    Ok(sqlx::query_scalar("SELECT name FROM zones ORDER BY name").fetch_all(connection).await?)
+}
+
+/// The zone's default subnet; made when the zone is new.
 pub async fn ensure_zone(connection: &mut SqliteConnection, zone: &str) -> Result<Subnet> {
-    let all = subnets(connection).await?;
+    let mut all = subnets(connection).await?;
+    all.retain(|subnet| subnet.is_default);
     if let Some(subnet) = all.iter().find(|subnet| subnet.zone == zone) {
         return Ok(subnet.clone());
     }
@@ -97,20 +113,38 @@ pub async fn ensure_zone(connection: &mut SqliteConnection, zone: &str) -> Resul
         .ok()
         .and_then(|mut subnets| subnets.find(|candidate| !taken.contains(candidate)))
         .ok_or_else(|| Error::Node(format!("no room for another zone's subnet in the VPC's network {}", vpc.cidr)))?;
-    let subnet = Subnet { id: SubnetId::random(), vpc_id: vpc.id, zone: zone.to_owned(), cidr: cidr.to_string() };
-    sqlx::query("INSERT INTO subnets (id, vpc_id, zone, cidr) VALUES (?, ?, ?, ?)")
+    let subnet = Subnet {
+        id: SubnetId::random(),
+        vpc_id: vpc.id,
+        zone: zone.to_owned(),
+        is_default: true,
+        cidr: cidr.to_string(),
+    };
+    sqlx::query("INSERT INTO zones (name) VALUES (?)").bind(zone).execute(&mut *connection).await?;
+    insert_subnet(connection, &subnet).await?;
+    Ok(subnet)
+}
+
+/// Every subnet of the cloud, by zone.
+pub async fn subnets(connection: &mut SqliteConnection) -> Result<Vec<Subnet>> {
+    Ok(sqlx::query_as("SELECT * FROM subnets WHERE deleted_ns IS NULL ORDER BY zone, id").fetch_all(connection).await?)
+}
+
+/// With those that were deleted while a terminated instance is shown that was in them.
+pub async fn subnets_of_all_times(connection: &mut SqliteConnection) -> Result<Vec<Subnet>> {
+    Ok(sqlx::query_as("SELECT * FROM subnets ORDER BY zone, id").fetch_all(connection).await?)
+}
+
+pub(super) async fn insert_subnet(connection: &mut SqliteConnection, subnet: &Subnet) -> Result<()> {
+    sqlx::query("INSERT INTO subnets (id, vpc_id, zone, cidr, is_default) VALUES (?, ?, ?, ?, ?)")
         .bind(&subnet.id)
         .bind(&subnet.vpc_id)
         .bind(&subnet.zone)
         .bind(&subnet.cidr)
+        .bind(subnet.is_default)
         .execute(connection)
         .await?;
-    Ok(subnet)
-}
-
-/// By zone.
-pub async fn subnets(connection: &mut SqliteConnection) -> Result<Vec<Subnet>> {
-    Ok(sqlx::query_as("SELECT * FROM subnets ORDER BY zone").fetch_all(connection).await?)
+    Ok(())
 }
 
 /// The private addresses that instances hold in a subnet.

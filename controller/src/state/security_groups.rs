@@ -1,13 +1,12 @@
 //! Security groups and their rules, and which instances are in them.
 //!
-//! An account's default group is made when somebody first looks at it or launches into it, with EC2's own rules: its members
-//! may reach one another, and everything may leave.
+//! A VPC's default group is made with the VPC, an account's in the default VPC when somebody first looks at it or launches into it, with EC2's own
+//! rules: its members may reach one another, and everything may leave.
 
 use std::collections::BTreeSet;
 
 use sqlx::SqliteConnection;
 
-use super::network;
 use crate::error::Result;
 use crate::ids::{PrefixListId, SecurityGroupId, SecurityGroupRuleId, VpcId};
 
@@ -97,12 +96,11 @@ pub async fn all(connection: &mut SqliteConnection) -> Result<Vec<SecurityGroup>
     Ok(sqlx::query_as("SELECT * FROM security_groups ORDER BY id").fetch_all(connection).await?)
 }
 
-/// The account's default group in the default VPC; made when it is first asked for.
-pub async fn ensure_default(connection: &mut SqliteConnection, account: &str) -> Result<SecurityGroup> {
-    let vpc = network::default_vpc(connection).await?;
+/// The account's default group in a VPC; made when it is first asked for.
+pub async fn ensure_default(connection: &mut SqliteConnection, account: &str, vpc: &VpcId) -> Result<SecurityGroup> {
     let found = sqlx::query_as("SELECT * FROM security_groups WHERE account_id = ? AND vpc_id = ? AND name = ?")
         .bind(account)
-        .bind(&vpc.id)
+        .bind(vpc)
         .bind(DEFAULT_NAME)
         .fetch_optional(&mut *connection)
         .await?;
@@ -112,7 +110,7 @@ pub async fn ensure_default(connection: &mut SqliteConnection, account: &str) ->
     let group = SecurityGroup {
         id: SecurityGroupId::random(),
         account_id: account.to_owned(),
-        vpc_id: vpc.id,
+        vpc_id: vpc.clone(),
         name: DEFAULT_NAME.to_owned(),
         description: "default VPC security group".to_owned(),
     };
@@ -249,7 +247,7 @@ pub async fn nodes_concerned(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::state::Database;
+    use crate::state::{Database, network};
 
     #[tokio::test]
     async fn a_default_group_is_made_once_and_lets_in_its_own_members() {
@@ -257,8 +255,9 @@ mod tests {
         let db = Database::open(folder.path()).await.unwrap();
         network::ensure_default_vpc(&db, "172.31.0.0/16".parse().unwrap()).await.unwrap();
         let mut tx = db.begin().await.unwrap();
-        let group = ensure_default(&mut tx, "1").await.unwrap();
-        assert_eq!(ensure_default(&mut tx, "1").await.unwrap().id, group.id);
+        let vpc = network::default_vpc(&mut tx).await.unwrap().id;
+        let group = ensure_default(&mut tx, "1", &vpc).await.unwrap();
+        assert_eq!(ensure_default(&mut tx, "1", &vpc).await.unwrap().id, group.id);
         let rules = rules_of_account(&mut tx, "1").await.unwrap();
         let ingress: Vec<&Rule> = rules.iter().filter(|rule| !rule.egress).collect();
         assert_eq!(ingress.len(), 1);

@@ -4,6 +4,7 @@
 mod addresses;
 mod ground;
 mod prefix_lists;
+mod vpcs;
 
 use ground::{Ground, NO_VLANS, dial, message, open, texts};
 use mallee_agent::api::{self, from_agent, to_agent};

@@ -12,7 +12,6 @@ use super::super::instance_types::{self, InstanceType};
 use super::super::model::{self, BlockDeviceMapping, ResourceType, RunInstancesRequest, Tag};
 use super::super::private_addresses::{self, Asked};
 use super::super::{Refusal, lookup, tagging};
-use super::run::subnet_id;
 use super::view::ROOT_DEVICE;
 use crate::ids::{ImageId, SubnetId};
 use crate::state::images::Image;
@@ -149,7 +148,7 @@ struct Network {
 impl Network {
     fn of(request: &RunInstancesRequest) -> Result<Network, Refusal> {
         let private_ip = |text: &Option<String>| text.as_deref().map(private_addresses::parse).transpose();
-        let subnet = |text: &Option<String>| text.as_deref().map(subnet_id).transpose();
+        let subnet = |text: &Option<String>| text.as_deref().map(lookup::subnet_id).transpose();
         match request.network_interfaces.as_slice() {
             [] => Ok(Network {
                 subnet: subnet(&request.subnet_id)?,

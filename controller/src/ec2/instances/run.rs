@@ -13,7 +13,7 @@ use super::super::{Context, Refusal, idempotency, lookup, security_groups, taggi
 use super::request::Launch;
 use super::view::Surroundings;
 use crate::clock;
-use crate::ids::{AttachmentId, InstanceId, InterfaceId, ReservationId, SubnetId, VolumeId};
+use crate::ids::{AttachmentId, InstanceId, InterfaceId, ReservationId, VolumeId};
 use crate::nodes::schedule::{self, Wanted};
 use crate::nodes::segments;
 use crate::state::images::Image;
@@ -32,9 +32,13 @@ pub(crate) async fn run_instances(context: &Context, request: RunInstancesReques
     let begun = clock::unix_ns();
     let image = lookup::image(&mut tx, context.account(), &launch.image).await?;
     let public_key = public_key(context, &mut tx, &launch).await?;
-    let groups =
-        security_groups::chosen(&mut tx, context, &launch.security_group_ids, &launch.security_group_names).await?;
-    let subnet = subnet(&mut tx, &launch).await?;
+    let subnet = subnet(context, &mut tx, &launch).await?;
+    let vpc = match &subnet {
+        Some(subnet) => subnet.vpc_id.clone(),
+        None => network::default_vpc(&mut tx).await?.id,
+    };
+    let (ids, names) = (&launch.security_group_ids, &launch.security_group_names);
+    let groups = security_groups::chosen(&mut tx, context, &vpc, ids, names).await?;
     let placed = place(context, &mut tx, &launch, &image, subnet.as_ref()).await?;
     let subnet = match subnet {
         Some(subnet) => subnet,
@@ -148,37 +152,41 @@ async fn public_key(context: &Context, tx: &mut Tx, launch: &Launch) -> Result<O
     }
 }
 
-/// The subnet that was asked for, by its id or by its zone.
-async fn subnet(tx: &mut Tx, launch: &Launch) -> Result<Option<Subnet>, Refusal> {
-    let all = network::subnets(tx).await?;
-    let by_id = match &launch.subnet {
-        Some(id) => Some(all.iter().find(|subnet| subnet.id == *id).ok_or_else(|| {
-            Refusal::client("InvalidSubnetID.NotFound", format!("The subnet ID '{id}' does not exist"))
-        })?),
-        None => None,
-    };
-    let by_zone = match &launch.zone {
-        Some(zone) => Some(all.iter().find(|subnet| subnet.zone == *zone).ok_or_else(|| {
-            let zones: Vec<&str> = all.iter().map(|subnet| subnet.zone.as_str()).collect();
-            Refusal::invalid_parameter(format!("Invalid availability zone: [{zone}]; there are: {}", zones.join(", ")))
-        })?),
-        None => None,
-    };
-    match (by_id, by_zone) {
-        (Some(subnet), Some(zoned)) if subnet.id != zoned.id => Err(Refusal::invalid_parameter(format!(
-            "The subnet {} is in zone {}, not in {}: leave one of them out",
-            subnet.id, subnet.zone, zoned.zone
-        ))),
-        (subnet, zoned) => Ok(subnet.or(zoned).cloned()),
+/// The subnet that was asked for by its id, or the default one of the zone that was.
+async fn subnet(context: &Context, tx: &mut Tx, launch: &Launch) -> Result<Option<Subnet>, Refusal> {
+    if let Some(zone) = &launch.zone {
+        let zones = network::zones(tx).await?;
+        if !zones.contains(zone) {
+            let message = format!("Invalid availability zone: [{zone}]; there are: {}", zones.join(", "));
+            return Err(Refusal::invalid_parameter(message));
+        }
     }
+    let Some(id) = &launch.subnet else {
+        let Some(zone) = &launch.zone else { return Ok(None) };
+        return Ok(Some(default_subnet(tx, zone).await?));
+    };
+    let subnet = lookup::subnet(tx, context.account(), id).await?;
+    match &launch.zone {
+        Some(zone) if subnet.zone != *zone => Err(Refusal::invalid_parameter(format!(
+            "The subnet {} is in zone {}, not in {zone}: leave one of them out",
+            subnet.id, subnet.zone
+        ))),
+        _ => Ok(Some(subnet)),
+    }
+}
+
+async fn default_subnet(tx: &mut Tx, zone: &str) -> Result<Subnet, Refusal> {
+    let subnets = network::subnets(tx).await?;
+    subnets
+        .into_iter()
+        .find(|subnet| subnet.is_default && subnet.zone == zone)
+        .ok_or_else(|| Refusal::internal(&format!("zone {zone} has no default subnet")))
 }
 
 async fn subnet_of_node(tx: &mut Tx, placed: &[String]) -> Result<Subnet, Refusal> {
     let nodes = nodes::all(tx).await?;
-    let zone = placed.first().and_then(|name| nodes.into_iter().find(|node| node.name == *name)).map(|node| node.zone);
-    let subnets = network::subnets(tx).await?;
-    zone.and_then(|zone| subnets.into_iter().find(|subnet| subnet.zone == zone))
-        .ok_or_else(|| Refusal::internal(&"a node without a subnet"))
+    let node = placed.first().and_then(|name| nodes.into_iter().find(|node| node.name == *name));
+    default_subnet(tx, &node.ok_or_else(|| Refusal::internal(&"an instance on no node"))?.zone).await
 }
 
 /// The node of each instance.
@@ -232,9 +240,4 @@ async fn addresses(tx: &mut Tx, launch: &Launch, subnet: &Subnet, count: usize) 
         std::iter::once(primary).chain(further).collect()
     };
     Ok(primary.into_iter().map(of_one).collect())
-}
-
-/// A subnet's id out of a request.
-pub(super) fn subnet_id(id: &str) -> Result<SubnetId, Refusal> {
-    SubnetId::parse(id).map_err(lookup::malformed("InvalidSubnetID.Malformed", "subnet id"))
 }

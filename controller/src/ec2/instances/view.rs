@@ -38,7 +38,8 @@ pub(in crate::ec2) struct Surroundings {
 
 impl Surroundings {
     pub async fn read(connection: &mut SqliteConnection, account: &str, domain: String) -> Result<Surroundings> {
-        let subnets = network::subnets(connection).await?;
+        // Also those that were deleted: terminated instances show their zone still.
+        let subnets = network::subnets_of_all_times(connection).await?;
         let groups = security_groups::of_account(connection, account).await?;
         let mut public_ips: HashMap<InstanceId, Vec<Address>> = HashMap::new();
         for held in addresses::of_account(connection, account).await? {

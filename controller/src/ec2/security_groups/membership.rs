@@ -7,26 +7,38 @@ use crate::ec2::model::{
     AttributeBooleanValue, ModifyInstanceAttributeRequest, ModifyNetworkInterfaceAttributeRequest,
 };
 use crate::ec2::{Context, Refusal, lookup};
-use crate::ids::SecurityGroupId;
+use crate::ids::{SecurityGroupId, VpcId};
 use crate::nodes::segments;
 use crate::state::instances::{self, Instance};
 use crate::state::lifecycle::Wanted;
-use crate::state::{Tx, nodes, security_groups};
+use crate::state::security_groups::{self, SecurityGroup};
+use crate::state::{Tx, nodes};
 
 /// Groups of one interface: EC2's quota.
 const GROUPS_MOST: usize = 5;
 
-/// The groups named by id or by name; without any, the account's default one.
+/// The groups of a VPC that are named by id or by name; without any, its default one.
 pub(crate) async fn chosen(
     tx: &mut Tx,
     context: &Context,
+    vpc: &VpcId,
     ids: &[String],
     names: &[String],
 ) -> Result<Vec<SecurityGroupId>, Refusal> {
-    let default = security_groups::ensure_default(tx, context.account()).await?;
+    let default = security_groups::ensure_default(tx, context.account(), vpc).await?;
     let own = security_groups::of_account(tx, context.account()).await?;
-    let named = ids.iter().map(|id| by_id(&own, id)).chain(names.iter().map(|name| by_name(&own, name)));
-    let mut chosen = named.map(|group| Ok(group?.id.clone())).collect::<Result<Vec<_>, Refusal>>()?;
+    let named = ids.iter().map(|id| by_id(&own, id)).chain(names.iter().map(|name| by_name(&own, vpc, name)));
+    let within = |group: &SecurityGroup| match group.vpc_id == *vpc {
+        true => Ok(group.id.clone()),
+        false => Err(Refusal::client(
+            "InvalidParameter",
+            format!(
+                "Security group {} and the instance's subnet, which is of {vpc}, belong to different networks.",
+                group.id
+            ),
+        )),
+    };
+    let mut chosen = named.map(|group| within(group?)).collect::<Result<Vec<_>, Refusal>>()?;
     if chosen.is_empty() {
         chosen.push(default.id);
     }
@@ -123,7 +135,8 @@ async fn change(
             ));
         }
         (ids, None) => {
-            let wanted = chosen(&mut tx, context, ids, &[]).await?;
+            let vpc = lookup::subnet(&mut tx, context.account(), &instance.subnet_id).await?.vpc_id;
+            let wanted = chosen(&mut tx, context, &vpc, ids, &[]).await?;
             instances::set_groups(&mut tx, &instance.id, &wanted).await?;
             // Those whose members change: nodes that name them as peers must hear of it.
             let changed: Vec<SecurityGroupId> = instance.security_groups.iter().chain(&wanted).cloned().collect();

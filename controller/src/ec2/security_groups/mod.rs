@@ -88,16 +88,12 @@ pub(crate) async fn create_security_group(
     check_text("GroupDescription", &request.description)?;
     let tags = tagging::requested(&request.tag_specifications, ResourceType::SECURITY_GROUP)?;
     let mut tx = context.cloud.db.begin().await?;
-    let vpc = network::default_vpc(&mut tx).await?.id;
-    if let Some(id) = &request.vpc_id {
-        let wanted = VpcId::parse(id).map_err(lookup::malformed("InvalidVpcID.Malformed", "vpc id"))?;
-        if wanted != vpc {
-            return Err(Refusal::client("InvalidVpcID.NotFound", format!("The vpc ID '{id}' does not exist")));
-        }
-    }
-    security_groups::ensure_default(&mut tx, context.account()).await?;
-    let own = security_groups::of_account(&mut tx, context.account()).await?;
-    if own.iter().any(|group| group.name == request.group_name) {
+    let Groups { default_vpc, own } = groups(&mut tx, context).await?;
+    let vpc = match &request.vpc_id {
+        Some(id) => lookup::vpc(&mut tx, context.account(), id).await?.id,
+        None => default_vpc,
+    };
+    if own.iter().any(|group| group.vpc_id == vpc && group.name == request.group_name) {
         let message = format!("The security group '{}' already exists for VPC '{vpc}'", request.group_name);
         return Err(Refusal::client("InvalidGroup.Duplicate", message));
     }
@@ -176,13 +172,26 @@ pub(crate) async fn delete_security_group(
 
 /// The account's group that a request names by its id, or by its name in the default VPC.
 async fn named(tx: &mut Tx, context: &Context, id: Option<&str>, name: Option<&str>) -> Result<Row, Refusal> {
-    security_groups::ensure_default(tx, context.account()).await?;
-    let own = security_groups::of_account(tx, context.account()).await?;
+    let Groups { default_vpc, own } = groups(tx, context).await?;
     match (id, name) {
         (Some(id), _) => by_id(&own, id).cloned(),
-        (None, Some(name)) => by_name(&own, name).cloned(),
+        (None, Some(name)) => by_name(&own, &default_vpc, name).cloned(),
         (None, None) => Err(Refusal::missing_parameter("GroupId")),
     }
+}
+
+/// An account's groups.
+struct Groups {
+    /// Where groups are looked for that are named without a VPC.
+    default_vpc: VpcId,
+    own: Vec<Row>,
+}
+
+/// All of the account's, among them its default one in the default VPC, which is made when somebody first looks at it.
+async fn groups(tx: &mut Tx, context: &Context) -> Result<Groups, Refusal> {
+    let default_vpc = network::default_vpc(tx).await?.id;
+    security_groups::ensure_default(tx, context.account(), &default_vpc).await?;
+    Ok(Groups { default_vpc, own: security_groups::of_account(tx, context.account()).await? })
 }
 
 fn by_id<'a>(own: &'a [Row], id: &str) -> Result<&'a Row, Refusal> {
@@ -190,8 +199,9 @@ fn by_id<'a>(own: &'a [Row], id: &str) -> Result<&'a Row, Refusal> {
     own.iter().find(|group| group.id == id).ok_or_else(|| not_found(id.as_str(), ""))
 }
 
-fn by_name<'a>(own: &'a [Row], name: &str) -> Result<&'a Row, Refusal> {
-    own.iter().find(|group| group.name == name).ok_or_else(|| not_found(name, " in the default VPC"))
+fn by_name<'a>(own: &'a [Row], vpc: &VpcId, name: &str) -> Result<&'a Row, Refusal> {
+    let found = own.iter().find(|group| group.vpc_id == *vpc && group.name == name);
+    found.ok_or_else(|| not_found(name, &format!(" in VPC '{vpc}'")))
 }
 
 fn not_found(group: &str, place: &str) -> Refusal {
@@ -221,15 +231,14 @@ pub(crate) async fn describe_security_groups(
     context: &Context,
     request: DescribeSecurityGroupsRequest,
 ) -> Result<DescribeSecurityGroupsResult, Refusal> {
-    // An account's default group is made when somebody first looks at it.
     let mut tx = context.cloud.db.begin().await?;
-    security_groups::ensure_default(&mut tx, context.account()).await?;
-    let own = security_groups::of_account(&mut tx, context.account()).await?;
+    let Groups { default_vpc, own } = groups(&mut tx, context).await?;
     let rules = security_groups::rules_of_account(&mut tx, context.account()).await?;
     let tags = tags::by_resource(&mut tx, context.account()).await?;
     tx.commit().await?;
     let wanted_ids = request.group_ids.iter().map(|id| by_id(&own, id)).collect::<Result<Vec<_>, _>>()?;
-    let wanted_names = request.group_names.iter().map(|name| by_name(&own, name)).collect::<Result<Vec<_>, _>>()?;
+    let wanted_names = request.group_names.iter().map(|name| by_name(&own, &default_vpc, name));
+    let wanted_names = wanted_names.collect::<Result<Vec<_>, _>>()?;
     let is_in = |wanted: &[&Row], group: &Row| wanted.is_empty() || wanted.iter().any(|one| one.id == group.id);
     let mut by_group: HashMap<&SecurityGroupId, Vec<&Rule>> = HashMap::new();
     for rule in &rules {

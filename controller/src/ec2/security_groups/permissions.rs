@@ -149,17 +149,22 @@ fn rules_of(permission: IpPermission, own: Own, group: &Row, egress: bool) -> Re
     Ok(rules)
 }
 
-/// A group of the account's own; another account's is not found.
+/// A group of the account's own in the VPC of `group`; another account's is not found.
 fn peer(pair: &UserIdGroupPair, own: &[Row], group: &Row) -> Result<SecurityGroupId, Refusal> {
     let named = pair.group_id.as_deref().or(pair.group_name.as_deref()).unwrap_or_default();
     if pair.user_id.as_ref().is_some_and(|user| *user != group.account_id) {
         return Err(super::not_found(named, ""));
     }
-    match (&pair.group_id, &pair.group_name) {
-        (Some(id), _) => Ok(by_id(own, id)?.id.clone()),
-        (None, Some(name)) => Ok(by_name(own, name)?.id.clone()),
-        (None, None) => Err(Refusal::missing_parameter("IpPermissions.UserIdGroupPairs.GroupId")),
+    let peer = match (&pair.group_id, &pair.group_name) {
+        (Some(id), _) => by_id(own, id)?,
+        (None, Some(name)) => by_name(own, &group.vpc_id, name)?,
+        (None, None) => return Err(Refusal::missing_parameter("IpPermissions.UserIdGroupPairs.GroupId")),
+    };
+    if peer.vpc_id != group.vpc_id {
+        let message = "You have specified two resources that belong to different networks.";
+        return Err(Refusal::client("InvalidGroup.NotFound", message));
     }
+    Ok(peer.id.clone())
 }
 
 fn traffic(permission: &IpPermission) -> Result<Traffic, Refusal> {

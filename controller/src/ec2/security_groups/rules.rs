@@ -207,7 +207,7 @@ pub(crate) async fn describe_security_group_rules(
     request: DescribeSecurityGroupRulesRequest,
 ) -> Result<DescribeSecurityGroupRulesResult, Refusal> {
     let mut tx = context.cloud.db.begin().await?;
-    security_groups::ensure_default(&mut tx, context.account()).await?;
+    super::groups(&mut tx, context).await?;
     let mut rules = security_groups::rules_of_account(&mut tx, context.account()).await?;
     let tags = tags::by_resource(&mut tx, context.account()).await?;
     tx.commit().await?;
