@@ -26,10 +26,11 @@ def passed(lab, files, *words):
     return [line.split(":")[0].removeprefix("PASS ") for line in done.stdout.splitlines() if line.startswith("PASS ")]
 
 
-@pytest.mark.parametrize("kernel, protocol, cpus", [("vmlinuz", "linux", "1"), ("vmlinux", "pvh", "4")])
-def test_an_unmodified_kernel_uses_every_device(lab, files, kernel, protocol, cpus):
+@pytest.mark.parametrize("kernel, protocol, cpus, more", [("vmlinuz", "linux", "1", ["--jail"]),
+                                                          ("vmlinux", "pvh", "4", [])])
+def test_an_unmodified_kernel_uses_every_device(lab, files, kernel, protocol, cpus, more):
     every = lab.node("mallee-guest", "list").stdout.split()
-    assert passed(lab, files, "--kernel", kernel, "--protocol", protocol, "--cpus", cpus) == every
+    assert passed(lab, files, "--kernel", kernel, "--protocol", protocol, "--cpus", cpus, *more) == every
 
 
 def test_a_guest_has_up_to_32_processors(lab, files):

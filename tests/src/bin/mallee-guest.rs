@@ -41,6 +41,9 @@ struct Run {
     memory_mib: u64,
     #[arg(long, default_value = "quiet tsc=reliable no_timer_check")]
     boot_args: String,
+    /// Have the monitor go into a jail.
+    #[arg(long)]
+    jail: bool,
     /// Checks by name; all by default.
     names: Vec<String>,
 }
@@ -91,6 +94,7 @@ impl Run {
             machine: Machine { cpus: self.cpus, protocol: self.protocol, checks },
             memory_mib: self.memory_mib,
             boot_args: self.boot_args,
+            is_jailed: self.jail,
         })?;
         for (name, outcome) in &outcomes {
             match outcome {

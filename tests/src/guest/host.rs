@@ -26,6 +26,8 @@ pub struct Boot {
     pub memory_mib: u64,
     /// More words for the kernel.
     pub boot_args: String,
+    /// Whether the monitor goes into a jail; its user is root without any right, whose files all are.
+    pub is_jailed: bool,
 }
 
 /// The running monitor, as a check's host half sees it.
@@ -33,7 +35,7 @@ pub struct Host {
     pub client: Client,
     /// The monitor's program.
     pub monitor: PathBuf,
-    /// Of the monitor.
+    /// Of the monitor, in the jail if there is one.
     pub pid: u32,
     /// Where the monitor's sockets and files are.
     pub folder: PathBuf,
@@ -82,8 +84,8 @@ pub fn run(boot: &Boot) -> Result<Vec<(String, Outcome)>, String> {
         .map(|place| UnixListener::bind(folder.path().join(format!("vsock_{}", FIRST_PORT + place as u32))))
         .collect::<Result<Vec<_>, _>>()
         .map_err(while_doing("the checks' lines"))?;
-    let mut monitor = Monitor::start(&boot.monitor, folder.path(), &config)?;
-    let host = monitor.host(&boot.monitor, folder.path());
+    let mut monitor = Monitor::start(boot, folder.path(), &config)?;
+    let host = monitor.host(boot, folder.path())?;
     let (halves, output) = std::thread::scope(|scope| {
         let halves: Vec<_> = chosen
             .iter()
@@ -178,30 +180,32 @@ fn guest_outcomes(serial: &str) -> BTreeMap<String, Outcome> {
 struct Monitor(Child);
 
 impl Monitor {
-    fn start(program: &Path, folder: &Path, config: &VmConfig) -> Result<Self, String> {
+    fn start(boot: &Boot, folder: &Path, config: &VmConfig) -> Result<Self, String> {
         let path = folder.join("config.json");
         let text = serde_json::to_vec_pretty(config).map_err(while_doing("the configuration"))?;
         fs::write(&path, text).map_err(while_doing("the configuration"))?;
-        Command::new(program)
-            .arg("--config-file")
-            .arg(&path)
-            .arg("--api-sock")
-            .arg(folder.join("api"))
-            .arg("--events-path")
-            .arg(folder.join("events"))
-            .stdin(Stdio::null())
-            .spawn()
-            .map(Monitor)
-            .map_err(while_doing("starting the monitor"))
+        let mut command = Command::new(&boot.monitor);
+        command.arg("--config-file").arg(&path).arg("--api-sock").arg(folder.join("api"));
+        command.arg("--events-path").arg(folder.join("events")).stdin(Stdio::null());
+        if boot.is_jailed {
+            let root = folder.join("jail");
+            fs::create_dir(&root).map_err(while_doing("the jail's folder"))?;
+            command.arg("--jail").arg(root).args(["--jail-uid", "0", "--jail-gid", "0"]);
+        }
+        command.spawn().map(Monitor).map_err(while_doing("starting the monitor"))
     }
 
-    fn host(&self, program: &Path, folder: &Path) -> Host {
-        Host {
+    fn host(&self, boot: &Boot, folder: &Path) -> Result<Host, String> {
+        let mut host = Host {
             client: Client::new(folder.join("api")),
-            monitor: program.to_owned(),
+            monitor: boot.monitor.clone(),
             pid: self.0.id(),
             folder: folder.to_owned(),
+        };
+        if boot.is_jailed {
+            host.pid = host.wait("the process in the jail", || Ok(inner(self.0.id())))?;
         }
+        Ok(host)
     }
 
     /// Waits for the guest's power off; what it wrote to its serial port.
@@ -234,6 +238,12 @@ impl Drop for Monitor {
         let _ = self.0.kill();
         let _ = self.0.wait();
     }
+}
+
+/// The process in a jail: the only child of the one that was started.
+pub fn inner(outer: u32) -> Option<u32> {
+    let children = fs::read_to_string(format!("/proc/{outer}/task/{outer}/children")).ok()?;
+    children.split_whitespace().next()?.parse().ok()
 }
 
 /// The last that the monitor has written of what happened.

@@ -6,6 +6,7 @@ mod console;
 mod cpus;
 mod drive;
 mod entropy;
+mod jail;
 mod network;
 mod snapshot;
 mod vsock;
@@ -24,6 +25,7 @@ pub const ALL: &[Check] = &[
     network::VHOST_CHECK,
     balloon::CHECK,
     snapshot::CHECK,
+    jail::CHECK,
 ];
 
 pub fn find(name: &str) -> Option<&'static Check> {
