@@ -5,6 +5,7 @@ pub mod console;
 pub mod disk;
 pub mod reclaim;
 pub mod tap;
+pub mod tap_counters;
 pub mod terminal;
 pub mod vhost;
 pub mod vsock;

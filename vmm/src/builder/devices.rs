@@ -10,6 +10,7 @@ use crate::api::{self, Drive, IoEngine, NetworkInterface, VmConfig, guest};
 use crate::backends::disk::Disk;
 use crate::backends::disk::ring::Ring;
 use crate::backends::tap::Tap;
+use crate::backends::tap_counters::TapCounters;
 use crate::backends::terminal::Terminal;
 use crate::backends::vhost::Vhost;
 use crate::backends::vsock::VsockSockets;
@@ -41,15 +42,18 @@ pub fn open(config: &VmConfig) -> Result<Vec<Box<dyn VirtioDevice>>> {
     for interface in &config.network_interfaces {
         let mac = interface.guest_mac.as_deref().map(MacAddress::parse).transpose()?;
         let pairs = queue_pairs(interface)?;
+        let taps = Tap::open(&interface.host_dev_name, pairs)?;
         let mover = match interface.vhost_net {
-            true => MoverParts::Kernel((0..pairs).map(|_| Vhost::open()).collect::<Result<_>>()?),
+            true => MoverParts::Kernel {
+                vhosts: (0..pairs).map(|_| Vhost::open()).collect::<Result<_>>()?,
+                counters: TapCounters::open(&interface.host_dev_name)?,
+            },
             false => MoverParts::Threads {
                 receive_limiter: rate_limiter(interface.rx_rate_limiter.as_ref())?,
                 transmit_limiter: rate_limiter(interface.tx_rate_limiter.as_ref())?,
             },
         };
-        let link = Link { taps: Tap::open(&interface.host_dev_name, pairs)?, mover };
-        devices.push(Box::new(Net::new(link, &interface.iface_id, mac)?));
+        devices.push(Box::new(Net::new(Link { taps, mover }, &interface.iface_id, mac)?));
     }
     if let Some(entropy) = &config.entropy {
         devices.push(Box::new(Rng::new(rate_limiter(entropy.rate_limiter.as_ref())?)));

@@ -214,6 +214,9 @@ const VHOST: &[Rule] = &[
 /// Giving the kernel a tap for a queue, and taking it back.
 const VHOST_TAP: &[Rule] = &[call!(ioctl, 1: VHOST_NET_SET_BACKEND), call!(ioctl, 1: VHOST_GET_VRING_BASE)];
 
+/// Asking the kernel what it has moved, over a socket that answers nothing else (`backends::tap_counters`).
+const TAP_COUNTERS: &[Rule] = &[call!(sendto), call!(recvfrom)];
+
 const RNG: &[Rule] = &[call!(getrandom)];
 
 /// A rate limiter's timer, or a device's own.
@@ -354,6 +357,7 @@ pub const KINDS: &[Kind] = &[
             NET,
             VHOST,
             VHOST_TAP,
+            TAP_COUNTERS,
             RNG,
             VSOCK,
             CONSOLE,

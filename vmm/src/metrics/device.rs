@@ -1,6 +1,7 @@
 //! A virtio device's counters: its queues', and those that only its own kind has.
 
-use std::sync::Arc;
+use std::fmt::Debug;
+use std::sync::{Arc, OnceLock};
 
 use virtio_bindings::virtio_ids::*;
 
@@ -29,6 +30,12 @@ pub struct QueueMetrics {
     pub batch: Histogram,
 }
 
+/// Who counts what a device does without this process (the host's kernel).
+pub trait Elsewhere: Debug + Send + Sync {
+    /// Totals by the names of a line of metrics. Asked for by the thread that writes a report, each time.
+    fn counts(&self) -> Vec<(&'static str, u64)>;
+}
+
 /// See [`super::device`].
 #[derive(Debug)]
 pub struct DeviceMetrics {
@@ -45,6 +52,7 @@ pub struct DeviceMetrics {
     pub backend_errors: Counter,
     /// What only devices of this kind count.
     own: Vec<(&'static str, Counter)>,
+    elsewhere: OnceLock<Arc<dyn Elsewhere>>,
     /// How long the backend took for a request (µs), where the device measures it.
     pub latency: Histogram,
 }
@@ -59,6 +67,7 @@ impl DeviceMetrics {
             needs_reset: Counter::new(),
             backend_errors: Counter::new(),
             own: own_names(kind).iter().map(|name| (*name, Counter::new())).collect(),
+            elsewhere: OnceLock::new(),
             latency: Histogram::default(),
         }
     }
@@ -75,9 +84,15 @@ impl DeviceMetrics {
         }
     }
 
-    /// The counters that only this kind of device has.
+    /// Says who else counts for this device; the first one stays.
+    pub fn count_elsewhere(&self, counts: &Arc<dyn Elsewhere>) {
+        self.elsewhere.get_or_init(|| counts.clone());
+    }
+
+    /// The counters that only this kind of device has, or this device.
     pub fn own(&self) -> impl Iterator<Item = (&'static str, u64)> {
-        self.own.iter().map(|(name, counter)| (*name, counter.get()))
+        let elsewhere = self.elsewhere.get().map_or(Vec::new(), |elsewhere| elsewhere.counts());
+        elsewhere.into_iter().chain(self.own.iter().map(|(name, counter)| (*name, counter.get())))
     }
 
     /// The counters of one queue; those of a queue that is not there count for nobody.

@@ -101,8 +101,9 @@ fn device(metrics: &DeviceMetrics) -> Value {
             let half = || metrics.queues.iter().take(paired).skip(first).step_by(2);
             let sum = |of: fn(&QueueMetrics) -> u64| half().map(|queue| of(queue)).sum::<u64>();
             let bytes = if name == "rx" { sum(|q| q.bytes_written.get()) } else { sum(|q| q.bytes_read.get()) };
-            members.insert(format!("{name}_bytes_count"), json!(bytes));
-            members.insert(format!("{name}_count"), json!(sum(|q| q.requests.get())));
+            // Where the kernel moves the frames they are in no queue of ours, and were counted elsewhere.
+            members.entry(format!("{name}_bytes_count")).or_insert(json!(bytes));
+            members.entry(format!("{name}_count")).or_insert(json!(sum(|q| q.requests.get())));
             members.insert(format!("{name}_queue_event_count"), json!(sum(|q| q.kicks.get())));
             let stalls = if name == "rx" { "no_rx_avail_buffer" } else { "tx_tap_full_count" };
             members.insert(stalls.into(), json!(sum(|q| q.stalls.get())));
@@ -192,6 +193,28 @@ mod tests {
         assert_eq!(second["net_json-test"]["rx_bytes_count"], 5);
         assert_eq!(second["net_json-test"]["queue_1"]["kicks"], 0);
         assert!(first["utc_timestamp_ms"].as_u64().unwrap() > 1_600_000_000_000);
+    }
+
+    #[derive(Debug)]
+    struct Kernel;
+
+    impl super::super::Elsewhere for Kernel {
+        fn counts(&self) -> Vec<(&'static str, u64)> {
+            vec![("rx_bytes_count", 70), ("rx_dropped_count", 2)]
+        }
+    }
+
+    #[test]
+    fn what_is_counted_elsewhere_is_in_the_place_of_what_would_be_counted_here() {
+        let metrics = super::super::device(virtio_bindings::virtio_ids::VIRTIO_ID_NET, "json-kernel", 2);
+        metrics.count_elsewhere(&(std::sync::Arc::new(Kernel) as _));
+        metrics.queue(1).bytes_read.add(3);
+        let line: Value = serde_json::from_str(&line(&Value::Null).0).unwrap();
+        let own = &line["net_json-kernel"];
+        assert_eq!((&own["rx_bytes_count"], &own["rx_dropped_count"]), (&json!(70), &json!(2)));
+        assert_eq!(own["tx_bytes_count"], 3);
+        let text = super::super::prometheus_text();
+        assert!(text.contains("\nmallee_vmm_net_rx_bytes_total{device=\"net\",id=\"json-kernel\"} 70\n"), "{text}");
     }
 
     #[test]

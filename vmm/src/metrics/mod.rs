@@ -24,7 +24,7 @@ use std::time::Instant;
 use crate::bus::lock;
 
 pub use counters::Counter;
-pub use device::{DeviceMetrics, QueueMetrics};
+pub use device::{DeviceMetrics, Elsewhere, QueueMetrics};
 pub use exits::{ExitKind, VcpuMetrics};
 pub use prometheus::text as prometheus_text;
 pub use sink::Sink;

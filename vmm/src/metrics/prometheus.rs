@@ -1,5 +1,6 @@
 //! Prometheus' text format 0.0.4: totals since the start, labelled with device, queue, vCPU.
 
+use std::collections::BTreeMap;
 use std::fmt::Write;
 
 use super::counters::{BUCKETS, Histogram};
@@ -108,21 +109,19 @@ fn write_devices(text: &mut String, devices: &[std::sync::Arc<DeviceMetrics>]) -
     Ok(())
 }
 
-/// What only some kinds of devices count, by kind: `mallee_vmm_vsock_conns_added_total`.
+/// What only some devices count: `mallee_vmm_vsock_conns_added_total`.
 fn write_own(text: &mut String, devices: &[std::sync::Arc<DeviceMetrics>]) -> std::fmt::Result {
-    let mut families: Vec<String> = Vec::new();
+    let mut families: BTreeMap<(&str, &str), Vec<(String, u64)>> = BTreeMap::new();
     for device in devices {
-        for (own, _) in device.own() {
-            let name = format!("mallee_vmm_{}_{}_total", device.kind, own.trim_end_matches("_count"));
-            if families.contains(&name) {
-                continue;
-            }
-            head(text, &name, "counter", &format!("Of the {}: {own}.", device.kind))?;
-            for other in devices.iter().filter(|other| other.kind == device.kind) {
-                let count = other.own().find(|(name, _)| *name == own).map_or(0, |(_, count)| count);
-                writeln!(text, "{name}{{{}}} {count}", labels(other))?;
-            }
-            families.push(name);
+        for (own, count) in device.own() {
+            families.entry((device.kind, own)).or_default().push((labels(device), count));
+        }
+    }
+    for ((kind, own), samples) in families {
+        let name = format!("mallee_vmm_{kind}_{}_total", own.trim_end_matches("_count"));
+        head(text, &name, "counter", &format!("Of the {kind}: {own}."))?;
+        for (labels, count) in samples {
+            writeln!(text, "{name}{{{labels}}} {count}")?;
         }
     }
     Ok(())

@@ -13,6 +13,7 @@ use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use super::control::Control;
 use super::taps::Taps;
+use crate::backends::tap_counters::TapCounters;
 use crate::backends::vhost::{DirtyLog, Pair, Vhost};
 use crate::bus::lock;
 use crate::confine::ThreadKind;
@@ -20,12 +21,17 @@ use crate::devices::virtio::queue::Broken;
 use crate::devices::virtio::worker::{Shell, Worker, watch};
 use crate::devices::virtio::{Activation, ActiveQueue, Interrupt, QueuePosition};
 use crate::memory::GuestMemory;
+use crate::metrics::Elsewhere;
 
 /// Numbers in the guard's epoll set.
 const ERROR: u64 = 0;
 const CONTROL_KICK: u64 = 1;
 
-pub struct Kernel(Shell<Guard>);
+pub struct Kernel {
+    guard: Shell<Guard>,
+    /// Of the frames, which no queue of ours sees.
+    counters: Arc<dyn Elsewhere>,
+}
 
 /// What the guard is lent.
 struct Parts {
@@ -42,9 +48,9 @@ struct Working {
 }
 
 impl Kernel {
-    pub fn new(vhosts: Vec<Vhost>) -> io::Result<Self> {
+    pub fn new(vhosts: Vec<Vhost>, counters: TapCounters) -> io::Result<Self> {
         let errors = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?;
-        Ok(Kernel(Shell::new(Parts { vhosts, log: None, errors })))
+        Ok(Kernel { guard: Shell::new(Parts { vhosts, log: None, errors }), counters: Arc::new(counters) })
     }
 
     /// Starts the kernel's work on these pairs, and the guard. An error leaves nothing at work.
@@ -55,19 +61,20 @@ impl Kernel {
         taps: &Arc<Taps>,
         activation: &Activation,
     ) -> io::Result<()> {
-        let parts = self.0.parts().ok_or(io::ErrorKind::ResourceBusy)?;
+        activation.metrics.count_elsewhere(&self.counters);
+        let parts = self.guard.parts().ok_or(io::ErrorKind::ResourceBusy)?;
         let working = Working { queues, memory: activation.memory.clone() };
         if let Err(error) = parts.start(&working, taps, activation) {
             parts.stop(&working);
             return Err(error);
         }
         let (working, taps, interrupt) = (Some(working), taps.clone(), activation.interrupt.clone());
-        self.0.start(|parts| Guard { parts, working, positions: Vec::new(), control, taps, interrupt })
+        self.guard.start(|parts| Guard { parts, working, positions: Vec::new(), control, taps, interrupt })
     }
 
     /// Ends it, and says where the queues stand: the pairs', then the control queue.
     pub fn deactivate(&mut self) -> Vec<QueuePosition> {
-        self.0.stop()
+        self.guard.stop()
     }
 }
 

@@ -34,6 +34,7 @@ use super::worker::Shell;
 use super::{Activation, ActiveQueue, QueuePosition, VirtioDevice};
 use crate::api;
 use crate::backends::tap::{Offloads, Tap};
+use crate::backends::tap_counters::TapCounters;
 use crate::backends::vhost::{self, Vhost};
 use crate::bus::lock;
 use crate::error::{Error, Result};
@@ -62,8 +63,8 @@ pub struct Link {
 pub enum MoverParts {
     /// A thread of ours for each pair. The limiters say how much the guest may receive and transmit by all pairs together.
     Threads { receive_limiter: Option<RateLimiter>, transmit_limiter: Option<RateLimiter> },
-    /// The host's kernel, by one of these for each pair.
-    Kernel(Vec<Vhost>),
+    /// The host's kernel, by one of these for each pair; it also counts what it moves.
+    Kernel { vhosts: Vec<Vhost>, counters: TapCounters },
 }
 
 pub struct Net {
@@ -96,10 +97,10 @@ impl Net {
                 let limits = limits.for_each_of(count).map_err(Error::host("rate limiter's timer"))?;
                 Mover::Threads(limits.into_iter().map(Shell::new).collect())
             }
-            MoverParts::Kernel(vhosts) => {
+            MoverParts::Kernel { vhosts, counters } => {
                 let known = vhosts.iter().fold(vhost::FEATURES, |known, vhost| known & vhost.features());
                 features &= known | !vhost::FEATURES;
-                Mover::Kernel(Kernel::new(vhosts).map_err(Error::host("eventfd"))?)
+                Mover::Kernel(Kernel::new(vhosts, counters).map_err(Error::host("eventfd"))?)
             }
         };
         Ok(Net {
