@@ -18,11 +18,11 @@ use std::time::Duration;
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
 
 use crate::desired::MacAddress;
-use crate::error::{Error, Result};
+use crate::error::Error;
+use crate::reconcile::off_thread;
 
-/// When an address is announced again, counted from the announcement before. The whole is `ANNOUNCE_INTERVAL` of RFC 5227,
-/// section 1.1.
-const AGAIN_AFTER: [Duration; 2] = [Duration::from_millis(100), Duration::from_millis(1900)];
+/// When an address is announced, counted from the announcement before. The whole is `ANNOUNCE_INTERVAL` of RFC 5227, section 1.1.
+const AFTER: [Duration; 3] = [Duration::ZERO, Duration::from_millis(100), Duration::from_millis(1900)];
 const ETHER_ARP: u16 = 0x0806;
 const REQUEST: u16 = 1;
 const REPLY: u16 = 2;
@@ -49,26 +49,26 @@ impl Announcer {
         held.extend(new);
     }
 
-    /// Announces `addresses` now, and those still held twice again.
-    pub fn announce(&self, uplink_index: u32, mac: MacAddress, addresses: Vec<Ipv4Addr>) -> Result<()> {
+    /// Announces `addresses` at once, and those still held twice again. Nobody waits for it: a thousand take some ten milliseconds.
+    pub fn announce(&self, uplink_index: u32, mac: MacAddress, addresses: Vec<Ipv4Addr>) {
         if addresses.is_empty() {
-            return Ok(());
+            return;
         }
-        send_all(uplink_index, mac, &addresses).map_err(Error::io("announcing elastic IPs by ARP on the uplink"))?;
         let announcer = self.clone();
         tokio::spawn(async move {
-            for pause in AGAIN_AFTER {
+            for pause in AFTER {
                 tokio::time::sleep(pause).await;
                 let still_here: Vec<Ipv4Addr> = {
                     let held = announcer.held();
                     addresses.iter().copied().filter(|address| held.contains(address)).collect()
                 };
-                if let Err(error) = send_all(uplink_index, mac, &still_here) {
-                    tracing::warn!(%error, "announcing elastic IPs again failed");
+                let failed = Error::io("announcing elastic IPs by ARP on the uplink");
+                let sent = off_thread(move || send_all(uplink_index, mac, &still_here).map_err(failed)).await;
+                if let Err(error) = sent {
+                    tracing::warn!(%error, "whoever believes these addresses elsewhere is not told");
                 }
             }
         });
-        Ok(())
     }
 
     fn held(&self) -> MutexGuard<'_, BTreeSet<Ipv4Addr>> {

@@ -5,7 +5,7 @@
 //! and run again. The order keeps every moment safe:
 //!
 //! 1. what is gone is closed (taps first), segments are made;
-//! 2. the backend's rules: from here on, they are the new ones for every packet;
+//! 2. the backend's rules: from here on, they are the new ones for every packet; new taps are made meanwhile, and lead nowhere yet;
 //! 3. flows that contradict the new maps end;
 //! 4. the uplink answers for new addresses, new taps and trunk ports open;
 //! 5. new addresses are announced, DHCP and DNS learn of their clients.
@@ -275,20 +275,22 @@ impl Reconciler {
         let plan = plan(network, &observed, site.ground)?;
         self.announcer.hold(network.elastic_ips.keys().copied().collect());
 
-        perform(links, &plan.before_rules).await?;
-        let rules_changed = self.apply_rules(network, version).await?;
+        links.perform(&plan.before_rules).await?;
+        let (rules_changed, made) = tokio::join!(self.apply_rules(network, version), links.perform(&plan.beside_rules));
+        let rules_changed = rules_changed?;
         if rules_changed || !state.flows_checked {
             state.flows_checked = false;
             self.end_stale_flows(network).await?;
             state.flows_checked = true;
         }
+        made?;
         let settings_changed = sysctl::apply(network, self.uplink_name(), site.ground.bridging)?;
-        perform(links, &plan.after_rules).await?;
+        links.perform(&plan.after_rules).await?;
         if !state.alone {
             self.remove_other_backends().await?;
             state.alone = true;
         }
-        self.announce(&plan, &site.uplink)?;
+        self.announce(&plan, &site.uplink);
 
         if state.told != Some(version) || !plan.is_empty() {
             let indexes = bridge_indexes(links, network, &observed, &plan).await?;
@@ -335,7 +337,7 @@ impl Reconciler {
     }
 
     /// Announces the addresses that this node did not answer for before.
-    fn announce(&self, plan: &Plan, uplink: &Uplink) -> Result<()> {
+    fn announce(&self, plan: &Plan, uplink: &Uplink) {
         let new: Vec<Ipv4Addr> = plan
             .after_rules
             .iter()
@@ -344,9 +346,8 @@ impl Reconciler {
                 _ => None,
             })
             .collect();
-        match uplink.mac {
-            Some(mac) => self.announcer.announce(uplink.index, mac, new),
-            None => Ok(()),
+        if let Some(mac) = uplink.mac {
+            self.announcer.announce(uplink.index, mac, new);
         }
     }
 
@@ -396,13 +397,6 @@ impl Reconciler {
     fn uplink_name(&self) -> &LinkName {
         &self.node_links.uplink
     }
-}
-
-async fn perform(links: &Links, steps: &[Step]) -> Result<()> {
-    for step in steps {
-        links.perform(step).await?;
-    }
-    Ok(())
 }
 
 /// The link index of each segment's bridge, after the plan was performed.
@@ -477,7 +471,7 @@ pub async fn clean(links: &Links) -> Result<bool> {
     let nothing = Network::default();
     // No link has index 0, so that every proxy entry is another link's and goes.
     let plan = plan(&nothing, &observed, Ground { uplink: 0, trunk: None, bridging: Bridging::Apart })?;
-    perform(links, &plan.before_rules).await?;
+    links.perform(&plan.before_rules).await?;
     let had_tables = off_thread(|| backend::remove_all_but(None)).await?;
     Ok(had_tables || !plan.is_empty())
 }

@@ -39,7 +39,7 @@ impl Known {
     /// Host routes are about to become what these steps make of them.
     pub fn expect(&mut self, plan: &Plan) {
         let Some(observed) = &mut self.observed else { return };
-        for step in plan.before_rules.iter().chain(&plan.after_rules) {
+        for step in plan.steps() {
             match step {
                 Step::SetRoute { ip, bridge, source } => drop(observed.routes.insert(*ip, (bridge.clone(), *source))),
                 Step::RemoveRoute { ip, .. } => drop(observed.routes.remove(ip)),

@@ -3,7 +3,7 @@
 //! * `observed.rs`: what the kernel has, read back.
 //! * `known.rs`, `monitor.rs`: what was read is what there is for as long as the kernel tells of nothing else.
 //! * `plan.rs`: from desired and observed to the list of steps between them; a pure function.
-//! * `perform.rs`: does one step.
+//! * `perform.rs`, `requests.rs`: does the steps, many requests at a time.
 //! * `tap.rs`: makes a persistent tap, which rtnetlink cannot.
 //! * `trunk.rs`: makes a trunk port, and tells a VXLAN which node a MAC is on.
 //! * `vpcs.rs`: the routing tables of VPCs.
@@ -19,6 +19,7 @@ mod monitor;
 mod observed;
 mod perform;
 mod plan;
+mod requests;
 mod tap;
 mod trunk;
 mod vpcs;

@@ -1,94 +1,155 @@
-//! Does one step of a plan.
+//! Does the steps of a plan.
+//!
+//! Nearly all of them are requests, which wait until there are many ([`Requests`]). What makes a link is done at once, since later requests name the link by an
+//! index that it has only then; no request that waits speaks of that link, but one that removes another of its name, and so these are sent before.
 
 use std::net::Ipv4Addr;
 
 use ipnet::Ipv4Net;
-use netlink_packet_route::AddressFamily;
+use netlink_packet_core::{NLM_F_CREATE, NLM_F_REPLACE};
 use netlink_packet_route::address::{AddressAttribute, AddressHeader, AddressMessage, AddressScope};
 use netlink_packet_route::neighbour::{
     NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourHeader, NeighbourMessage, NeighbourState,
 };
 use netlink_packet_route::route::{RouteMessage, RouteScope};
-use rtnetlink::{LinkBridge, LinkBridgePort, LinkMessageBuilder, LinkUnspec, RouteMessageBuilder};
+use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
+use nix::errno::Errno;
+use nix::net::if_::if_nametoindex;
+use rtnetlink::{
+    AddressMessageBuilder, LinkBridge, LinkBridgePort, LinkMessageBuilder, LinkUnspec, RouteMessageBuilder,
+};
 
+use super::requests::{Request, Requests};
 use super::tap::{self, TapOptions};
-use super::{GROUP, Links, PROTOCOL, Step, is_errno};
+use super::{GROUP, Links, PROTOCOL, Step};
 use crate::desired::{LinkName, MacAddress};
 use crate::error::{Error, Result};
 use crate::sysctl;
 
+/// Makes what is not there and replaces what is.
+const SET: u16 = NLM_F_CREATE | NLM_F_REPLACE;
+
 impl Links {
-    /// Does the step. A thing to be removed that is gone already is removed.
-    pub async fn perform(&self, step: &Step) -> Result<()> {
-        tracing::debug!(?step, "changing the network");
-        let outcome = match step {
-            Step::DeleteLink { name } => self.delete_link(name).await,
-            Step::CreateBridge { name, mac, mtu, ip_rules } => self.create_bridge(name, *mac, *mtu, *ip_rules).await,
-            Step::SetIpRules { name, on } => self.set_ip_rules(name, *on).await,
-            Step::SetMac { name, mac } => self.set(name, |link| link.address(mac.octets().to_vec())).await,
-            Step::SetMtu { name, mtu } => self.set(name, |link| link.mtu(*mtu)).await,
-            Step::SetAlias { name, alias } => self.set(name, |link| link.alias(alias.as_str())).await,
-            Step::SetUp { name } => self.set(name, LinkMessageBuilder::up).await,
-            Step::AddAddress { bridge, address } => self.add_address(bridge, *address).await,
-            Step::RemoveAddress { bridge, address } => self.remove_address(bridge, *address).await,
-            Step::SetNeighbour { bridge, ip, mac } => self.set_neighbour(bridge, *ip, *mac).await,
-            Step::RemoveNeighbour { bridge, ip } => self.remove_neighbour(bridge, *ip).await,
-            Step::CreateTap { name, owner, multi_queue } => {
-                let options = TapOptions { owner: *owner, multi_queue: *multi_queue };
-                tap::create(name, options, self.mark_tap(name)).await
+    /// Does the steps, in order. A thing to be removed that is gone already is removed.
+    pub async fn perform(&self, steps: &[Step]) -> Result<()> {
+        if steps.is_empty() {
+            return Ok(());
+        }
+        let mut requests = Requests::open()?;
+        let mut removing = false;
+        for (number, step) in steps.iter().enumerate() {
+            tracing::debug!(?step, "changing the network");
+            let makes =
+                matches!(step, Step::CreateBridge { .. } | Step::CreateTap { .. } | Step::CreateTrunkPort { .. });
+            if requests.is_full() || (makes && removing) {
+                requests = send(requests, steps).await?;
+                removing = false;
             }
-            Step::CreateTrunkPort { name, wire, lower, mtu } => self.create_trunk_port(name, *wire, *lower, *mtu).await,
-            Step::Attach { port, bridge, hairpin, isolated } => self.attach(port, bridge, *hairpin, *isolated).await,
-            Step::AddForwarding { port, mac } => self.add_forwarding(port, *mac).await,
-            Step::RemoveForwarding { port, mac } => self.remove_forwarding(port, *mac).await,
-            Step::SetTunnel { port, mac, node } => self.set_tunnel(port, *mac, *node).await,
-            Step::RemoveTunnel { port, mac } => self.remove_tunnel(port, *mac).await,
-            Step::AddFlood { port, node } => self.add_flood(port, *node).await,
-            Step::RemoveFlood { port, node } => self.remove_flood(port, *node).await,
-            Step::AddVpcRule { vpc } => self.add_vpc_rule(*vpc).await,
-            Step::RemoveVpcRule { vpc } => self.remove_vpc_rule(*vpc).await,
-            Step::AddBridgeRule { bridge, vpc } => self.add_bridge_rule(bridge, *vpc).await,
-            Step::RemoveBridgeRule { bridge, vpc } => self.remove_bridge_rule(bridge, *vpc).await,
-            Step::SetVpcRoute { route, bridge } => self.set_vpc_route(*route, bridge).await,
-            Step::RemoveVpcRoute { route, bridge } => self.remove_vpc_route(*route, bridge).await,
-            Step::RemoveLeaked { bridge, address } => self.remove_leaked(bridge, *address).await,
-            Step::SetRoute { ip, bridge, source } => self.set_route(*ip, bridge, *source).await,
-            Step::RemoveRoute { ip, bridge } => self.remove_route(*ip, bridge).await,
-            Step::AddProxy { index, ip } => self.add_proxy(*ip, *index).await,
-            Step::RemoveProxy { index, ip } => self.remove_proxy(*ip, *index).await,
+            if makes {
+                self.make(step, &requests).await.map_err(|error| named(error, step))?;
+            } else {
+                removing |= matches!(step, Step::DeleteLink { .. });
+                for request in self.requests_of(step)? {
+                    requests.put(number, request);
+                }
+            }
+        }
+        send(requests, steps).await.map(drop)
+    }
+
+    async fn make(&self, step: &Step, requests: &Requests) -> Result<()> {
+        match step {
+            Step::CreateBridge { name, mac, mtu, ip_rules } => {
+                self.indexes().remove(name);
+                self.create_bridge(name, *mac, *mtu, *ip_rules).await
+            }
+            Step::CreateTap { name, owner, multi_queue } => {
+                self.indexes().remove(name);
+                let options = TapOptions { owner: *owner, multi_queue: *multi_queue };
+                tap::create(name, options, async { mark_tap(name, requests) }).await
+            }
+            Step::CreateTrunkPort { name, wire, lower, mtu } => {
+                self.indexes().remove(name);
+                self.create_trunk_port(name, *wire, *lower, *mtu).await
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn requests_of(&self, step: &Step) -> Result<Vec<Request>> {
+        let request = match step {
+            Step::DeleteLink { name } => self.delete_link(name),
+            Step::SetIpRules { name, on } => set_ip_rules(name, *on),
+            Step::SetMac { name, mac } => set(name, |link| link.address(mac.octets().to_vec())),
+            Step::SetMtu { name, mtu } => set(name, |link| link.mtu(*mtu)),
+            Step::SetAlias { name, alias } => set(name, |link| link.alias(alias.as_str())),
+            Step::SetUp { name } => set(name, LinkMessageBuilder::up),
+            Step::AddAddress { bridge, address } => add_address(self.index(bridge)?, *address),
+            Step::RemoveAddress { bridge, address } => remove_address(self.index(bridge)?, *address),
+            Step::SetNeighbour { bridge, ip, mac } => set_neighbour(self.index(bridge)?, *ip, *mac),
+            Step::RemoveNeighbour { bridge, ip } => {
+                del_neighbour(neighbour(self.index(bridge)?, *ip, NeighbourFlags::empty()))
+            }
+            Step::Attach { port, bridge, hairpin, isolated } => {
+                return self.attach(port, bridge, *hairpin, *isolated).map(Into::into);
+            }
+            Step::AddForwarding { port, mac } => new_neighbour(forwarding(self.index(port)?, *mac), SET),
+            Step::RemoveForwarding { port, mac } => del_neighbour(forwarding(self.index(port)?, *mac)),
+            Step::SetTunnel { port, mac, node } => self.set_tunnel(port, *mac, *node)?,
+            Step::RemoveTunnel { port, mac } => self.remove_tunnel(port, *mac)?,
+            Step::AddFlood { port, node } => self.add_flood(port, *node)?,
+            Step::RemoveFlood { port, node } => self.remove_flood(port, *node)?,
+            Step::AddVpcRule { vpc } => Self::add_vpc_rule(*vpc),
+            Step::RemoveVpcRule { vpc } => Self::remove_vpc_rule(*vpc),
+            Step::AddBridgeRule { bridge, vpc } => Self::add_bridge_rule(bridge, *vpc),
+            Step::RemoveBridgeRule { bridge, vpc } => Self::remove_bridge_rule(bridge, *vpc),
+            Step::SetVpcRoute { route, bridge } => self.set_vpc_route(*route, bridge)?,
+            Step::RemoveLeaked { bridge, address } => self.remove_leaked(bridge, *address)?,
+            Step::SetRoute { ip, bridge, source } => set_route(host_route(*ip, self.index(bridge)?, *source)),
+            Step::AddProxy { index, ip } => add_proxy(*ip, *index),
+            Step::RemoveProxy { index, ip } => del_neighbour(neighbour(*index, *ip, NeighbourFlags::Proxy)),
+            // A route goes with its bridge.
+            Step::RemoveVpcRoute { route, bridge } => {
+                return Ok(self
+                    .known_index(bridge)?
+                    .map(|index| Self::remove_vpc_route(*route, index))
+                    .into_iter()
+                    .collect());
+            }
+            Step::RemoveRoute { ip, bridge } => {
+                let index = self.known_index(bridge)?;
+                return Ok(index.map(|index| del_route(host_route(*ip, index, None))).into_iter().collect());
+            }
+            Step::CreateBridge { .. } | Step::CreateTap { .. } | Step::CreateTrunkPort { .. } => return Ok(Vec::new()),
         };
-        outcome.map_err(|error| match error {
-            Error::Link { source, .. } => Error::Link { doing: format!("{step:?}"), source },
-            other => other,
-        })
+        Ok(vec![request])
     }
 
-    pub(super) async fn index(&self, name: &LinkName) -> Result<u32> {
+    /// The index of a link that must be there.
+    pub(super) fn index(&self, name: &LinkName) -> Result<u32> {
+        let found = self.known_index(name)?;
+        found.ok_or_else(|| Error::Internal(format!("the link {name} went away while it was set up")))
+    }
+
+    /// The index of a link, if it is there.
+    fn known_index(&self, name: &LinkName) -> Result<Option<u32>> {
         if let Some(index) = self.indexes().get(name) {
-            return Ok(*index);
+            return Ok(Some(*index));
         }
-        let found = self.index_of(name).await?;
-        let index = found.ok_or_else(|| Error::Internal(format!("the link {name} went away while it was set up")))?;
-        self.indexes().insert(name.clone(), index);
-        Ok(index)
+        match if_nametoindex(name.as_str()) {
+            Ok(index) => {
+                self.indexes().insert(name.clone(), index);
+                Ok(Some(index))
+            }
+            Err(Errno::ENODEV) => Ok(None),
+            Err(error) => Err(Error::io(format!("looking for {name}"))(error.into())),
+        }
     }
 
-    async fn set(
-        &self,
-        name: &LinkName,
-        change: impl FnOnce(LinkMessageBuilder<LinkUnspec>) -> LinkMessageBuilder<LinkUnspec>,
-    ) -> Result<()> {
-        let index = self.index(name).await?;
-        let message = change(LinkUnspec::new_with_index(index)).build();
-        self.handle.link().set(message).execute().await.map_err(Error::link(""))
-    }
-
-    async fn delete_link(&self, name: &LinkName) -> Result<()> {
+    fn delete_link(&self, name: &LinkName) -> Request {
         self.indexes().remove(name);
-        match self.index_of(name).await? {
-            Some(index) => gone_is_good(self.handle.link().del(index).execute().await),
-            None => Ok(()),
-        }
+        let message = LinkUnspec::new_with_name(name.as_str()).build();
+        Request { message: RouteNetlinkMessage::DelLink(message), flags: 0 }
     }
 
     async fn create_bridge(&self, name: &LinkName, mac: MacAddress, mtu: u32, ip_rules: bool) -> Result<()> {
@@ -105,102 +166,108 @@ impl Links {
         sysctl::quiet_bridge(name)
     }
 
-    async fn set_ip_rules(&self, name: &LinkName, on: bool) -> Result<()> {
-        let message = LinkBridge::new(name.as_str()).nf_call_iptables(on).build();
-        self.handle.link().change(message).execute().await.map_err(Error::link(""))
-    }
-
-    /// Gives a tap that is being made to netd's group, and keeps IPv6 off it.
-    async fn mark_tap(&self, name: &LinkName) -> Result<()> {
-        self.set(name, |link| link.link_group(GROUP)).await?;
-        sysctl::no_ipv6(name)
-    }
-
     /// The MACs behind the port are known and fixed, so it need not learn, and need not be sent what is for
     /// nobody known. That leaves a hostile instance no way to draw another's frames to itself.
-    async fn attach(&self, port: &LinkName, bridge: &LinkName, hairpin: bool, isolated: bool) -> Result<()> {
-        let controller = self.index(bridge).await?;
-        self.set(port, |link| link.controller(controller)).await?;
-        let port = LinkBridgePort::new(self.index(port).await?).learning(false).flood(false).hairpin(hairpin);
+    fn attach(&self, port: &LinkName, bridge: &LinkName, hairpin: bool, isolated: bool) -> Result<[Request; 2]> {
+        let controller = self.index(bridge)?;
+        let placed = set(port, |link| link.controller(controller));
+        let port = LinkBridgePort::new(self.index(port)?).learning(false).flood(false).hairpin(hairpin);
         let port = port.isolated(isolated).locked(isolated).build();
-        self.handle.link().set_port(port).execute().await.map_err(Error::link(""))
+        Ok([placed, Request { message: RouteNetlinkMessage::NewLink(port), flags: 0 }])
     }
+}
 
-    async fn add_address(&self, bridge: &LinkName, address: Ipv4Net) -> Result<()> {
-        let index = self.index(bridge).await?;
-        let mut request = self.handle.address().add(index, address.addr().into(), address.prefix_len());
-        // Never chosen as the source of anything that leaves the segment.
-        request.message_mut().header.scope = AddressScope::Link;
-        request.replace().execute().await.map_err(Error::link(""))
+/// Sends what waits; a refusal is told with its step.
+async fn send(requests: Requests, steps: &[Step]) -> Result<Requests> {
+    let (requests, refusal) = requests.send().await?;
+    match refusal {
+        Some((number, error)) => Err(named(Error::link("")(error), &steps[number])),
+        None => Ok(requests),
     }
+}
 
-    async fn remove_address(&self, bridge: &LinkName, address: Ipv4Net) -> Result<()> {
-        let mut message = AddressMessage::default();
-        message.header = AddressHeader {
-            family: AddressFamily::Inet,
-            prefix_len: address.prefix_len(),
-            index: self.index(bridge).await?,
-            ..Default::default()
-        };
-        message.attributes.push(AddressAttribute::Local(address.addr().into()));
-        gone_is_good(self.handle.address().del(message).execute().await)
+fn named(error: Error, step: &Step) -> Error {
+    match error {
+        Error::Link { source, .. } => Error::Link { doing: format!("{step:?}"), source },
+        other => other,
     }
+}
 
-    async fn set_neighbour(&self, bridge: &LinkName, ip: Ipv4Addr, mac: MacAddress) -> Result<()> {
-        let index = self.index(bridge).await?;
-        let request = self.handle.neighbours().add(index, ip.into());
-        let request = request.link_layer_address(&mac.octets()).state(NeighbourState::Permanent);
-        request.replace().execute().await.map_err(Error::link(""))
-    }
+fn set(
+    name: &LinkName,
+    change: impl FnOnce(LinkMessageBuilder<LinkUnspec>) -> LinkMessageBuilder<LinkUnspec>,
+) -> Request {
+    let message = change(LinkUnspec::new_with_name(name.as_str())).build();
+    Request { message: RouteNetlinkMessage::SetLink(message), flags: 0 }
+}
 
-    async fn remove_neighbour(&self, bridge: &LinkName, ip: Ipv4Addr) -> Result<()> {
-        let message = neighbour(self.index(bridge).await?, ip, NeighbourFlags::empty());
-        gone_is_good(self.handle.neighbours().del(message).execute().await)
-    }
+/// Gives a tap that is being made to netd's group, and keeps IPv6 off it.
+fn mark_tap(name: &LinkName, requests: &Requests) -> Result<()> {
+    requests.send_alone(set(name, |link| link.link_group(GROUP)))?;
+    sysctl::no_ipv6(name)
+}
 
-    async fn add_forwarding(&self, port: &LinkName, mac: MacAddress) -> Result<()> {
-        let index = self.index(port).await?;
-        let request = self.handle.neighbours().add_bridge(index, &mac.octets());
-        let request = request.state(NeighbourState::Noarp).flags(NeighbourFlags::Controller);
-        request.replace().execute().await.map_err(Error::link(""))
-    }
+fn set_ip_rules(name: &LinkName, on: bool) -> Request {
+    let message = LinkBridge::new(name.as_str()).nf_call_iptables(on).build();
+    Request { message: RouteNetlinkMessage::NewLink(message), flags: 0 }
+}
 
-    async fn remove_forwarding(&self, port: &LinkName, mac: MacAddress) -> Result<()> {
-        let mut message = NeighbourMessage::default();
-        message.header = NeighbourHeader {
-            family: AddressFamily::Bridge,
-            ifindex: self.index(port).await?,
-            flags: NeighbourFlags::Controller,
-            ..Default::default()
-        };
-        message.attributes.push(NeighbourAttribute::LinkLayerAddress(mac.octets().to_vec()));
-        gone_is_good(self.handle.neighbours().del(message).execute().await)
-    }
+fn add_address(index: u32, address: Ipv4Net) -> Request {
+    let mut message =
+        AddressMessageBuilder::<Ipv4Addr>::new().index(index).address(address.addr(), address.prefix_len()).build();
+    // Never chosen as the source of anything that leaves the segment.
+    message.header.scope = AddressScope::Link;
+    Request { message: RouteNetlinkMessage::NewAddress(message), flags: SET }
+}
 
-    async fn set_route(&self, ip: Ipv4Addr, bridge: &LinkName, source: Option<Ipv4Addr>) -> Result<()> {
-        let message = host_route(ip, self.index(bridge).await?, source);
-        self.handle.route().add(message).replace().execute().await.map_err(Error::link(""))
-    }
+fn remove_address(index: u32, address: Ipv4Net) -> Request {
+    let mut message = AddressMessage::default();
+    message.header =
+        AddressHeader { family: AddressFamily::Inet, prefix_len: address.prefix_len(), index, ..Default::default() };
+    message.attributes.push(AddressAttribute::Local(address.addr().into()));
+    Request { message: RouteNetlinkMessage::DelAddress(message), flags: 0 }
+}
 
-    async fn remove_route(&self, ip: Ipv4Addr, bridge: &LinkName) -> Result<()> {
-        match self.index_of(bridge).await? {
-            Some(index) => gone_is_good(self.handle.route().del(host_route(ip, index, None)).execute().await),
-            // The route went with its bridge.
-            None => Ok(()),
-        }
-    }
+fn set_neighbour(index: u32, ip: Ipv4Addr, mac: MacAddress) -> Request {
+    let mut message = neighbour(index, ip, NeighbourFlags::empty());
+    message.attributes.push(NeighbourAttribute::LinkLayerAddress(mac.octets().to_vec()));
+    new_neighbour(message, SET)
+}
 
-    async fn add_proxy(&self, ip: Ipv4Addr, uplink_index: u32) -> Result<()> {
-        let mut request = self.handle.neighbours().add(uplink_index, ip.into());
-        *request.message_mut() = neighbour(uplink_index, ip, NeighbourFlags::Proxy);
-        request.message_mut().attributes.push(NeighbourAttribute::Protocol(PROTOCOL));
-        request.replace().execute().await.map_err(Error::link(""))
-    }
+fn add_proxy(ip: Ipv4Addr, uplink_index: u32) -> Request {
+    let mut message = neighbour(uplink_index, ip, NeighbourFlags::Proxy);
+    message.attributes.push(NeighbourAttribute::Protocol(PROTOCOL));
+    new_neighbour(message, SET)
+}
 
-    async fn remove_proxy(&self, ip: Ipv4Addr, uplink_index: u32) -> Result<()> {
-        let message = neighbour(uplink_index, ip, NeighbourFlags::Proxy);
-        gone_is_good(self.handle.neighbours().del(message).execute().await)
-    }
+pub(super) fn new_neighbour(message: NeighbourMessage, flags: u16) -> Request {
+    Request { message: RouteNetlinkMessage::NewNeighbour(message), flags }
+}
+
+pub(super) fn del_neighbour(message: NeighbourMessage) -> Request {
+    Request { message: RouteNetlinkMessage::DelNeighbour(message), flags: 0 }
+}
+
+pub(super) fn set_route(message: RouteMessage) -> Request {
+    Request { message: RouteNetlinkMessage::NewRoute(message), flags: SET }
+}
+
+pub(super) fn del_route(message: RouteMessage) -> Request {
+    Request { message: RouteNetlinkMessage::DelRoute(message), flags: 0 }
+}
+
+/// A static entry of the bridge's table (`NTF_MASTER`).
+fn forwarding(index: u32, mac: MacAddress) -> NeighbourMessage {
+    let mut message = NeighbourMessage::default();
+    message.header = NeighbourHeader {
+        family: AddressFamily::Bridge,
+        ifindex: index,
+        state: NeighbourState::Noarp,
+        flags: NeighbourFlags::Controller,
+        ..Default::default()
+    };
+    message.attributes.push(NeighbourAttribute::LinkLayerAddress(mac.octets().to_vec()));
+    message
 }
 
 fn neighbour(index: u32, ip: Ipv4Addr, flags: NeighbourFlags) -> NeighbourMessage {
@@ -225,14 +292,5 @@ fn host_route(ip: Ipv4Addr, bridge_index: u32, source: Option<Ipv4Addr>) -> Rout
     match source {
         Some(source) => route.pref_source(source).build(),
         None => route.build(),
-    }
-}
-
-/// What was to be removed is gone: that is as good as having removed it.
-pub(super) fn gone_is_good(outcome: std::result::Result<(), rtnetlink::Error>) -> Result<()> {
-    const GONE: [i32; 4] = [libc::ENOENT, libc::ENODEV, libc::ESRCH, libc::EADDRNOTAVAIL];
-    match outcome {
-        Err(error) if GONE.iter().any(|number| is_errno(&error, *number)) => Ok(()),
-        outcome => outcome.map_err(Error::link("")),
     }
 }

@@ -173,13 +173,20 @@ pub enum Step {
 pub struct Plan {
     /// Closing what is gone, and the segments themselves.
     pub before_rules: Vec<Step>,
+    /// Making links that are on no bridge yet, while the rules are written: both take the kernel a while where there are many.
+    pub beside_rules: Vec<Step>,
     /// Opening what is new.
     pub after_rules: Vec<Step>,
 }
 
 impl Plan {
     pub fn is_empty(&self) -> bool {
-        self.before_rules.is_empty() && self.after_rules.is_empty()
+        self.steps().next().is_none()
+    }
+
+    /// All steps, in an order that they may be done in.
+    pub fn steps(&self) -> impl Iterator<Item = &Step> {
+        self.before_rules.iter().chain(&self.beside_rules).chain(&self.after_rules)
     }
 }
 
@@ -219,7 +226,7 @@ pub fn plan(desired: &Network, observed: &Observed, ground: Ground) -> Result<Pl
             hairpin: ground.bridging == Bridging::IpRules,
             isolated: ground.bridging == Bridging::Routed,
         };
-        plan_tap(interface, segment.mtu, &place, observed, &kept, &mut plan.after_rules);
+        plan_tap(interface, segment.mtu, &place, observed, &kept, &mut plan);
     }
     for (segment, trunk) in desired.trunks() {
         trunk::plan_port(desired, segment, trunk, ground, observed, &kept, &mut plan.after_rules);
@@ -385,12 +392,13 @@ fn plan_tap<'a>(
     place: &PortOf,
     observed: &Observed,
     kept: &impl Fn(&LinkName) -> Option<&'a Link>,
-    steps: &mut Steps,
+    plan: &mut Plan,
 ) {
     let tap = &interface.tap;
     let found = kept(tap);
+    let steps = &mut plan.after_rules;
     if found.is_none() {
-        steps.push(Step::CreateTap {
+        plan.beside_rules.push(Step::CreateTap {
             name: tap.clone(),
             owner: interface.owner_uid,
             multi_queue: interface.queue_pairs > 1,

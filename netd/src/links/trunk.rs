@@ -7,16 +7,16 @@
 
 use std::net::Ipv4Addr;
 
-use futures::StreamExt;
-use netlink_packet_core::{NLM_F_ACK, NLM_F_APPEND, NLM_F_CREATE, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload};
+use netlink_packet_core::{NLM_F_APPEND, NLM_F_CREATE, NLM_F_REPLACE};
+use netlink_packet_route::AddressFamily;
 use netlink_packet_route::link::LinkMessage;
 use netlink_packet_route::neighbour::{
     NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourHeader, NeighbourMessage, NeighbourState,
 };
-use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use rtnetlink::{LinkVlan, LinkVxlan};
 
-use super::perform::gone_is_good;
+use super::perform::{del_neighbour, new_neighbour};
+use super::requests::Request;
 use super::{GROUP, Links, VXLAN_PORT, is_errno};
 use crate::desired::{LinkName, MacAddress, Wire};
 use crate::error::{Error, Result};
@@ -43,38 +43,21 @@ impl Links {
         sysctl::no_ipv6(name)
     }
 
-    pub(super) async fn set_tunnel(&self, port: &LinkName, mac: MacAddress, node: Ipv4Addr) -> Result<()> {
-        let index = self.index(port).await?;
-        let mut request = self.handle.neighbours().add_bridge(index, &mac.octets());
-        *request.message_mut() = entry(index, mac.octets(), Some(node));
-        request.replace().execute().await.map_err(Error::link(""))
+    pub(super) fn set_tunnel(&self, port: &LinkName, mac: MacAddress, node: Ipv4Addr) -> Result<Request> {
+        Ok(new_neighbour(entry(self.index(port)?, mac.octets(), Some(node)), NLM_F_CREATE | NLM_F_REPLACE))
     }
 
-    pub(super) async fn remove_tunnel(&self, port: &LinkName, mac: MacAddress) -> Result<()> {
-        let message = entry(self.index(port).await?, mac.octets(), None);
-        gone_is_good(self.handle.neighbours().del(message).execute().await)
+    pub(super) fn remove_tunnel(&self, port: &LinkName, mac: MacAddress) -> Result<Request> {
+        Ok(del_neighbour(entry(self.index(port)?, mac.octets(), None)))
     }
 
-    /// One more node for everybody's frames. The library only replaces; the kernel takes several nodes for this one MAC
-    /// when each is appended.
-    pub(super) async fn add_flood(&self, port: &LinkName, node: Ipv4Addr) -> Result<()> {
-        let message = entry(self.index(port).await?, EVERYBODY, Some(node));
-        let mut request = NetlinkMessage::from(RouteNetlinkMessage::NewNeighbour(message));
-        request.header.flags = NLM_F_REQUEST | NLM_F_ACK | NLM_F_CREATE | NLM_F_APPEND;
-        let mut answers = self.handle.clone().request(request).map_err(Error::link(""))?;
-        while let Some(answer) = answers.next().await {
-            if let NetlinkPayload::Error(error) = answer.payload
-                && error.code.is_some()
-            {
-                return Err(Error::link("")(rtnetlink::Error::NetlinkError(error)));
-            }
-        }
-        Ok(())
+    /// One more node for everybody's frames: the kernel takes several for this one MAC when each is appended.
+    pub(super) fn add_flood(&self, port: &LinkName, node: Ipv4Addr) -> Result<Request> {
+        Ok(new_neighbour(entry(self.index(port)?, EVERYBODY, Some(node)), NLM_F_CREATE | NLM_F_APPEND))
     }
 
-    pub(super) async fn remove_flood(&self, port: &LinkName, node: Ipv4Addr) -> Result<()> {
-        let message = entry(self.index(port).await?, EVERYBODY, Some(node));
-        gone_is_good(self.handle.neighbours().del(message).execute().await)
+    pub(super) fn remove_flood(&self, port: &LinkName, node: Ipv4Addr) -> Result<Request> {
+        Ok(del_neighbour(entry(self.index(port)?, EVERYBODY, Some(node))))
     }
 }
 

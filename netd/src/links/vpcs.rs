@@ -13,14 +13,16 @@ use std::net::Ipv4Addr;
 
 use futures::TryStreamExt;
 use ipnet::Ipv4Net;
-use netlink_packet_route::AddressFamily;
+use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL};
 use netlink_packet_route::route::{RouteAddress, RouteAttribute, RouteMessage, RouteProtocol, RouteScope, RouteType};
 use netlink_packet_route::rule::{RuleAction, RuleAttribute, RuleMessage};
+use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use rtnetlink::{IpVersion, RouteMessageBuilder};
 
-use super::perform::gone_is_good;
+use super::perform::{del_route, set_route};
 use super::plan::{Step, Steps};
-use super::{Link, Links, Observed, PROTOCOL, is_errno};
+use super::requests::Request;
+use super::{Link, Links, Observed, PROTOCOL};
 use crate::bridging::Bridging;
 use crate::desired::{LinkName, Network, VpcNumber};
 use crate::error::{Error, Result};
@@ -201,45 +203,32 @@ impl Links {
         Ok(())
     }
 
-    pub(super) async fn add_vpc_rule(&self, vpc: VpcNumber) -> Result<()> {
-        self.add_rule(rule(vpc)).await
+    pub(super) fn add_vpc_rule(vpc: VpcNumber) -> Request {
+        new_rule(rule(vpc))
     }
 
-    pub(super) async fn add_bridge_rule(&self, bridge: &LinkName, vpc: VpcNumber) -> Result<()> {
-        self.add_rule(bridge_rule(bridge, vpc)).await
+    pub(super) fn add_bridge_rule(bridge: &LinkName, vpc: VpcNumber) -> Request {
+        new_rule(bridge_rule(bridge, vpc))
     }
 
-    async fn add_rule(&self, rule: RuleMessage) -> Result<()> {
-        let mut request = self.handle.rule().add().v4();
-        *request.message_mut() = rule;
-        match request.execute().await {
-            Err(error) if is_errno(&error, libc::EEXIST) => Ok(()),
-            outcome => outcome.map_err(Error::link("")),
-        }
+    pub(super) fn remove_vpc_rule(vpc: VpcNumber) -> Request {
+        del_rule(rule(vpc))
     }
 
-    pub(super) async fn remove_vpc_rule(&self, vpc: VpcNumber) -> Result<()> {
-        gone_is_good(self.handle.rule().del(rule(vpc)).execute().await)
+    pub(super) fn remove_bridge_rule(bridge: &LinkName, vpc: VpcNumber) -> Request {
+        del_rule(bridge_rule(bridge, vpc))
     }
 
-    pub(super) async fn remove_bridge_rule(&self, bridge: &LinkName, vpc: VpcNumber) -> Result<()> {
-        gone_is_good(self.handle.rule().del(bridge_rule(bridge, vpc)).execute().await)
+    pub(super) fn set_vpc_route(&self, route: VpcRoute, bridge: &LinkName) -> Result<Request> {
+        Ok(set_route(vpc_route(route, self.index(bridge)?)))
     }
 
-    pub(super) async fn set_vpc_route(&self, route: VpcRoute, bridge: &LinkName) -> Result<()> {
-        let message = vpc_route(route, self.index(bridge).await?);
-        self.handle.route().add(message).replace().execute().await.map_err(Error::link(""))
-    }
-
-    pub(super) async fn remove_vpc_route(&self, route: VpcRoute, bridge: &LinkName) -> Result<()> {
-        match self.index_of(bridge).await? {
-            Some(index) => gone_is_good(self.handle.route().del(vpc_route(route, index)).execute().await),
-            None => Ok(()),
-        }
+    pub(super) fn remove_vpc_route(route: VpcRoute, bridge_index: u32) -> Request {
+        del_route(vpc_route(route, bridge_index))
     }
 
     /// Removes a bridge's address from the kernel's own table.
-    pub(super) async fn remove_leaked(&self, bridge: &LinkName, address: Ipv4Addr) -> Result<()> {
+    pub(super) fn remove_leaked(&self, bridge: &LinkName, address: Ipv4Addr) -> Result<Request> {
         let message = RouteMessageBuilder::<Ipv4Addr>::new()
             .table_id(LOCAL_TABLE)
             .kind(RouteType::Local)
@@ -247,10 +236,18 @@ impl Links {
             // Whoever made it.
             .protocol(RouteProtocol::Unspec)
             .destination_prefix(address, 32)
-            .output_interface(self.index(bridge).await?)
+            .output_interface(self.index(bridge)?)
             .build();
-        gone_is_good(self.handle.route().del(message).execute().await)
+        Ok(del_route(message))
     }
+}
+
+fn new_rule(message: RuleMessage) -> Request {
+    Request { message: RouteNetlinkMessage::NewRule(message), flags: NLM_F_CREATE | NLM_F_EXCL }
+}
+
+fn del_rule(message: RuleMessage) -> Request {
+    Request { message: RouteNetlinkMessage::DelRule(message), flags: 0 }
 }
 
 fn vpc_route(route: VpcRoute, bridge_index: u32) -> RouteMessage {

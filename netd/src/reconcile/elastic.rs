@@ -7,7 +7,7 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use super::{Outcome, Reconciler, State, off_thread, perform};
+use super::{Outcome, Reconciler, State, off_thread};
 use crate::api::ElasticIpChange;
 use crate::desired::{ElasticChange, Network};
 use crate::error::{Error, Result};
@@ -65,15 +65,15 @@ impl Reconciler {
         state.known.expect(&plan);
         let links = if plan.is_empty() { None } else { Some(Links::connect()?) };
         if let Some(links) = &links {
-            perform(links, &plan.before_rules).await?;
+            links.perform(&plan.before_rules).await?;
         }
         let (backend, version) = (self.backend.clone(), current.version);
         let (after, changed) = (network.clone(), change.clone());
         off_thread(move || backend.change_elastic_ips(&after, &changed, version)).await?;
         self.end_flows(state, &network, change).await?;
         if let Some(links) = &links {
-            perform(links, &plan.after_rules).await?;
-            self.announce(&plan, &site.uplink)?;
+            links.perform(&plan.after_rules).await?;
+            self.announce(&plan, &site.uplink);
             state.known.hear();
         }
         Ok(())

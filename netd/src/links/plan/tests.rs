@@ -145,7 +145,7 @@ fn delete(world: &mut Observed, name: &LinkName) {
 }
 
 fn perform_all(world: &mut Observed, plan: &Plan) {
-    for step in plan.before_rules.iter().chain(&plan.after_rules) {
+    for step in plan.steps() {
         perform(world, step);
     }
 }
@@ -228,8 +228,7 @@ proptest! {
         for network in &networks {
             // Killed somewhere on the way, and started again.
             let first = plan(network, &world, GROUND).unwrap();
-            let steps: Vec<Step> =
-                first.before_rules.iter().chain(&first.after_rules).cloned().collect();
+            let steps: Vec<Step> = first.steps().cloned().collect();
             for step in &steps[..cut.index(steps.len() + 1)] {
                 perform(&mut world, step);
             }
@@ -256,13 +255,14 @@ proptest! {
         perform_all(&mut world, &first);
         let plan = plan(&to, &world, GROUND).unwrap();
         let closes = |step: &Step| matches!(step, Step::DeleteLink { .. } | Step::RemoveProxy { .. });
+        // A tap that was made is down, and on no bridge.
+        let makes = |step: &Step| matches!(step, Step::CreateTap { .. });
         let opens = |step: &Step| {
-            matches!(
-                step,
-                Step::CreateTap { .. } | Step::CreateTrunkPort { .. } | Step::Attach { .. } | Step::AddProxy { .. }
-            )
+            makes(step)
+                || matches!(step, Step::CreateTrunkPort { .. } | Step::Attach { .. } | Step::AddProxy { .. })
         };
         prop_assert!(!plan.before_rules.iter().any(opens));
+        prop_assert!(plan.beside_rules.iter().all(makes));
         prop_assert!(!plan.after_rules.iter().any(closes));
     }
 }
@@ -284,7 +284,7 @@ fn another_way_to_judge_neighbours_changes_bridges_and_ports_in_place() {
         let ground = Ground { bridging, ..GROUND };
         let change = plan(&network, &world, ground).unwrap();
         let breaks = |step: &Step| matches!(step, Step::DeleteLink { .. } | Step::CreateTap { .. });
-        assert!(!change.is_empty() && !change.before_rules.iter().chain(&change.after_rules).any(breaks), "{change:?}");
+        assert!(!change.is_empty() && !change.steps().any(breaks), "{change:?}");
         perform_all(&mut world, &change);
         assert_eq!(plan(&network, &world, ground).unwrap(), Plan::default());
     }
