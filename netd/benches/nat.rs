@@ -3,7 +3,7 @@
 //! `cargo bench -p mallee-netd --bench nat`, as root; a part of `make bench`. Nodes, instances and outsides are network namespaces, so that the kernel is at
 //! both ends of each flow and nothing is measured of a VMM: behind netd's bridge the tap's place is taken by a veth of the same name, which its rules
 //! judge as they would the tap. The three ways are measured in turns, many times each, and what counts is the ratio of neighbours in time. The
-//! first argument that is a folder gets the figures as JSON.
+//! first argument that is a folder gets the figures as JSON. With the name of a way, packets go that way alone, for a profiler to look at.
 
 #[path = "../tests/common/mod.rs"]
 mod common;
@@ -14,12 +14,23 @@ use std::net::{Ipv4Addr, SocketAddrV4, TcpListener, TcpStream, UdpSocket};
 use std::time::{Duration, Instant};
 
 use common::{Host, Lab, OUTSIDE, network, private, public, run};
-use report::Report;
+use report::{Report, arguments};
 
 const ROUNDS: usize = 40;
+/// For a profiler.
+const LOOK: Duration = Duration::from_secs(20);
 const SLICE: Duration = Duration::from_millis(200);
 const TCP_PORT: u16 = 5001;
 const UDP_PORT: u16 = 5002;
+/// The datagram that is answered.
+const QUESTION: &[u8] = b"?";
+
+/// A flow that was never answered is "new" to the kernel for ever, so that rules judge each of its packets as a first one.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Flow {
+    Answered,
+    OneWay,
+}
 
 /// A client outside, and an instance that it reaches by `to`.
 struct Way {
@@ -38,9 +49,20 @@ fn main() {
         // Neighbours get to know one another.
         way.throughput();
     }
+    if let Some(way) = ways.iter().find(|way| arguments().any(|argument| argument == way.name)) {
+        let begun = Instant::now();
+        while begun.elapsed() < LOOK {
+            println!("{}: {:.2} µs of the sender's processor for a packet", way.name, way.cost(Flow::Answered));
+        }
+        return;
+    }
     let mut report = Report::default();
     compare(&mut report, "TCP throughput, Gbit/s", &ways, Way::throughput);
-    compare(&mut report, "UDP packets of 64 bytes, thousands a second", &ways, Way::packets);
+    for (flow, what) in [(Flow::Answered, "an answered"), (Flow::OneWay, "a one-way")] {
+        let name = |unit| format!("64-byte packets of {what} UDP flow, {unit}");
+        compare(&mut report, &name("thousands a second"), &ways, |way| way.packets(flow));
+        compare(&mut report, &name("µs of processor each"), &ways, |way| way.cost(flow));
+    }
     report.write("nat.json");
 }
 
@@ -69,8 +91,13 @@ impl Way {
             });
             let socket = UdpSocket::bind(("0.0.0.0", UDP_PORT)).unwrap();
             std::thread::spawn(move || {
+                let mut buffer = [0; 64];
                 loop {
-                    let _ = socket.recv(&mut [0; 64]);
+                    if let Ok((length, from)) = socket.recv_from(&mut buffer)
+                        && buffer[..length] == *QUESTION
+                    {
+                        let _ = socket.send_to(QUESTION, from);
+                    }
                 }
             });
         });
@@ -92,21 +119,42 @@ impl Way {
     }
 
     /// Of one flow from outside, as many as reach the instance's interface.
-    fn packets(&self) -> f64 {
+    fn packets(&self, flow: Flow) -> f64 {
+        let (received, took, _) = self.send(flow);
+        received / took.as_secs_f64() / 1e3
+    }
+
+    /// What the sender's thread spends on a packet. The kernel brings it on its way in the sender's time, so this says what a packet costs also where others
+    /// want the processor.
+    fn cost(&self, flow: Flow) -> f64 {
+        let (received, _, spent) = self.send(flow);
+        spent.as_secs_f64() * 1e6 / received
+    }
+
+    /// Packets that arrived, how long they were sent for, and the sender's processor time.
+    fn send(&self, flow: Flow) -> (f64, Duration, Duration) {
         let before = self.received();
         let to = SocketAddrV4::new(self.to, UDP_PORT);
-        let took = self.outside.within(move || {
+        let (took, spent) = self.outside.within(move || {
             let socket = UdpSocket::bind("0.0.0.0:0").unwrap();
             socket.connect(to).unwrap();
-            let begun = Instant::now();
+            if flow == Flow::Answered {
+                // A question may be lost among what was sent before.
+                socket.set_read_timeout(Some(Duration::from_millis(100))).unwrap();
+                common::eventually("an answer", || {
+                    socket.send(QUESTION).unwrap();
+                    socket.recv(&mut [0; 64]).ok()
+                });
+            }
+            let (begun, spent) = (Instant::now(), on_processor());
             while begun.elapsed() < SLICE {
                 for _ in 0..64 {
                     let _ = socket.send(&[0; 64]);
                 }
             }
-            begun.elapsed()
+            (begun.elapsed(), on_processor() - spent)
         });
-        (self.received() - before) as f64 / took.as_secs_f64() / 1e3
+        ((self.received() - before) as f64, took, spent)
     }
 
     fn received(&self) -> u64 {
@@ -116,6 +164,12 @@ impl Way {
             line.split_whitespace().nth(1).unwrap().parse().unwrap()
         })
     }
+}
+
+/// Processor time of this thread (`Documentation/scheduler/sched-stats.rst`).
+fn on_processor() -> Duration {
+    let told = std::fs::read_to_string("/proc/thread-self/schedstat").unwrap();
+    Duration::from_nanos(told.split_whitespace().next().unwrap().parse().unwrap())
 }
 
 /// An instance at the other end of `port`, a link of this thread's namespace that is made.

@@ -48,6 +48,7 @@ struct Wire {
 }
 
 pub struct Guest {
+    tap: String,
     wire: Arc<Wire>,
     datagrams: Mutex<mpsc::Receiver<Datagram>>,
     pings: Mutex<mpsc::Receiver<(Ipv4Addr, u16)>>,
@@ -69,7 +70,18 @@ impl Guest {
         let (ping, pings) = mpsc::channel();
         let stack = wire.clone();
         let thread = thread::spawn(move || stack.serve(&datagram, &ping));
-        Self { wire, datagrams: Mutex::new(datagrams), pings: Mutex::new(pings), thread: Some(thread) }
+        let (datagrams, pings) = (Mutex::new(datagrams), Mutex::new(pings));
+        Self { tap: tap.to_owned(), wire, datagrams, pings, thread: Some(thread) }
+    }
+
+    /// Waits until the bridge forwards what it sends and gets, which it begins a moment after the tap was opened.
+    pub fn is_heard(&self) {
+        let tap = &self.tap;
+        // The kernel takes note of a carrier that went (with netd's own file) and came up to a second later, and passes nothing to the tap for a moment
+        // (`net/core/link_watch.c`).
+        let is = |command: &str, state: &str| super::run(&format!("{command} {tap}")).contains(state).then_some(());
+        super::eventually("the tap to be up", || is("ip -o link show dev", "state UP"));
+        super::eventually("the port to forward", || is("bridge link show dev", "state forwarding"));
     }
 
     pub fn name(&self, name: &str) {
