@@ -18,6 +18,8 @@ const HEADER: usize = 16;
 const FAMILY_HEADER: usize = 4;
 /// One datagram of a dump is at most 32 KiB (`NLMSG_GOODSIZE` with the kernel's doubling).
 const RECEIVE_BUFFER: usize = 64 * 1024;
+/// Bytes of replies that may wait: of a batch of which so much is refused, the first refusals tell enough.
+const MOST_REPLIES: usize = 32 << 20;
 /// A dump that the tables changed under is read again so many times.
 const DUMP_ATTEMPTS: usize = 8;
 
@@ -69,10 +71,10 @@ impl NetfilterSocket {
     }
 
     /// Sends one whole batch and returns what the kernel refused of it; nothing refused means that
-    /// the batch is in force. `acknowledgements` is how many replies may come back.
-    pub fn transact(&mut self, batch: &[u8], acknowledgements: usize) -> io::Result<Vec<Refusal>> {
+    /// the batch is in force. `replies` is how many may come back.
+    pub fn transact(&mut self, batch: &[u8], replies: usize) -> io::Result<Vec<Refusal>> {
         // A queued reply costs about a kilobyte of receive buffer whatever its size.
-        let receive = (acknowledgements * 2048).max(RECEIVE_BUFFER * 4);
+        let receive = (replies * 2048).clamp(RECEIVE_BUFFER * 4, MOST_REPLIES);
         let fd = self.socket.as_raw_fd();
         // SAFETY: the descriptor belongs to `self.socket`, which outlives the borrow.
         let fd = unsafe { std::os::fd::BorrowedFd::borrow_raw(fd) };

@@ -140,7 +140,7 @@ fn what_others_break_is_mended() {
             "nft delete table bridge mallee",
             "nft flush chain ip mallee forward",
             "nft add rule ip mallee to_instance drop",
-            "nft flush set bridge mallee bindings",
+            "nft flush map bridge mallee bindings",
             "nft delete element ip mallee eip_in { 198.51.100.130 }",
         ],
         Backend::Iptables => &[

@@ -21,6 +21,9 @@ const FIRST: u16 = 0x6000;
 const MOST: u16 = 0x1000;
 
 impl VpcNumber {
+    /// The bits that all VPCs' numbers have alike, and what these are. No other zone or mark that netd gives has them.
+    pub const PREFIX: (u32, u32) = (0xffff_f000, FIRST as u32);
+
     /// The number, if it is one that netd gives to VPCs.
     pub fn new(number: u32) -> Option<Self> {
         let number = u16::try_from(number).ok()?;

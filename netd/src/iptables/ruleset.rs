@@ -65,7 +65,7 @@ impl Rule {
 
     fn comment(&self) -> String {
         let what = format!("{}{}", self.matches, self.target);
-        format!("{} [{:08x}]", self.purpose, digest::folded(what.as_bytes()))
+        format!("{} [{:08x}]", self.purpose, digest::folded(digest::fnv1a(what.as_bytes())))
     }
 
     /// The rule behind the name of its chain.

@@ -170,7 +170,8 @@ impl Transaction {
             return Ok(false);
         }
         let batch = self.batch.finalize();
-        let bytes: Vec<u8> = batch.iter().flatten().copied().collect();
+        let mut bytes = batch.iter().collect::<Vec<_>>().concat();
+        leave_unacknowledged(&mut bytes);
         let refusals = socket
             .transact(&bytes, self.messages as usize + 2)
             .map_err(Error::netfilter("sending a transaction to nftables"))?;
@@ -179,6 +180,19 @@ impl Transaction {
         };
         let name = self.names.get(&sequence).map_or("the batch", String::as_str);
         Err(Error::Netfilter { doing: format!("nftables refused {name}"), source: error })
+    }
+}
+
+/// Takes the wish for an acknowledgement off each message, which the library puts there. Refusals are told in any case, and the rest are tens of thousands of
+/// answers that say nothing.
+fn leave_unacknowledged(messages: &mut [u8]) {
+    let mut rest = messages;
+    // `struct nlmsghdr`: length, type, flags.
+    while let [a, b, c, d, _, _, low, high, ..] = rest {
+        let length = u32::from_ne_bytes([*a, *b, *c, *d]) as usize;
+        let flags = u16::from_ne_bytes([*low, *high]) & !(libc::NLM_F_ACK as u16);
+        [*low, *high] = flags.to_ne_bytes();
+        rest = rest.get_mut(length.next_multiple_of(4).max(8)..).unwrap_or_default();
     }
 }
 

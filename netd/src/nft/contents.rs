@@ -74,13 +74,19 @@ impl Contents {
         self.put(ProtoFamily::Bridge, set, key, Vec::new());
     }
 
+    /// What comes by the port goes through the chain.
+    pub(super) fn put_sender(&mut self, port: &LinkName, chain: &str) {
+        self.put(ProtoFamily::Bridge, &rules::SENDERS, port.padded().to_vec(), chain.as_bytes().to_vec());
+    }
+
     fn add_elastic_ips<'a>(&mut self, network: &Network, elastic_ips: impl Iterator<Item = &'a ElasticIp>) {
         for elastic in elastic_ips {
             let public = address(elastic.public);
-            let private = place(network.vpc_number(&elastic.segment), elastic.private);
+            let vpc = network.vpc_number(&elastic.segment);
+            let private = place(vpc, elastic.private);
             self.put_both(&rules::EIP_IN, public.clone(), private.clone());
             self.put_both(&rules::EIP_OUT, private, public.clone());
-            self.put_ip(&rules::EIP_IN_COUNT, public.clone());
+            self.put(ProtoFamily::Ipv4, &rules::EIP_VPC, public.clone(), number(vpc.get()));
             self.put_ip(&rules::EIP_OUT_COUNT, public);
         }
     }
@@ -92,7 +98,6 @@ impl Contents {
             for other in vpc {
                 self.put_ip(&rules::ROUTED, [bridge.as_slice(), &other.bridge.padded()].concat());
             }
-            self.put_ip(&rules::BRIDGES, bridge);
             for own in segment.gateway_addresses() {
                 self.put_ip(&rules::GATEWAYS, place(network.vpc_number(&segment.id), own));
             }
@@ -101,16 +106,19 @@ impl Contents {
 
     fn add_interface(&mut self, network: &Network, interface: &Interface) {
         let tap_and_mac = with_mac(&interface.tap, interface.mac);
+        let mark = number(interface.mark.get());
         for held in interface.addresses() {
             self.put_ip(&rules::INSTANCES, place(network.vpc_number(&interface.segment), held));
-            self.put_bridge(&rules::BINDINGS, [tap_and_mac.as_slice(), &address(held)].concat());
+            let bound = [tap_and_mac.as_slice(), &address(held)].concat();
+            self.put(ProtoFamily::Bridge, &rules::BINDINGS, bound, mark.clone());
         }
         self.put_bridge(&rules::TAPS, interface.tap.padded().to_vec());
+        self.put_sender(&interface.tap, rules::FROM_INSTANCE);
         self.put_bridge(&rules::SPOOFED, interface.tap.padded().to_vec());
         self.put_bridge(&rules::FOREIGN, interface.tap.padded().to_vec());
         self.put_bridge(&rules::MACS, tap_and_mac.clone());
         if !interface.source_check {
-            self.put_bridge(&rules::ROUTERS, tap_and_mac);
+            self.put(ProtoFamily::Bridge, &rules::ROUTERS, tap_and_mac, mark.clone());
         }
         let own = &network.segments[&interface.segment];
         let is_near = |other: &&Segment| other.id == own.id || (other.vpc == own.vpc && !interface.source_check);
@@ -118,7 +126,7 @@ impl Contents {
             self.put_bridge(&rules::GATEWAYS_OF, [interface.tap.padded().as_slice(), &address(gateway)].concat());
         }
         let tap = interface.tap.padded();
-        self.put(ProtoFamily::Bridge, &rules::MARK_OF, tap.to_vec(), number(interface.mark.get()));
+        self.put(ProtoFamily::Bridge, &rules::MARK_OF, tap.to_vec(), mark);
         self.put_bridge(&rules::SELVES, [tap, tap].concat());
     }
 

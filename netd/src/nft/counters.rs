@@ -16,7 +16,7 @@ pub fn read() -> Result<Counters> {
     let mut socket = open()?;
     let [ip, bridge] = any_tables();
     let mut counters = Counters {
-        elastic_in: by(Ipv4Addr::from, &mut socket, &[&ip], &rules::EIP_IN_COUNT)?,
+        elastic_in: by(Ipv4Addr::from, &mut socket, &[&ip], &rules::EIP_VPC)?,
         elastic_out: by(Ipv4Addr::from, &mut socket, &[&ip], &rules::EIP_OUT_COUNT)?,
         spoofed: by_link(&mut socket, &bridge, &rules::SPOOFED)?,
         foreign: by_link(&mut socket, &bridge, &rules::FOREIGN)?,

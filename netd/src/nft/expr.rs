@@ -20,7 +20,7 @@ const HASH_JENKINS: u32 = 0;
 
 /// One of the sixteen 4-byte registers. A value longer than 4 bytes lies in several, one after the
 /// other, each part padded to 4 bytes: that is how a concatenated key is put together.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Register(pub u8);
 
 impl Register {
@@ -30,7 +30,7 @@ impl Register {
 }
 
 /// Where a payload is counted from.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, Hash)]
 pub enum Header {
     Link,
     Network,
@@ -38,10 +38,13 @@ pub enum Header {
 }
 
 /// Something that the kernel knows of a packet beside its bytes.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, Hash)]
 pub enum Meta {
     InputName,
     OutputName,
+    /// Group of the link that the packet came by, in the host's byte order.
+    InputGroup,
+    OutputGroup,
     Layer4Protocol,
     Mark,
 }
@@ -51,6 +54,8 @@ impl Meta {
         let number = match self {
             Self::InputName => libc::NFT_META_IIFNAME,
             Self::OutputName => libc::NFT_META_OIFNAME,
+            Self::InputGroup => libc::NFT_META_IIFGROUP,
+            Self::OutputGroup => libc::NFT_META_OIFGROUP,
             Self::Layer4Protocol => libc::NFT_META_L4PROTO,
             Self::Mark => libc::NFT_META_MARK,
         };
@@ -59,7 +64,7 @@ impl Meta {
 }
 
 /// Something that conntrack knows of a packet's connection.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, Hash)]
 pub enum Conntrack {
     State,
     Status,
@@ -98,7 +103,7 @@ impl Conntrack {
 }
 
 /// Which way a packet of a connection goes (`include/uapi/linux/netfilter/nf_conntrack_tuple_common.h`).
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Direction {
     /// As its first packet.
     Original = 0,
@@ -106,15 +111,18 @@ pub enum Direction {
 }
 
 /// What becomes of a packet.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, Hash)]
 pub enum Verdict {
     Accept,
     Drop,
+    /// On in another chain, and back behind this rule at its end.
     Jump(&'static str),
+    /// On in another chain, and at its end to where this chain was jumped to from.
+    Goto(&'static str),
 }
 
 /// Where a lookup in a map puts the value that it finds.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, Hash)]
 pub enum Found {
     /// Nowhere: it is a set.
     Nothing,
@@ -124,13 +132,13 @@ pub enum Found {
 }
 
 /// Which address a NAT rule changes.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, Hash)]
 pub enum Nat {
     Source,
     Destination,
 }
 
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Hash)]
 pub enum Expr {
     Meta {
         key: Meta,
@@ -188,8 +196,9 @@ pub enum Expr {
     },
     /// Keeps the bits of `mask`.
     Mask {
-        register: Register,
+        from: Register,
         mask: Vec<u8>,
+        to: Register,
     },
     /// Goes on when the key is in the set (or, inverted, when it is not).
     Lookup {
@@ -304,10 +313,10 @@ impl Expression for Expr {
                 expr.bytes(sys::NFTNL_EXPR_RANGE_TO_DATA, high);
                 expr.done()
             }
-            Self::Mask { register, mask } => {
+            Self::Mask { from, mask, to } => {
                 let mut expr = Raw::new("bitwise");
-                expr.u32(sys::NFTNL_EXPR_BITWISE_SREG, register.raw());
-                expr.u32(sys::NFTNL_EXPR_BITWISE_DREG, register.raw());
+                expr.u32(sys::NFTNL_EXPR_BITWISE_SREG, from.raw());
+                expr.u32(sys::NFTNL_EXPR_BITWISE_DREG, to.raw());
                 expr.u32(sys::NFTNL_EXPR_BITWISE_LEN, mask.len() as u32);
                 expr.bytes(sys::NFTNL_EXPR_BITWISE_MASK, mask);
                 expr.bytes(sys::NFTNL_EXPR_BITWISE_XOR, &vec![0; mask.len()]);
@@ -364,9 +373,10 @@ impl Expression for Expr {
                     Verdict::Accept => libc::NF_ACCEPT,
                     Verdict::Drop => libc::NF_DROP,
                     Verdict::Jump(_) => libc::NFT_JUMP,
+                    Verdict::Goto(_) => libc::NFT_GOTO,
                 };
                 expr.u32(sys::NFTNL_EXPR_IMM_DREG, libc::NFT_REG_VERDICT as u32);
-                if let Verdict::Jump(chain) = verdict {
+                if let Verdict::Jump(chain) | Verdict::Goto(chain) = verdict {
                     expr.text(sys::NFTNL_EXPR_IMM_CHAIN, chain);
                 }
                 expr.u32(sys::NFTNL_EXPR_IMM_VERDICT, code as u32);

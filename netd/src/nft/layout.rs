@@ -1,21 +1,22 @@
 //! A table as data: its sets and maps, its chains, their rules.
 //!
-//! Most of a table is the same on every node. Some of it *grows* with the network: a chain for each security group and VPC, and a set of
+//! Most of a table is the same on every node. Some of it *grows* with the network: a chain for each security group and VPC, those for trunks, and a set of
 //! each group's members. Growth is told by its name, so that what is left of a group that is gone is known for what it is.
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
+use std::hash::{Hash, Hasher};
 
 use nftnl::{ChainType, Hook, Priority, ProtoFamily};
 
 use super::rule::Rule;
-use crate::digest;
+use crate::digest::{self, Fnv1a};
 
 /// What sets and chains are called.
 pub type Name = Cow<'static, str>;
 
 /// What the names of chains and sets that grow with the network begin with.
-const GROWN: [&str; 4] = ["inbound_", "outbound_", "members_", "within_"];
+const GROWN: [&str; 5] = ["inbound_", "outbound_", "members_", "within_", "trunk_"];
 
 /// Whether a chain or set of this name grows with the network.
 pub fn is_grown(name: &str) -> bool {
@@ -30,7 +31,7 @@ pub static NO_ELEMENTS: Elements = Elements::new();
 
 /// The types that keys and values have, with the numbers that the `nft` program gives them, so that
 /// it prints them as what they are (nftables, `include/datatype.h`).
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Type {
     Ipv4,
     Ether,
@@ -67,7 +68,7 @@ impl Type {
 }
 
 /// A named set, or a map when it has a value.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Set {
     pub name: Name,
     /// Ties rules to a set made in the same transaction, where the kernel does not find it by its name.
@@ -81,7 +82,7 @@ pub struct Set {
 }
 
 /// What each element of a set measures.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Limit {
     /// After a pause, those of two seconds may come at once.
     Packets {
@@ -168,13 +169,17 @@ impl Table {
     /// The comment of a rule in the kernel: what it is for, and a digest of what it does, so that a
     /// rule of another version of netd, or for another uplink, is told from this one.
     pub fn comment(&self, chain: &Chain, rule: &Rule) -> String {
-        let mut subject = format!("{:?} {:?} {:?}", chain.name, chain.base, rule.exprs);
+        let mut subject = Fnv1a::default();
+        chain.name.hash(&mut subject);
+        rule.exprs.hash(&mut subject);
+        if let Some(base) = chain.base {
+            // The library's own types cannot be hashed.
+            format!("{base:?}").hash(&mut subject);
+        }
         if !is_grown(&chain.name) {
             // Stands for the sets' layout too, for which the kernel has no place to note it.
-            for set in self.sets.iter().filter(|set| !is_grown(&set.name)) {
-                subject.push_str(&format!(" {set:?}"));
-            }
+            self.sets.iter().filter(|set| !is_grown(&set.name)).for_each(|set| set.hash(&mut subject));
         }
-        format!("{} [{:08x}]", rule.purpose, digest::folded(subject.as_bytes()))
+        format!("{} [{:08x}]", rule.purpose, digest::folded(subject.finish()))
     }
 }

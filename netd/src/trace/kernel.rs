@@ -63,8 +63,9 @@ fn read(entry: &[u8], rules: &BTreeMap<(u32, u64), String>) -> io::Result<Option
     let verdict = match code {
         Some(libc::NF_ACCEPT) => "accept".to_owned(),
         Some(libc::NF_DROP) => "drop".to_owned(),
-        Some(libc::NFT_JUMP) => {
-            format!("jump {}", attribute(verdict, VERDICT_CHAIN)?.map(text).unwrap_or_default())
+        Some(jump @ (libc::NFT_JUMP | libc::NFT_GOTO)) => {
+            let chain = attribute(verdict, VERDICT_CHAIN)?.map(text).unwrap_or_default();
+            format!("{} {chain}", if jump == libc::NFT_JUMP { "jump" } else { "goto" })
         }
         _ => String::new(),
     };

@@ -33,7 +33,7 @@ pub struct Step {
     pub chain: String,
     /// What the rule is for, as it says itself.
     pub rule: String,
-    /// `accept`, `drop`, `jump CHAIN`, or nothing where the next rule follows.
+    /// `accept`, `drop`, `jump CHAIN`, `goto CHAIN`, or nothing where the next rule follows.
     pub verdict: String,
 }
 

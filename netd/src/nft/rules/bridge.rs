@@ -3,8 +3,8 @@
 use nftnl::{ChainType, Hook, ProtoFamily};
 
 use super::{
-    BINDINGS, DHCP_SERVER, ETHER_IPV4, FOREIGN, GATEWAYS_OF, MACS, MARK_OF, ROUTERS, SELVES, SPOOFED, TAPS, base,
-    chain, groups, limits, trunk, vpcs,
+    BINDINGS, DHCP_SERVER, ETHER_IPV4, FOREIGN, FROM_INSTANCE, GATEWAYS_OF, MACS, MARK_OF, ROUTERS, SELVES, SENDERS,
+    SPOOFED, TAPS, base, chain, groups, limits, trunk, vpcs,
 };
 use crate::bridging::Bridging;
 use crate::limits::Limits;
@@ -29,17 +29,31 @@ pub fn table(bridging: Bridging, limits: &Limits) -> Table {
     let mut table = Table {
         family: ProtoFamily::Bridge,
         name: TABLE,
-        sets: vec![TAPS, MACS, BINDINGS, ROUTERS, SPOOFED, FOREIGN, MARK_OF, GATEWAYS_OF, SELVES, vpcs::VPC_OF],
-        chains: vec![from_instance_frames(), frames_in(), limits::frames(), frames_to_node(), frames_between()],
+        sets: vec![
+            TAPS,
+            SENDERS,
+            MACS,
+            BINDINGS,
+            ROUTERS,
+            SPOOFED,
+            FOREIGN,
+            MARK_OF,
+            GATEWAYS_OF,
+            SELVES,
+            vpcs::VPC_OF,
+        ],
+        chains: limits::frames().into(),
     };
+    table.chains.extend(from_instance());
+    table.chains.extend([frames_in(), frames_to_node(), frames_between()]);
     table.sets.extend(limits::bridge_sets(limits));
     table.sets.extend(trunk::sets(table.family));
-    table.chains.extend(trunk::bridge_chains());
+    table.chains.push(trunk::from_trunk());
     match bridging {
         Bridging::Conntrack => {
             table.sets.extend(groups::sets());
             table.sets.extend(limits::connection_sets(limits));
-            table.chains.extend(limits::bridge_chains(limits));
+            table.chains.extend(limits::connections(limits, [Rule::accept, Rule::accept]));
             table.sets.extend(vpcs::bridge_sets());
             table.chains.extend(vpcs::bridge_chains());
             table.chains.extend([
@@ -57,14 +71,8 @@ pub fn table(bridging: Bridging, limits: &Limits) -> Table {
 }
 
 fn frames_in() -> Chain {
-    chain(
-        "frames_in",
-        base(ChainType::Filter, Hook::PreRouting, FIRST),
-        vec![
-            Rule::new("who sent it").mark_by(&[InputName], &MARK_OF),
-            Rule::new("from an instance").found(&[InputName], &TAPS).jump("from_instance"),
-        ],
-    )
+    let rule = Rule::new("by whom it may be from").jump_by(&[InputName], &SENDERS);
+    chain("frames_in", base(ChainType::Filter, Hook::PreRouting, FIRST), vec![rule])
 }
 
 /// What passes from tap to tap whatever the groups say, and what never does.
@@ -130,8 +138,8 @@ fn frames_to_node() -> Chain {
         base(ChainType::Filter, Hook::In, FIRST),
         vec![
             Rule::new("instances do not speak to the bridge")
-                .found(&[InputName], &TAPS)
                 .for_link_local_group()
+                .found(&[InputName], &TAPS)
                 .found(&[InputName], &SPOOFED)
                 .drop(),
             // The gateway's addresses are local in the VPC's routing table only, by which the kernel decides whether to answer.
@@ -140,60 +148,92 @@ fn frames_to_node() -> Chain {
     )
 }
 
-/// ARP may come from whom a port is bound to, in the frame's header and in the packet alike.
+/// ARP may come from whom a port is bound to, in the frame's header and in the packet alike. What becomes of it is still to be said.
 pub fn arp_of_the_bound(purpose: &'static str) -> [Rule; 2] {
     // Ethernet, IPv4, lengths 6 and 4 (RFC 826): what the offsets of the fields count on.
     let arp = |purpose| Rule::new(purpose).ether_type(ETHER_ARP).bytes_are(Header::Network, 0, &[0, 1, 8, 0, 6, 4]);
     [
         arp(purpose)
-            .found(&[InputName, EtherSource, ArpSenderIp], &BINDINGS)
-            .found(&[InputName, ArpSenderMac, ArpSenderIp], &BINDINGS)
-            .accept(),
+            .known(&[InputName, EtherSource, ArpSenderIp], &BINDINGS)
+            .known(&[InputName, ArpSenderMac, ArpSenderIp], &BINDINGS),
         arp("ARP probe for a free address (RFC 5227)")
             .bytes_are(Header::Network, 14, &[0; 4])
             .found(&[InputName, EtherSource], &MACS)
-            .found(&[InputName, ArpSenderMac], &MACS)
-            .accept(),
+            .found(&[InputName, ArpSenderMac], &MACS),
     ]
 }
 
-/// Anti-spoofing. Everything that is not provably the instance's own falls to the last rules.
-/// Frames are told by the type field as it is on the wire, so a tagged frame matches nothing; nor
-/// does IPv6, which segments do not have.
-fn from_instance_frames() -> Chain {
+/// Anti-spoofing. Everything that is not provably the instance's own is dropped, and the rest marked with who it is of.
+///
+/// Frames are told by the type field as it is on the wire, so a tagged frame matches nothing; nor does IPv6, which segments do not have.
+fn from_instance() -> [Chain; 4] {
     let [arp_own, arp_probe] = arp_of_the_bound("ARP from its own address");
-    let ipv4 = |purpose| Rule::new(purpose).ether_type(ETHER_IPV4);
+    let spoofed = |rule: Rule| rule.found(&[InputName], &SPOOFED).drop();
+    [
+        dhcp_from_instance(),
+        chain(
+            "udp_from_instance",
+            None,
+            vec![
+                spoofed(Rule::new("instances do not serve DHCP").bytes_are(
+                    Header::Transport,
+                    0,
+                    &DHCP_SERVER.to_be_bytes(),
+                )),
+                Rule::new("to a DHCP server")
+                    .bytes_are(Header::Transport, 2, &DHCP_SERVER.to_be_bytes())
+                    .jump("dhcp_from_instance"),
+            ],
+        ),
+        chain(
+            "ipv4_from_instance",
+            None,
+            vec![
+                Rule::new("UDP").protocol(libc::IPPROTO_UDP).jump("udp_from_instance"),
+                Rule::new("IPv4 from its own address")
+                    .mark_by(&[InputName, EtherSource, Ipv4Source], &BINDINGS)
+                    .goto(limits::LIMIT_IPV4),
+                spoofed(Rule::new("nobody speaks as the gateway").found(&[InputName, Ipv4Source], &GATEWAYS_OF)),
+                Rule::new("IPv4 from an instance without source check")
+                    .mark_by(&[InputName, EtherSource], &ROUTERS)
+                    .goto(limits::LIMIT_IPV4),
+                spoofed(Rule::new("IPv4 in another's name")),
+                Rule::new("drop what could not be counted").drop(),
+            ],
+        ),
+        chain(
+            FROM_INSTANCE,
+            None,
+            vec![
+                Rule::new("IPv4").ether_type(ETHER_IPV4).goto("ipv4_from_instance"),
+                arp_own.goto(limits::LIMIT_ARP),
+                arp_probe.goto(limits::LIMIT_ARP),
+                spoofed(Rule::new("ARP in another's name").ether_type(ETHER_ARP)),
+                Rule::new("neither IPv4 nor ARP, or tagged").found(&[InputName], &FOREIGN).drop(),
+                Rule::new("drop what could not be counted").drop(),
+            ],
+        ),
+    ]
+}
+
+/// What comes back from this chain has the client's own MAC in it.
+fn dhcp_from_instance() -> Chain {
+    let spoofed = |rule: Rule| rule.found(&[InputName], &SPOOFED).drop();
     chain(
-        "from_instance",
+        "dhcp_from_instance",
         None,
         vec![
-            arp_own,
-            arp_probe,
-            ipv4("DHCP request in its own name")
-                .udp_ports(DHCP_CLIENT, DHCP_SERVER)
+            Rule::new("DHCP request in its own name")
+                .bytes_are(Header::Transport, 0, &DHCP_CLIENT.to_be_bytes())
                 .source_is(std::net::Ipv4Addr::UNSPECIFIED)
                 .destination_is(std::net::Ipv4Addr::BROADCAST)
                 .found(&[InputName, EtherSource], &MACS)
                 .found(&[InputName, DhcpClientMac], &MACS)
-                .accept(),
-            ipv4("instances do not serve DHCP").udp_from(DHCP_SERVER).found(&[InputName], &SPOOFED).drop(),
+                .mark_by(&[InputName], &MARK_OF)
+                .goto(limits::LIMIT_DHCP),
             // The client's name is in a later part, which no rule here could look at. A request is short.
-            ipv4("DHCP requests come in one piece").udp_to(DHCP_SERVER).fragment().found(&[InputName], &SPOOFED).drop(),
-            ipv4("DHCP request in another's name")
-                .udp_to(DHCP_SERVER)
-                .not_found(&[InputName, DhcpClientMac], &MACS)
-                .found(&[InputName], &SPOOFED)
-                .drop(),
-            ipv4("IPv4 from its own address").found(&[InputName, EtherSource, Ipv4Source], &BINDINGS).accept(),
-            ipv4("nobody speaks as the gateway")
-                .found(&[InputName, Ipv4Source], &GATEWAYS_OF)
-                .found(&[InputName], &SPOOFED)
-                .drop(),
-            ipv4("IPv4 from an instance without source check").found(&[InputName, EtherSource], &ROUTERS).accept(),
-            ipv4("IPv4 in another's name").found(&[InputName], &SPOOFED).drop(),
-            Rule::new("ARP in another's name").ether_type(ETHER_ARP).found(&[InputName], &SPOOFED).drop(),
-            Rule::new("neither IPv4 nor ARP, or tagged").found(&[InputName], &FOREIGN).drop(),
-            Rule::new("drop what could not be counted").drop(),
+            spoofed(Rule::new("DHCP requests come in one piece").fragment()),
+            spoofed(Rule::new("DHCP request in another's name").not_found(&[InputName, DhcpClientMac], &MACS)),
         ],
     )
 }

@@ -5,7 +5,7 @@
 //! are nor on how many members they have, but only on how many rules its own interface's groups have, and only for the first packet of a
 //! connection. Peers that are groups are sets of their members' addresses.
 //!
-//! Rules accept, each counting what it lets pass, and their order means nothing. What none of them accepts comes back and is dropped. So does what
+//! Rules lead on to [`ALLOWED_IN`] or [`ALLOWED_OUT`], each counting what it lets pass, and their order means nothing. What none of them accepts comes back and is dropped. So does what
 //! belongs to an interface that is in no group.
 
 use std::borrow::Cow;
@@ -21,6 +21,10 @@ use crate::nft::rule::Rule;
 
 /// The set that is behind every lookup of members is found by its name; numbers are for sets that the kernel has not heard of.
 const MEMBERS_SET_ID: u32 = 1000;
+
+/// The chains for what a group allows, where it is counted against what the interface may have; whatever comes there does not come back.
+pub const ALLOWED_IN: &str = "allowed_in";
+pub const ALLOWED_OUT: &str = "allowed_out";
 
 pub fn judge_inbound() -> Chain {
     judge("judge_inbound", &INBOUND, &DENIED_IN)
@@ -102,7 +106,11 @@ fn rules_of(rule: &GroupRule) -> Vec<Rule> {
             }]
         }
     };
-    matching.into_iter().map(|rule| rule.count().accept()).collect()
+    let allowed = match direction {
+        Direction::Inbound => ALLOWED_IN,
+        Direction::Outbound => ALLOWED_OUT,
+    };
+    matching.into_iter().map(|rule| rule.count().goto(allowed)).collect()
 }
 
 fn of_traffic(rule: Rule, traffic: Traffic) -> Rule {

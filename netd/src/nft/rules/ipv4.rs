@@ -2,9 +2,11 @@
 
 use nftnl::{ChainType, Hook, ProtoFamily};
 
+use super::groups::{ALLOWED_IN, ALLOWED_OUT};
+use super::vpcs::WHICH_VPC;
 use super::{
-    BRIDGES, DHCP_SERVER, EIP_IN, EIP_IN_COUNT, EIP_OUT, EIP_OUT_COUNT, GATEWAYS, INSTANCES, ROUTED, base, chain,
-    groups, limits, trunk, vpcs,
+    DHCP_SERVER, EIP_IN, EIP_OUT, EIP_OUT_COUNT, EIP_VPC, GATEWAYS, INSTANCES, ROUTED, base, chain, groups, limits,
+    trunk, vpcs,
 };
 use crate::api::METADATA_ADDRESS;
 use crate::desired::InterfaceMark;
@@ -16,6 +18,7 @@ use crate::nft::rule::Field::{ConnectionVpc, InputName, Ipv4Destination, Ipv4Sou
 use crate::nft::rule::{Rule, State};
 
 // Priorities of hooks (`include/uapi/linux/netfilter_ipv4.h`).
+/// Of the type `route`.
 pub const MANGLE: i32 = -150;
 /// A packet's connection is known, and it is still as the instance sent it.
 pub const AS_SENT: i32 = -120;
@@ -23,9 +26,7 @@ const NAT_DESTINATION: i32 = -100;
 pub const FILTER: i32 = 0;
 const NAT_SOURCE: i32 = 100;
 /// The packet is as the instance will get it.
-pub const AS_RECEIVED: i32 = 140;
-/// After the source was translated.
-const AFTER_NAT_SOURCE: i32 = 150;
+const AS_RECEIVED: i32 = 140;
 
 const DNS: u16 = 53;
 const HTTP: u16 = 80;
@@ -34,17 +35,20 @@ pub fn table(uplink: &str, limits: &Limits) -> Table {
     let mut table = Table {
         family: ProtoFamily::Ipv4,
         name: TABLE,
-        sets: vec![EIP_IN, EIP_OUT, EIP_IN_COUNT, EIP_OUT_COUNT, BRIDGES, INSTANCES, GATEWAYS, ROUTED],
+        sets: vec![EIP_IN, EIP_OUT, EIP_VPC, EIP_OUT_COUNT, INSTANCES, GATEWAYS, ROUTED],
         chains: vec![
-            count_in(),
             groups::judge_outbound(),
             groups_out(),
+            sent(),
+            arrived(),
             elastic_in("elastic_in", Hook::PreRouting),
             // So that a program on the node itself reaches an elastic IP too.
             elastic_in("elastic_local", Hook::Out),
             node_from_instance(),
             node_input(),
             node_output(),
+            ways(),
+            to_remote(),
             to_instance(),
             from_instance_routed(uplink),
             forward(),
@@ -52,33 +56,27 @@ pub fn table(uplink: &str, limits: &Limits) -> Table {
             groups::judge_inbound(),
             groups_in(),
             count_out(),
+            leaving(),
         ],
     };
     table.sets.extend(vpcs::ipv4_sets());
     table.chains.extend(vpcs::ipv4_chains());
     table.sets.extend(groups::sets());
     table.sets.extend(limits::connection_sets(limits));
-    table.chains.extend(limits::ipv4_chains(limits));
+    table.chains.extend(limits::connections(limits, [|rule| rule.goto(WHICH_VPC), |rule| rule.goto(COUNT_OUT)]));
     table.sets.extend(trunk::sets(table.family));
-    table.chains.extend(trunk::ipv4_chains());
     table
 }
 
-/// Counts before translation, where the destination is still the public address.
-fn count_in() -> Chain {
-    chain(
-        "count_in",
-        base(ChainType::Filter, Hook::PreRouting, MANGLE),
-        vec![Rule::new("count packets to an elastic IP").found(&[Ipv4Destination], &EIP_IN_COUNT)],
-    )
+/// Where a packet comes at last, with its source as it leaves.
+const COUNT_OUT: &str = "count_out";
+
+fn counted_out() -> Rule {
+    Rule::new("count packets from an elastic IP").found(&[Ipv4Source], &EIP_OUT_COUNT)
 }
 
 fn count_out() -> Chain {
-    chain(
-        "count_out",
-        base(ChainType::Filter, Hook::PostRouting, AFTER_NAT_SOURCE),
-        vec![Rule::new("count packets from an elastic IP").found(&[Ipv4Source], &EIP_OUT_COUNT)],
-    )
+    chain(COUNT_OUT, None, vec![counted_out(), Rule::new("all others").accept()])
 }
 
 fn elastic_in(name: &'static str, hook: Hook) -> Chain {
@@ -112,8 +110,26 @@ fn node_from_instance() -> Chain {
 
 /// From the public side no gateway is to be reached: the node has their addresses in the VPCs' routing tables only.
 fn node_input() -> Chain {
-    let rule = Rule::new("from an instance").found(&[InputName], &BRIDGES).jump("node_from_instance");
-    chain("node_input", base(ChainType::Filter, Hook::In, FILTER), vec![rule])
+    let from_instance = Rule::new("from an instance").comes_from_segment().goto("node_from_instance");
+    chain("node_input", base(ChainType::Filter, Hook::In, FILTER), vec![from_instance, trunk::to_tunnel()])
+}
+
+/// A packet whose connection is known, and which is still as it was sent.
+fn arrived() -> Chain {
+    let mut rules = vec![Rule::new("from an instance").comes_from_segment().goto("sent")];
+    rules.extend(vpcs::from_outside());
+    chain("arrived", base(ChainType::Filter, Hook::PreRouting, AS_SENT), rules)
+}
+
+fn sent() -> Chain {
+    chain(
+        "sent",
+        None,
+        vec![
+            Rule::new("no part of what there is").not_state(State::Established).goto("groups_out"),
+            Rule::new("of a connection that there is").goto(WHICH_VPC),
+        ],
+    )
 }
 
 /// Judges what an instance sends, before anything of it is translated: a group's rules speak of what the instance sees. Its frames were
@@ -121,16 +137,26 @@ fn node_input() -> Chain {
 fn groups_out() -> Chain {
     chain(
         "groups_out",
-        base(ChainType::Filter, Hook::PreRouting, AS_SENT),
+        None,
         vec![
-            Rule::new("not from an instance").not_found(&[InputName], &BRIDGES).accept(),
-            Rule::new("answers").state(State::EstablishedOrRelated).accept(),
-            Rule::new("from another node, which has judged it").unmarked().accept(),
-            Rule::new("the gateway's services").found(&[ConnectionVpc, Ipv4Destination], &GATEWAYS).accept(),
-            Rule::new("DHCP").destination_is(std::net::Ipv4Addr::BROADCAST).udp_to(DHCP_SERVER).accept(),
+            Rule::new("from another node, which has judged it").unmarked().goto(WHICH_VPC),
+            Rule::new("about a connection that there is").state(State::Related).goto(ALLOWED_OUT),
+            Rule::new("the gateway's services").found(&[ConnectionVpc, Ipv4Destination], &GATEWAYS).goto(ALLOWED_OUT),
+            Rule::new("DHCP").destination_is(std::net::Ipv4Addr::BROADCAST).udp_to(DHCP_SERVER).goto(ALLOWED_OUT),
             Rule::new("no part of any connection").state(State::Invalid).drop(),
             Rule::new("its groups decide").jump("judge_outbound"),
         ],
+    )
+}
+
+/// A packet as it leaves, with everything translated.
+fn leaving() -> Chain {
+    let judged =
+        Rule::new("to an instance, and no part of what there is").goes_to_segment().not_state(State::Established);
+    chain(
+        "leaving",
+        base(ChainType::Filter, Hook::PostRouting, AS_RECEIVED),
+        vec![judged.goto("groups_in"), counted_out()],
     )
 }
 
@@ -138,17 +164,16 @@ fn groups_out() -> Chain {
 fn groups_in() -> Chain {
     chain(
         "groups_in",
-        base(ChainType::Filter, Hook::PostRouting, AS_RECEIVED),
+        None,
         vec![
-            Rule::new("not to an instance").not_found(&[OutputName], &BRIDGES).accept(),
-            Rule::new("answers").state(State::EstablishedOrRelated).accept(),
+            Rule::new("about a connection that there is").state(State::Related).goto(ALLOWED_IN),
             // Taps take no packet that claims a gateway's address. From outside one may come, but only by way of an elastic IP.
             Rule::new("from the gateway itself")
                 .not_through_elastic_ip()
                 .found(&[ConnectionVpc, Ipv4Source], &GATEWAYS)
-                .accept(),
+                .goto(ALLOWED_IN),
             Rule::new("no part of any connection").state(State::Invalid).drop(),
-            Rule::new("to another node, which judges it").unmarked().accept(),
+            Rule::new("to another node, which judges it").unmarked().goto(COUNT_OUT),
             Rule::new("its groups decide").jump("judge_inbound"),
         ],
     )
@@ -163,22 +188,44 @@ fn node_output() -> Chain {
 /// tables), so no other goes further than to routing.
 fn for_its_holder() -> [Rule; 2] {
     [
-        Rule::new("it is for nobody").found(&[OutputName], &BRIDGES).mark_with(Number(InterfaceMark::NOBODY.get())),
+        Rule::new("it is for nobody").goes_to_segment().mark_with(Number(InterfaceMark::NOBODY.get())),
         Rule::new("it is for who has the address").mark_by(&[OutputName, Ipv4Destination], &vpcs::HOLDERS),
     ]
 }
 
-/// Ways that there are; whether a connection may take one is for `groups_in`.
+/// What is routed is marked with its VPC no more: a mark means something to others too.
+fn of_connection() -> Rule {
+    Rule::new("of a connection that there is").state(State::Established).mark_with(Number(0)).accept()
+}
+
+/// Whom a packet is for, and then the way to there.
 fn to_instance() -> Chain {
+    let [nobody, holder] = for_its_holder();
     chain(
         "to_instance",
         None,
+        vec![of_connection(), holder.goto("ways"), trunk::for_nobody_here().goto("to_remote"), nobody.goto("ways")],
+    )
+}
+
+fn to_remote() -> Chain {
+    let rules = vec![
+        Rule::new("to an instance of the VPC on another node").found(&[InputName, OutputName], &ROUTED).accept(),
+        Rule::new("by way of an elastic IP, or not at all").goto("ways"),
+    ];
+    chain("to_remote", None, rules)
+}
+
+/// Ways that there are; whether a connection may take one is for `groups_in`.
+fn ways() -> Chain {
+    chain(
+        "ways",
+        None,
         vec![
-            trunk::to_remote(),
-            Rule::new("answers").state(State::EstablishedOrRelated).accept(),
+            Rule::new("about a connection that there is").state(State::Related).accept(),
             Rule::new("no part of any connection").state(State::Invalid).drop(),
             Rule::new("a source that would not be translated stays in its VPC")
-                .found(&[InputName], &BRIDGES)
+                .comes_from_segment()
                 .through_elastic_ip()
                 .not_found(&[ConnectionVpc, Ipv4Source], &INSTANCES)
                 .drop(),
@@ -194,8 +241,11 @@ fn from_instance_routed(uplink: &str) -> Chain {
         "from_instance",
         None,
         vec![
-            Rule::new("answers").state(State::EstablishedOrRelated).accept(),
+            of_connection(),
+            Rule::new("it is routed").mark_with(Number(0)),
+            Rule::new("about a connection that there is").state(State::Related).accept(),
             Rule::new("no part of any connection").state(State::Invalid).drop(),
+            trunk::from_tunnel(),
             Rule::new("a source that would not be translated stays here")
                 .not_found(&[ConnectionVpc, Ipv4Source], &INSTANCES)
                 .drop(),
@@ -210,15 +260,10 @@ fn forward() -> Chain {
     chain(
         "forward",
         base(ChainType::Filter, Hook::Forward, FILTER),
-        [Rule::new("it is routed").found(&[InputName], &BRIDGES).mark_with(Number(0))]
-            .into_iter()
-            .chain(for_its_holder())
-            .chain([
-                trunk::for_nobody_here(),
-                Rule::new("to an instance").found(&[OutputName], &BRIDGES).jump("to_instance"),
-                Rule::new("from an instance").found(&[InputName], &BRIDGES).jump("from_instance"),
-            ])
-            .collect(),
+        vec![
+            Rule::new("to an instance").goes_to_segment().goto("to_instance"),
+            Rule::new("from an instance").comes_from_segment().goto("from_instance"),
+        ],
     )
 }
 
@@ -240,10 +285,7 @@ fn elastic_out(uplink: &str) -> Chain {
                 .masquerade(),
             Rule::new("hairpin as its elastic IP").through_elastic_ip().snat_by(&[ConnectionVpc, Ipv4Source], &EIP_OUT),
             Rule::new("hairpin as the node").through_elastic_ip().snat_by(&[ConnectionVpc], &vpcs::NODE_FOR),
-            Rule::new("a node without an address has none to lend")
-                .through_elastic_ip()
-                .found(&[ConnectionVpc], &vpcs::VPCS)
-                .drop(),
+            Rule::new("a node without an address has none to lend").through_elastic_ip().vpc_in(ConnectionVpc).drop(),
         ],
     )
 }

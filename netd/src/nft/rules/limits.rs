@@ -11,17 +11,14 @@
 //!
 //! What may not happen here: a packet of an established connection being refused.
 
-use nftnl::{ChainType, Hook};
-
-use super::bridge::{AFTER_IP_RULES, ETHER_ARP, FIRST};
-use super::ipv4::{AS_RECEIVED, AS_SENT};
-use super::{BRIDGES, DHCP_SERVER, ETHER_IPV4, GATEWAYS_OF, TAPS, base, chain, counting, set};
+use super::groups::{ALLOWED_IN, ALLOWED_OUT};
+use super::{DHCP_SERVER, GATEWAYS_OF, chain, counting, set};
 use crate::backend::Bound;
 use crate::desired::Interface;
 use crate::limits::{Limits, Lists};
 use crate::nft::contents::{Contents, number};
 use crate::nft::layout::{Chain, Limit, Set, Type};
-use crate::nft::rule::Field::{InputName, Ipv4Destination, Mark, OutputName};
+use crate::nft::rule::Field::{InputName, Ipv4Destination, Mark};
 use crate::nft::rule::Rule;
 
 // --- sets of the table `bridge`: taps that send more than they may, and what of theirs was dropped ---
@@ -115,78 +112,63 @@ pub fn needed() -> [(&'static str, Vec<Set>, Rule); 3] {
     ]
 }
 
-/// Limits on frames, after anti-spoofing let them pass.
-pub fn frames() -> Chain {
+/// Where a frame goes on, by its kind, that anti-spoofing lets pass.
+pub const LIMIT_ARP: &str = "limit_arp";
+pub const LIMIT_DHCP: &str = "limit_dhcp";
+pub const LIMIT_IPV4: &str = "limit_ipv4";
+
+/// Limits on frames. Whatever comes to one of these chains does not come back.
+pub fn frames() -> [Chain; 4] {
     let too_much = |rule: Rule, flood| rule.found(&[InputName], flood).drop();
-    let fragment = |purpose| Rule::new(purpose).ether_type(ETHER_IPV4).fragment();
-    chain(
-        "limit_frames",
-        base(ChainType::Filter, Hook::PreRouting, FIRST + 1),
-        vec![
-            Rule::new("not from an instance").not_found(&[InputName], &TAPS).accept(),
-            too_much(Rule::new("ARP beyond its rate").ether_type(ETHER_ARP), &ARP_FLOOD),
-            Rule::new("other ARP").ether_type(ETHER_ARP).accept(),
-            too_much(fragment("fragments beyond their rate"), &FRAGMENT_FLOOD),
-            too_much(fragment("fragments beyond their rate in bytes"), &FRAGMENT_BYTES),
-            too_much(Rule::new("DHCP beyond its rate").ether_type(ETHER_IPV4).udp_to(DHCP_SERVER), &DHCP_FLOOD),
-            Rule::new("other DHCP").ether_type(ETHER_IPV4).udp_to(DHCP_SERVER).accept(),
-            too_much(Rule::new("broadcasts beyond their rate").for_a_group(), &BROADCAST_FLOOD),
-            too_much(
-                Rule::new("packets to the gateway's services beyond their rate")
-                    .ether_type(ETHER_IPV4)
-                    .found(&[InputName, Ipv4Destination], &GATEWAYS_OF),
-                &GATEWAY_FLOOD,
-            ),
-        ],
-    )
-}
-
-/// Limits on routed connections.
-pub fn ipv4_chains(limits: &Limits) -> [Chain; 4] {
-    let [opened, taken] = ways(limits);
     [
-        opened,
-        taken,
-        hooked(
-            "limit_out",
-            (Hook::PreRouting, AS_SENT + 1),
-            Rule::new("opened by an instance").found(&[InputName], &BRIDGES),
-            "limit_opened",
+        chain(
+            LIMIT_ARP,
+            None,
+            vec![too_much(Rule::new("ARP beyond its rate"), &ARP_FLOOD), Rule::new("other ARP").accept()],
         ),
-        hooked(
-            "limit_in",
-            (Hook::PostRouting, AS_RECEIVED + 1),
-            Rule::new("to an instance").found(&[OutputName], &BRIDGES),
-            "limit_taken",
+        chain(
+            LIMIT_DHCP,
+            None,
+            vec![too_much(Rule::new("DHCP beyond its rate"), &DHCP_FLOOD), Rule::new("other DHCP").accept()],
+        ),
+        chain(
+            "limit_fragments",
+            None,
+            vec![
+                too_much(Rule::new("fragments beyond their rate"), &FRAGMENT_FLOOD),
+                too_much(Rule::new("fragments beyond their rate in bytes"), &FRAGMENT_BYTES),
+            ],
+        ),
+        chain(
+            LIMIT_IPV4,
+            None,
+            vec![
+                Rule::new("a part of a packet").fragment().jump("limit_fragments"),
+                Rule::new("DHCP").udp_to(DHCP_SERVER).goto(LIMIT_DHCP),
+                too_much(Rule::new("broadcasts beyond their rate").for_a_group(), &BROADCAST_FLOOD),
+                too_much(
+                    Rule::new("packets to the gateway's services beyond their rate")
+                        .found(&[InputName, Ipv4Destination], &GATEWAYS_OF),
+                    &GATEWAY_FLOOD,
+                ),
+                Rule::new("the rest").accept(),
+            ],
         ),
     ]
 }
 
-/// The same between neighbours, where the bridge knows connections.
-pub fn bridge_chains(limits: &Limits) -> [Chain; 4] {
+/// Limits on connections, and the chains for what groups have allowed; from these, a packet goes `on`. Only one that the kernel has no entry for yet is looked
+/// at: one that goes one way without an answer is "new" for ever.
+pub fn connections(limits: &Limits, on: [fn(Rule) -> Rule; 2]) -> [Chain; 4] {
     let [opened, taken] = ways(limits);
+    let [on_out, on_in] = on;
+    let first = |purpose, limits| Rule::new(purpose).first_of_connection().jump(limits);
     [
         opened,
         taken,
-        hooked(
-            "limit_out",
-            (Hook::Forward, AFTER_IP_RULES + 1),
-            Rule::new("opened by an instance").found(&[InputName], &TAPS),
-            "limit_opened",
-        ),
-        hooked(
-            "limit_in",
-            (Hook::Forward, AFTER_IP_RULES + 5),
-            Rule::new("to an instance").found(&[OutputName], &TAPS),
-            "limit_taken",
-        ),
+        chain(ALLOWED_OUT, None, vec![first("opened by an instance", "limit_opened"), on_out(Rule::new("on its way"))]),
+        chain(ALLOWED_IN, None, vec![first("to an instance", "limit_taken"), on_in(Rule::new("on its way"))]),
     ]
-}
-
-/// Only a packet that the kernel has no entry for yet is looked at: one that goes one way without an answer is "new" for ever.
-fn hooked(name: &'static str, (hook, priority): (Hook, i32), rule: Rule, limits: &'static str) -> Chain {
-    let rules = vec![Rule::new("its node judges it").unmarked().accept(), rule.first_of_connection().jump(limits)];
-    chain(name, base(ChainType::Filter, hook, priority), rules)
 }
 
 fn ways(limits: &Limits) -> [Chain; 2] {

@@ -14,13 +14,12 @@
 use nftnl::{ChainType, Hook, ProtoFamily};
 
 use super::bridge::{DHCP_CLIENT, ETHER_ARP, FIRST, arp_of_the_bound};
-use super::ipv4::FILTER;
 use super::vpcs::on_bridge;
-use super::{BINDINGS, BRIDGES, DHCP_SERVER, ETHER_IPV4, MACS, ROUTED, ROUTERS, SPOOFED, base, chain, map, set};
+use super::{BINDINGS, DHCP_SERVER, ETHER_IPV4, MACS, ROUTERS, SPOOFED, base, chain, map, set};
 use crate::desired::{Network, Segment, Trunk, Wire};
 use crate::links::VXLAN_PORT;
-use crate::nft::contents::{Contents, address, with_mac};
-use crate::nft::layout::{Chain, Set, Type};
+use crate::nft::contents::{Contents, address, number, with_mac};
+use crate::nft::layout::{Chain, Set, Table, Type};
 use crate::nft::rule::Field::{EtherSource, InputName, Ipv4Destination, Ipv4Source, Number, OutputName};
 use crate::nft::rule::Rule;
 
@@ -47,14 +46,14 @@ pub const ROUTER_MACS: Set = map("router_macs", 43, &[Type::LinkName], Type::Eth
 /// Trunk port with the MACs that other nodes' gateways have on the wire.
 pub const PEER_ROUTERS: Set = set("peer_routers", 44, &[Type::LinkName, Type::Ether]);
 
-/// Chains of the table `ip`.
-pub fn ipv4_chains() -> [Chain; 2] {
-    [tunnel_in(), tunnel_out()]
-}
+/// The chain for what comes from other nodes.
+const FROM_TRUNK: &str = "from_trunk";
 
-/// Chains of the table `bridge`.
-pub fn bridge_chains() -> [Chain; 4] {
-    [from_trunk(), trunk_in(), trunk_to_node(), trunk_out()]
+/// Adds the chains at hooks of bridges where there is a trunk: each costs every packet that has nothing to do with it. In which order their rules are means nothing.
+pub fn grow(table: &mut Table, network: &Network) {
+    if table.family == ProtoFamily::Bridge && network.trunks().next().is_some() {
+        table.chains.extend([trunk_to_node(), trunk_out()]);
+    }
 }
 
 /// What is for an instance elsewhere is for nobody here.
@@ -62,67 +61,35 @@ pub fn for_nobody_here() -> Rule {
     Rule::new("another node judges it").found(&[OutputName, Ipv4Destination], &REMOTES).mark_with(Number(0))
 }
 
-/// The first rule on packets to instances.
-pub fn to_remote() -> Rule {
-    Rule::new("to an instance of the VPC on another node")
-        .found(&[InputName, OutputName], &ROUTED)
-        .found(&[OutputName, Ipv4Destination], &REMOTES)
-        .accept()
-}
-
 /// The kernel takes a VXLAN's packets from anybody.
-fn tunnel_in() -> Chain {
-    chain(
-        "tunnel_in",
-        base(ChainType::Filter, Hook::In, FILTER),
-        vec![
-            Rule::new("tunnels are for peers")
-                .found(&[Ipv4Destination], &TUNNEL_ENDS)
-                .udp_to(VXLAN_PORT)
-                .not_found(&[Ipv4Source], &TUNNEL_PEERS)
-                .drop(),
-        ],
-    )
+pub fn to_tunnel() -> Rule {
+    Rule::new("tunnels are for peers")
+        .found(&[Ipv4Destination], &TUNNEL_ENDS)
+        .udp_to(VXLAN_PORT)
+        .not_found(&[Ipv4Source], &TUNNEL_PEERS)
+        .drop()
 }
 
-/// An instance without an elastic IP goes out as this node, which a peer would believe.
-fn tunnel_out() -> Chain {
-    chain(
-        "tunnel_out",
-        base(ChainType::Filter, Hook::Forward, FILTER),
-        vec![
-            Rule::new("instances have no tunnels")
-                .found(&[InputName], &BRIDGES)
-                .not_found(&[OutputName], &BRIDGES)
-                .found(&[Ipv4Destination], &TUNNEL_PEERS)
-                .udp_to(VXLAN_PORT)
-                .drop(),
-        ],
-    )
+/// An instance without an elastic IP goes out as this node, which a peer would believe. That its first packet is looked at is enough: a
+/// connection would have to be answered from a tunnel's port, which answers nobody.
+pub fn from_tunnel() -> Rule {
+    Rule::new("instances have no tunnels").found(&[Ipv4Destination], &TUNNEL_PEERS).udp_to(VXLAN_PORT).drop()
 }
 
-fn trunk_in() -> Chain {
-    chain(
-        "trunk_in",
-        base(ChainType::Filter, Hook::PreRouting, FIRST),
-        vec![Rule::new("from other nodes").found(&[InputName], &TRUNKS).jump("from_trunk")],
-    )
-}
-
-fn from_trunk() -> Chain {
+pub fn from_trunk() -> Chain {
     let [arp_own, arp_probe] = arp_of_the_bound("ARP from the address of an instance there");
     let ipv4 = |purpose| Rule::new(purpose).ether_type(ETHER_IPV4);
     chain(
-        "from_trunk",
+        FROM_TRUNK,
         None,
         vec![
-            arp_own,
-            arp_probe,
+            arp_own.accept(),
+            arp_probe.accept(),
             ipv4("DHCP is served by the own node").udp_from(DHCP_SERVER).found(&[InputName], &SPOOFED).drop(),
             ipv4("IPv4 from the address of an instance there")
-                .found(&[InputName, EtherSource, Ipv4Source], &BINDINGS)
+                .known(&[InputName, EtherSource, Ipv4Source], &BINDINGS)
                 .accept(),
-            ipv4("IPv4 from an instance without source check").found(&[InputName, EtherSource], &ROUTERS).accept(),
+            ipv4("IPv4 from an instance without source check").known(&[InputName, EtherSource], &ROUTERS).accept(),
             ipv4("IPv4 by way of the gateway there, which is the gateway here to an instance")
                 .found(&[InputName, EtherSource], &PEER_ROUTERS)
                 .ether_source_by(InputName, &GATEWAY_MACS)
@@ -152,7 +119,8 @@ fn trunk_out() -> Chain {
                 .drop(),
             to_trunk("DHCP is answered here", ETHER_IPV4).udp_ports(DHCP_CLIENT, DHCP_SERVER).drop(),
             to_trunk("to those who are here", ETHER_IPV4).udp_ports(DHCP_SERVER, DHCP_CLIENT).drop(),
-            Rule::new("the gateway has a MAC of its own on the wire")
+            // Not its ARP, which the rule above is about.
+            to_trunk("the gateway has a MAC of its own on the wire", ETHER_IPV4)
                 .found(&[OutputName, EtherSource], &GATEWAY_FRAMES)
                 .ether_source_by(OutputName, &ROUTER_MACS),
         ],
@@ -169,6 +137,7 @@ impl Contents {
     fn add_trunk(&mut self, network: &Network, segment: &Segment, trunk: &Trunk) {
         let name = trunk.port.padded().to_vec();
         self.put_bridge(&TRUNKS, name.clone());
+        self.put_sender(&trunk.port, FROM_TRUNK);
         self.put_bridge(&SPOOFED, name);
         let gateway = segment.gateway_mac;
         self.put_bridge(&GATEWAY_FRAMES, with_mac(&trunk.port, gateway));
@@ -181,12 +150,15 @@ impl Contents {
         for remote in network.remotes_of(&segment.id) {
             let port_and_mac = with_mac(&trunk.port, remote.mac);
             self.put_bridge(&MACS, port_and_mac.clone());
+            // Their own node has judged what they send.
+            let judged = number(0);
             if !remote.source_check {
-                self.put_bridge(&ROUTERS, port_and_mac.clone());
+                self.put(ProtoFamily::Bridge, &ROUTERS, port_and_mac.clone(), judged.clone());
             }
             for held in remote.addresses() {
                 self.put_ip(&REMOTES, on_bridge(segment, held));
-                self.put_bridge(&BINDINGS, [port_and_mac.as_slice(), &address(held)].concat());
+                let bound = [port_and_mac.as_slice(), &address(held)].concat();
+                self.put(ProtoFamily::Bridge, &BINDINGS, bound, judged.clone());
             }
         }
         if let Wire::Vxlan { local, .. } = trunk.wire {

@@ -3,7 +3,7 @@
 //! ```text
 //!  from a bridge ──▶ [zones]      which zone are the connection's addresses in?       before conntrack, and before fragments are put together
 //!                       │ (conntrack)
-//!                       │ [which_vpc]  drop answers from who was not asked; mark with the VPC to be routed in
+//!                       │ [arrived]    drop answers from who was not asked; mark with the VPC to be routed in (which_vpc)
 //!                       │ [elastic_in] the first packet to an elastic IP: mark it and its connection with that one's VPC
 //!                       └ routing: `ip rule fwmark N lookup N`, else the node's own tables
 //! ```
@@ -22,7 +22,7 @@
 //!
 //! So two VPCs share an entry's addresses only in the fourth and fifth, where the source is translated, and the kernel picks another port when one is taken.
 //! Where answers are in zone 0, an instance with the address of who was asked, or one whose source nobody checks, could write one, be it to another VPC or to
-//! the node itself; `which_vpc` lets it only where the connection was opened to an elastic IP of its VPC.
+//! the node itself; `answered` lets it only where the connection was opened to an elastic IP of its VPC.
 //!
 //! **Who asked and who was asked** is kept with the connection: the zone of its first packet is the VPC that opened it, its mark the VPC of the elastic
 //! IP that it was opened to. Each packet is marked for the way that it goes: to where the connection was opened to, or back to where it was opened from.
@@ -35,8 +35,8 @@ use std::net::Ipv4Addr;
 use ipnet::Ipv4Net;
 use nftnl::{ChainType, Hook, ProtoFamily};
 
-use super::ipv4::{AS_SENT, MANGLE};
-use super::{BRIDGES, EIP_IN, EIP_OUT, ETHER_IPV4, base, chain, map, set};
+use super::ipv4::MANGLE;
+use super::{EIP_IN, EIP_OUT, EIP_VPC, ETHER_IPV4, base, chain, map, set};
 use crate::api::METADATA_ADDRESS;
 use crate::desired::{Network, Segment, VpcId, VpcNumber};
 use crate::nft::contents::{Contents, address, number, with_mac};
@@ -57,52 +57,47 @@ const BEFORE_CONNTRACK: i32 = -250;
 
 /// Link to the number of its VPC.
 pub const VPC_OF: Set = map("vpc_of", 80, &[Type::LinkName], Type::Number);
-/// Link with its gateway's MAC: a frame to another is not routed here.
-pub const DOORS: Set = set("doors", 81, &[Type::LinkName, Type::Ether]);
-/// Link to the chain of its VPC.
-pub const INSIDE: Set = map("inside", 82, &[Type::LinkName], Type::Verdict);
+/// Link with its gateway's MAC to the chain of its VPC. A frame to another MAC is not routed here.
+pub const DOORS: Set = map("doors", 81, &[Type::LinkName, Type::Ether], Type::Verdict);
 /// The node's own addresses on the public side.
 pub const NODE: Set = set("node_addresses", 83, &[Type::Ipv4]);
 /// Bridge with the number of its VPC.
 pub const SIDES: Set = set("sides", 84, &[Type::LinkName, Type::Number]);
-/// The VPCs' numbers.
-pub const VPCS: Set = set("vpcs", 85, &[Type::Number]);
 /// VPC to the address that instances without an elastic IP have for those that they reach by one on this node.
 pub const NODE_FOR: Set = map("node_for", 86, &[Type::Number], Type::Ipv4);
 /// Bridge with an address on it to the mark of the interface here that holds it.
 pub const HOLDERS: Set = map("holders", 87, &[Type::LinkName, Type::Ipv4], Type::Number);
 
 pub fn ipv4_sets() -> Vec<Set> {
-    vec![VPC_OF, DOORS, INSIDE, NODE, SIDES, VPCS, NODE_FOR, HOLDERS]
+    vec![VPC_OF, DOORS, NODE, SIDES, NODE_FOR, HOLDERS]
 }
 
 /// What the table `bridge` has to choose zones by, beside [`VPC_OF`].
 pub fn bridge_sets() -> Vec<Set> {
-    vec![DOORS, INSIDE, NODE, EIP_IN, EIP_OUT]
+    vec![DOORS, NODE, EIP_IN, EIP_OUT]
 }
 
-pub fn ipv4_chains() -> [Chain; 5] {
-    [zone_of_sender(), zones(), zones_of_node(), which_vpc(), home()]
+pub fn ipv4_chains() -> [Chain; 6] {
+    [zone_of_sender(&EIP_VPC), zones(), zones_of_node(), answered(), which_vpc(), home()]
 }
 
 /// Where the bridge knows connections.
 pub fn bridge_chains() -> [Chain; 2] {
     let rule = Rule::new("in its VPC's zone, or its answers in none").ether_type(ETHER_IPV4).jump("zone_of_sender");
-    [zone_of_sender(), chain("zones", base(ChainType::Filter, Hook::PreRouting, BEFORE_CONNTRACK), vec![rule])]
+    [zone_of_sender(&EIP_IN), chain("zones", base(ChainType::Filter, Hook::PreRouting, BEFORE_CONNTRACK), vec![rule])]
 }
 
-fn zone_of_sender() -> Chain {
-    let all = |rule: Rule| rule.zone_by(&[InputName], &VPC_OF, None).accept();
+/// `elastic` is the map of all elastic IPs that counts what is sent to them, where the table has that.
+fn zone_of_sender(elastic: &Set) -> Chain {
     let first_packets = |rule: Rule| rule.zone_by(&[InputName], &VPC_OF, Some(Original)).accept();
     chain(
         "zone_of_sender",
         None,
         vec![
-            first_packets(Rule::new("to an elastic IP").known(&[Ipv4Destination], &EIP_IN)),
+            first_packets(Rule::new("to an elastic IP").known(&[Ipv4Destination], elastic)),
             first_packets(Rule::new("answers whom it knows as the node").found(&[Ipv4Destination], &NODE)),
-            all(Rule::new("stays on its segment").not_found(&[InputName, EtherDestination], &DOORS)),
-            Rule::new("by its VPC's networks").jump_by(&[InputName], &INSIDE),
-            first_packets(Rule::new("out as the node")),
+            Rule::new("by its VPC's networks").jump_by(&[InputName, EtherDestination], &DOORS),
+            Rule::new("stays on its segment").zone_by(&[InputName], &VPC_OF, None),
         ],
     )
 }
@@ -116,6 +111,7 @@ fn within(network: &Network, vpc: &VpcId, vpc_number: VpcNumber) -> Chain {
         .collect();
     let own = Rule::new("out as its elastic IP").known(&[Number(vpc_number.get()), Ipv4Source], &EIP_OUT);
     rules.push(all(own));
+    rules.push(Rule::new("out as the node").zone(Number(vpc_number.get()), Some(Original)).accept());
     Chain { name: Cow::Owned(chain_of(vpc)), base: None, rules }
 }
 
@@ -156,11 +152,8 @@ fn zones() -> Chain {
         "zones",
         base(ChainType::Filter, Hook::PreRouting, BEFORE_FRAGMENTS_MEET),
         vec![
-            Rule::new("to an elastic IP from outside")
-                .not_found(&[InputName], &BRIDGES)
-                .zone_by(&[Ipv4Destination], &EIP_IN, Some(Reply))
-                .accept(),
-            Rule::new("from an instance").found(&[InputName], &BRIDGES).jump("zone_of_sender"),
+            Rule::new("from an instance").comes_from_segment().goto("zone_of_sender"),
+            Rule::new("to an elastic IP from outside").zone_by(&[Ipv4Destination], &EIP_VPC, Some(Reply)),
         ],
     )
 }
@@ -177,35 +170,51 @@ fn zones_of_node() -> Chain {
     )
 }
 
-/// Until here, a mark said who had sent it.
+/// Marks what comes from the public side.
+pub fn from_outside() -> [Rule; 3] {
+    let answer = |purpose| Rule::new(purpose).goes(Reply).vpc_in(ConnectionVpc);
+    let [to, back] = by_connection();
+    [to.accept(), answer("an answer from outside, where an instance was asked").vpc_in(ConnectionMark).drop(), back]
+}
+
+/// The chain for packets from a segment that were judged; they do not come back. Until here, a mark said who had sent a packet.
+pub const WHICH_VPC: &str = "which_vpc";
+
 fn which_vpc() -> Chain {
-    let from_bridge = |purpose| Rule::new(purpose).found(&[InputName], &BRIDGES);
-    let from_outside = |purpose| Rule::new(purpose).not_found(&[InputName], &BRIDGES);
-    let mut rules = vec![
-        from_bridge("an answer from a VPC that was not asked")
-            .goes(Reply)
-            .zero(AnswersZone)
-            .not_found(&[InputName, ConnectionMark], &SIDES)
-            .drop(),
-        from_outside("an answer from outside, where an instance was asked")
-            .goes(Reply)
-            .found(&[ConnectionVpc], &VPCS)
-            .found(&[ConnectionMark], &VPCS)
-            .drop(),
-        Rule::new("in its own VPC").mark_by(&[InputName], &VPC_OF),
-    ];
-    rules.extend(by_connection());
-    rules.push(from_bridge("back to outside, or to the node").goes(Reply).zero(ConnectionVpc).mark_with(Number(0)));
-    chain("which_vpc", base(ChainType::Filter, Hook::PreRouting, AS_SENT + 2), rules)
+    chain(
+        WHICH_VPC,
+        None,
+        vec![
+            Rule::new("an answer").goes(Reply).goto("answered"),
+            Rule::new("to the VPC of its elastic IP").mark_with_vpc(ConnectionMark).accept(),
+            Rule::new("in its own VPC").mark_by(&[InputName], &VPC_OF),
+            Rule::new("on its way").accept(),
+        ],
+    )
+}
+
+/// An instance's answers.
+fn answered() -> Chain {
+    chain(
+        "answered",
+        None,
+        vec![
+            Rule::new("an answer from a VPC that was not asked")
+                .zero(AnswersZone)
+                .not_found(&[InputName, ConnectionMark], &SIDES)
+                .drop(),
+            Rule::new("back to the VPC that asked").mark_with_vpc(ConnectionVpc).accept(),
+            Rule::new("back to outside, or to the node").zero(ConnectionVpc).mark_with(Number(0)).accept(),
+            Rule::new("in its own VPC").mark_by(&[InputName], &VPC_OF),
+            Rule::new("on its way").accept(),
+        ],
+    )
 }
 
 fn by_connection() -> [Rule; 2] {
     [
-        Rule::new("to the VPC of its elastic IP")
-            .goes(Original)
-            .found(&[ConnectionMark], &VPCS)
-            .mark_with(ConnectionMark),
-        Rule::new("back to the VPC that asked").goes(Reply).found(&[ConnectionVpc], &VPCS).mark_with(ConnectionVpc),
+        Rule::new("to the VPC of its elastic IP").goes(Original).mark_with_vpc(ConnectionMark),
+        Rule::new("back to the VPC that asked").goes(Reply).mark_with_vpc(ConnectionVpc),
     ]
 }
 
@@ -220,7 +229,6 @@ fn home() -> Chain {
 impl Contents {
     pub(in crate::nft) fn add_vpcs(&mut self, network: &Network) {
         for vpc in network.vpcs.values() {
-            self.put_ip(&VPCS, number(vpc.get()));
             if let Some(node) = network.node_addresses.first() {
                 self.put(ProtoFamily::Ipv4, &NODE_FOR, number(vpc.get()), address(*node));
             }
@@ -234,13 +242,11 @@ impl Contents {
             self.put_ip(&SIDES, side);
             self.put(ProtoFamily::Ipv4, &VPC_OF, segment.bridge.padded().to_vec(), number(vpc.get()));
             let chain = chain_of(&segment.vpc).into_bytes();
-            self.put(ProtoFamily::Ipv4, &INSIDE, segment.bridge.padded().to_vec(), chain.clone());
-            self.put_ip(&DOORS, with_mac(&segment.bridge, segment.gateway_mac));
+            self.put(ProtoFamily::Ipv4, &DOORS, with_mac(&segment.bridge, segment.gateway_mac), chain.clone());
             let taps = network.interfaces_of(&segment.id).map(|interface| &interface.tap);
             for port in taps.chain(segment.trunk.as_ref().map(|trunk| &trunk.port)) {
                 self.put(ProtoFamily::Bridge, &VPC_OF, port.padded().to_vec(), number(vpc.get()));
-                self.put(ProtoFamily::Bridge, &INSIDE, port.padded().to_vec(), chain.clone());
-                self.put_bridge(&DOORS, with_mac(port, segment.gateway_mac));
+                self.put(ProtoFamily::Bridge, &DOORS, with_mac(port, segment.gateway_mac), chain.clone());
             }
             for interface in network.interfaces_of(&segment.id) {
                 for held in interface.addresses().map(|ip| on_bridge(segment, ip)) {
