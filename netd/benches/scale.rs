@@ -39,6 +39,8 @@ const CHANGES: usize = 1000;
 /// Nothing is repeated for longer, so that slow machines end too.
 const LONGEST: Duration = Duration::from_secs(5);
 
+const PARTS: [&str; 4] = ["addresses", "iptables", "losses", "reconcile"];
+
 fn main() {
     // As on a node: what netd tells while it is looked at takes time.
     common::QUIET.store(true, Ordering::Relaxed);
@@ -65,10 +67,13 @@ fn main() {
     report.write("network.json");
 }
 
-/// Whether the command line names this part, or none.
+/// Whether the command line names this part, or none. A word that is neither a part nor a folder that is there for the report would be a run of nothing.
 fn is_asked(part: &str) -> bool {
     let named: Vec<_> =
         arguments().filter(|argument| !argument.starts_with('-') && !PathBuf::from(argument).is_dir()).collect();
+    if let Some(unknown) = named.iter().find(|name| !PARTS.contains(&name.as_str())) {
+        panic!("{unknown} is neither a folder that is there nor one of {PARTS:?}");
+    }
     named.is_empty() || named.iter().any(|name| name == part)
 }
 
