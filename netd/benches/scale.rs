@@ -192,22 +192,27 @@ fn moves(lab: &Lab, desired: &mut api::NodeNetwork) -> Vec<f64> {
     })
 }
 
-/// The same by saying what changes, no two sooner than `apart` after each other: question to answer, in milliseconds.
+/// The same by saying what changes, no two sooner than `apart` after each other: question to answer, in milliseconds. It is one address alone that moves: the second
+/// instance's own is taken away before.
 fn changes(lab: &Lab, desired: &api::NodeNetwork, apart: Duration) -> Vec<f64> {
     let mut change = lab.netd.changes();
-    let mut elastic_ips: Vec<_> = desired.elastic_ips[..2].to_vec();
+    let [moved, gone] = &desired.elastic_ips[..2] else { panic!("two addresses") };
     let mut generation = desired.generation;
-    let mut next = Instant::now();
-    repeated(CHANGES, || {
-        let (first, second) = (elastic_ips[0].private_ip.clone(), elastic_ips[1].private_ip.clone());
-        (elastic_ips[0].private_ip, elastic_ips[1].private_ip) = (second, first);
+    let mut ask = |associate, release| {
         let base = generation;
         generation += 1;
-        let asked = api::ElasticIpChange { base, generation, associate: elastic_ips.clone(), release: vec![] };
+        assert!(change(api::ElasticIpChange { base, generation, associate, release }).unwrap().changed);
+    };
+    ask(vec![], vec![gone.public_ip.clone()]);
+    let mut places = [&gone.private_ip, &moved.private_ip].into_iter().cycle();
+    let mut next = Instant::now();
+    repeated(CHANGES, || {
+        let private_ip = places.next().expect("a cycle has no end").clone();
+        let elastic = api::ElasticIp { private_ip, ..moved.clone() };
         std::thread::sleep(next.saturating_duration_since(Instant::now()));
         next += apart;
         let begun = Instant::now();
-        assert!(change(asked).unwrap().changed);
+        ask(vec![elastic], vec![]);
         millis(begun)
     })
 }
