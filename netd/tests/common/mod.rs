@@ -206,7 +206,9 @@ impl Netd {
 
     fn listens(&mut self, child: Child) {
         self.child = Some(child);
-        eventually("netd to listen", || std::os::unix::net::UnixStream::connect(self.socket()).ok());
+        // That somebody takes the call is not enough: the socket of a netd that was killed lives on for a moment in a program that it was just starting.
+        let asked = || async { self.client().capabilities(api::CapabilitiesRequest {}).await };
+        eventually("netd to answer", || self.runtime.block_on(asked()).ok());
     }
 
     fn program(&self) -> Command {
