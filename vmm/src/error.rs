@@ -35,6 +35,11 @@ pub enum Error {
 
 pub type Result<T> = std::result::Result<T, Error>;
 
+/// The outcome of a call to the C library that says by a number below zero that it has failed, and by `errno` why.
+pub fn check<T: Default + PartialOrd>(result: T) -> io::Result<()> {
+    if result < T::default() { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
 impl Error {
     /// What the exit event says, and with it the exit status.
     pub fn reason(&self) -> ExitReason {

@@ -330,10 +330,7 @@ fn metrics_are_written_on_demand_and_at_the_end_and_told_as_prometheus_text() {
     assert_eq!(first["api_server"]["failed_request_count"], 1);
     assert!(first["mallee"]["start_us"].as_u64().unwrap() > 0);
 
-    let mut stream = std::os::unix::net::UnixStream::connect(&socket).unwrap();
-    std::io::Write::write_all(&mut stream, b"GET /metrics HTTP/1.1\r\nConnection: close\r\n\r\n").unwrap();
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer).unwrap();
+    let answer = common::metrics(&socket);
     assert!(answer.contains("Content-Type: text/plain"), "{answer}");
     assert!(answer.contains("mallee_vmm_vcpu_exits_total{vcpu=\"0\",reason=\"io_out\"}"), "{answer}");
 

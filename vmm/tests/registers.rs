@@ -3,8 +3,6 @@
 
 mod common;
 
-use std::io::{Read, Write};
-use std::os::unix::net::UnixStream;
 use std::path::Path;
 
 use common::Place;
@@ -36,10 +34,7 @@ fn ping_until(process: &Process, seen: impl Fn() -> bool) {
 
 /// A counter that `GET /metrics` tells, for the only vCPU or summed over queues.
 fn counted(socket: &Path, begin: &str) -> u64 {
-    let mut stream = UnixStream::connect(socket).unwrap();
-    stream.write_all(b"GET /metrics HTTP/1.1\r\nConnection: close\r\n\r\n").unwrap();
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer).unwrap();
+    let answer = common::metrics(socket);
     let lines: Vec<_> = answer.lines().filter(|line| line.starts_with(begin)).collect();
     assert!(!lines.is_empty(), "{begin} in {answer}");
     lines.iter().map(|line| line.rsplit(' ').next().unwrap().parse::<u64>().unwrap()).sum()

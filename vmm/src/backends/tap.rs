@@ -17,7 +17,7 @@ use std::path::Path;
 use vmm_sys_util::ioctl::{ioctl_with_ref, ioctl_with_val};
 use vmm_sys_util::ioctl_iow_nr;
 
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, check};
 
 // include/uapi/linux/if_tun.h
 ioctl_iow_nr!(TUNSETIFF, b'T' as u32, 202, libc::c_int);
@@ -189,10 +189,6 @@ fn interface_request(name: &str) -> Result<libc::ifreq> {
         *to = from as libc::c_char;
     }
     Ok(request)
-}
-
-fn check(result: libc::c_int) -> io::Result<()> {
-    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
 #[cfg(test)]

@@ -12,7 +12,7 @@ use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::sync::Mutex;
 
 use crate::bus::lock;
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, check};
 use crate::metrics::Elsewhere;
 
 // include/uapi/linux/rtnetlink.h
@@ -203,11 +203,6 @@ fn set<T>(socket: &OwnedFd, option: libc::c_int, value: &T) -> io::Result<()> {
         libc::setsockopt(socket.as_raw_fd(), libc::SOL_SOCKET, option, std::ptr::from_ref(value).cast(), length)
     };
     check(result)
-}
-
-/// -1 is the last error.
-fn check(result: impl TryInto<u64>) -> io::Result<()> {
-    if result.try_into().is_err() { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
 #[cfg(test)]

@@ -14,6 +14,8 @@ use vmm_sys_util::ioctl::{ioctl_with_mut_ref, ioctl_with_val};
 use vmm_sys_util::sock_ctrl_msg::ScmSocket;
 use vmm_sys_util::{ioctl_io_nr, ioctl_iowr_nr};
 
+use crate::error::check;
+
 // include/uapi/linux/userfaultfd.h
 const UFFD_API: u64 = 0xaa;
 const UFFD_FEATURE_EVENT_REMOVE: u64 = 1 << 3;
@@ -190,8 +192,4 @@ impl AsRawFd for Uffd {
 
 fn errno(error: vmm_sys_util::errno::Error) -> io::Error {
     io::Error::from_raw_os_error(error.errno())
-}
-
-fn check(result: libc::c_int) -> io::Result<()> {
-    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }

@@ -9,7 +9,8 @@ pub mod debugger;
 pub mod gdb;
 pub mod machine;
 
-use std::io;
+use std::io::{self, Read, Write};
+use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -24,6 +25,15 @@ use mallee_vmm::api::{Event, EventKind};
 /// was built with the tests.
 pub fn program() -> PathBuf {
     std::env::var_os("MALLEE_VMM").map_or_else(|| env!("CARGO_BIN_EXE_mallee-vmm").into(), PathBuf::from)
+}
+
+/// The whole answer to `GET /metrics`, which is no JSON.
+pub fn metrics(socket: &Path) -> String {
+    let mut stream = UnixStream::connect(socket).unwrap();
+    stream.write_all(b"GET /metrics HTTP/1.1\r\nConnection: close\r\n\r\n").unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    answer
 }
 
 /// The probe guest (`images/probe`), built by the cargo that runs the tests.

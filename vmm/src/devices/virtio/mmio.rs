@@ -167,7 +167,7 @@ impl MmioTransport {
         // Bits are only added but for a reset, and that a reset is needed is said there by others.
         self.window.register(VIRTIO_MMIO_STATUS).fetch_or(self.status, Ordering::AcqRel);
         self.window.set_config(self.device.config());
-        // Last: who finds the same number before and after has read one configuration.
+        // Last, and an interrupt follows: a driver that runs and has read in between is told to read again.
         self.window.set(VIRTIO_MMIO_CONFIG_GENERATION, self.generation);
     }
 
