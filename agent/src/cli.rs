@@ -12,15 +12,13 @@ use crate::cgroup::Cgroups;
 use crate::credentials::Credentials;
 use crate::error::{AtPath, Error, Result};
 use crate::images::{ControllerBlobs, ImageCache};
+use crate::instance::confine::LOWEST_UID;
 use crate::instance::{Services, Settings};
 use crate::metadata::{Directory, Tokens, server};
 use crate::node::{Node, found_on_disk};
 use crate::session::Session;
 use crate::store::StateDir;
 use crate::{board, facts, network, show, spans};
-
-/// User ids below this are the machine's own.
-pub const LOWEST_UID: u32 = 1000;
 
 /// The agent of a Mallee node: makes the machine equal to what the controller wants of it.
 #[derive(Debug, Parser)]

@@ -47,6 +47,8 @@ mod metadata;
 #[cfg(feature = "daemon")]
 mod network;
 #[cfg(feature = "daemon")]
+mod news;
+#[cfg(feature = "daemon")]
 mod node;
 #[cfg(feature = "daemon")]
 mod session;

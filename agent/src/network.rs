@@ -17,13 +17,12 @@ use std::time::Duration;
 use mallee_netd::api::network_client::NetworkClient;
 use mallee_netd::api::network_event::Event as NetdEvent;
 use mallee_netd::api::{ApplyReply, ApplyRequest, NodeNetwork, ShowRequest, WatchRequest};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::watch;
 use tonic::transport::Channel;
 
 use crate::clock::unix_ns;
 use crate::credentials::chain;
-use crate::ids::InstanceId;
-use crate::instance::Signal;
+use crate::news::{self, News};
 
 const REPEAT: Duration = Duration::from_secs(30);
 const RETRY: Duration = Duration::from_millis(300);
@@ -167,7 +166,7 @@ fn in_words(refusal: &tonic::Status) -> String {
 }
 
 /// Follows netd's events; tells `back` each time netd is (again) there.
-pub async fn follow(socket: PathBuf, back: watch::Sender<u64>, news: mpsc::Sender<(InstanceId, Signal)>) {
+pub async fn follow(socket: PathBuf, back: watch::Sender<u64>, news: news::Sender) {
     let mut client = mallee_netd::api::client(&socket);
     loop {
         if let Err(error) = listen(&mut client, &back, &news).await {
@@ -183,7 +182,7 @@ pub async fn follow(socket: PathBuf, back: watch::Sender<u64>, news: mpsc::Sende
 async fn listen(
     client: &mut NetworkClient<Channel>,
     back: &watch::Sender<u64>,
-    news: &mpsc::Sender<(InstanceId, Signal)>,
+    news: &news::Sender,
 ) -> Result<(), tonic::Status> {
     let mut events = client.watch(WatchRequest {}).await?.into_inner();
     back.send_modify(|times| *times += 1);
@@ -197,10 +196,7 @@ async fn listen(
 }
 
 /// Leases that were given while nobody listened.
-async fn tell_earlier_leases(
-    client: &mut NetworkClient<Channel>,
-    news: &mpsc::Sender<(InstanceId, Signal)>,
-) -> Result<(), tonic::Status> {
+async fn tell_earlier_leases(client: &mut NetworkClient<Channel>, news: &news::Sender) -> Result<(), tonic::Status> {
     let shown = client.show(ShowRequest {}).await?.into_inner();
     let interfaces = shown.applied.map(|network| network.interfaces).unwrap_or_default();
     for state in shown.interfaces.iter().filter(|state| state.leased_unix_ns > 0) {
@@ -211,8 +207,8 @@ async fn tell_earlier_leases(
     Ok(())
 }
 
-async fn tell(news: &mpsc::Sender<(InstanceId, Signal)>, instance: &str, unix_ns: u64) {
+async fn tell(news: &news::Sender, instance: &str, unix_ns: u64) {
     if let Ok(id) = instance.parse() {
-        let _ = news.send((id, Signal::Leased { unix_ns })).await;
+        let _ = news.send((id, News::Leased { unix_ns })).await;
     }
 }

@@ -18,9 +18,10 @@ use crate::ids::{Digest, InstanceId};
 use crate::instance::folder::Folder;
 use crate::instance::record::Record;
 use crate::instance::task::Task;
-use crate::instance::{Handle, Services, Signal};
+use crate::instance::{Handle, Services};
 use crate::metadata::Directory;
 use crate::network::Desired;
+use crate::news::News;
 use crate::store::StateDir;
 use crate::wanted::{self, Wanted};
 
@@ -47,7 +48,7 @@ impl Node {
     pub async fn run(
         mut self,
         mut desired: watch::Receiver<Option<DesiredNode>>,
-        mut news: mpsc::Receiver<(InstanceId, Signal)>,
+        mut news: mpsc::Receiver<(InstanceId, News)>,
         stored: Option<DesiredNode>,
         ready: tokio::sync::oneshot::Sender<()>,
     ) {
@@ -68,7 +69,7 @@ impl Node {
                     self.make_equal(&new, &gone_sender);
                     current = Some(new);
                 }
-                Some((id, signal)) = news.recv() => self.pass_on(&id, signal),
+                Some((id, news)) = news.recv() => self.pass_on(&id, news),
                 Some(id) = gone.recv() => {
                     self.tasks.remove(&id);
                     self.owners.remove(&id);
@@ -249,11 +250,11 @@ impl Node {
         }
     }
 
-    fn pass_on(&self, id: &InstanceId, signal: Signal) {
+    fn pass_on(&self, id: &InstanceId, news: News) {
         if let Some(handle) = self.tasks.get(id) {
             // A full queue means that the task has not looked for a while; the next lease or request
             // says the same again.
-            let _ = handle.signals.try_send(signal);
+            let _ = handle.news.try_send(news);
         }
     }
 

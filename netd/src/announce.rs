@@ -19,7 +19,7 @@ use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
 
 use crate::desired::MacAddress;
 use crate::error::Error;
-use crate::reconcile::off_thread;
+use crate::off_thread::off_thread;
 
 /// When an address is announced, counted from the announcement before. The whole is `ANNOUNCE_INTERVAL` of RFC 5227, section 1.1.
 const AFTER: [Duration; 3] = [Duration::ZERO, Duration::from_millis(100), Duration::from_millis(1900)];

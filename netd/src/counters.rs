@@ -1,13 +1,12 @@
 //! What is told of each interface, elastic IP and trunk port by `Show`.
 
 use std::collections::BTreeMap;
-use std::time::SystemTime;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use crate::api::{ElasticIpState, InterfaceState, Limited, NodeNetwork, SecurityGroupRuleState, ShowReply, TrunkState};
 use crate::backend::{Bound, Counter, Counters};
 use crate::desired::{ElasticIp, GroupRule, Interface, InterfaceId, Network, SecurityGroup, Segment, Trunk};
 use crate::links::Observed;
-use crate::service::unix_ns;
 
 pub fn show(
     applied: NodeNetwork,
@@ -112,4 +111,9 @@ fn rule_states(group: &SecurityGroup, counters: &Counters) -> Vec<SecurityGroupR
         }
     };
     group.rules.iter().map(state).collect()
+}
+
+/// Nanoseconds since 1970; 0 for a clock set before that.
+pub fn unix_ns(at: SystemTime) -> u64 {
+    at.duration_since(UNIX_EPOCH).ok().and_then(|since| u64::try_from(since.as_nanos()).ok()).unwrap_or_default()
 }

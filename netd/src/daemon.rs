@@ -12,7 +12,8 @@ use crate::dns::Upstreams;
 use crate::error::{Error, Result};
 use crate::limits::Limits;
 use crate::links::{Kernel, Links, NodeLinks};
-use crate::reconcile::{Reconciler, off_thread};
+use crate::off_thread::off_thread;
+use crate::reconcile::Reconciler;
 use crate::service::Service;
 use crate::store::Store;
 

@@ -59,6 +59,8 @@ mod netfilter;
 #[cfg(feature = "daemon")]
 mod nft;
 #[cfg(feature = "daemon")]
+mod off_thread;
+#[cfg(feature = "daemon")]
 mod outside;
 #[cfg(feature = "daemon")]
 mod per_segment;

@@ -32,6 +32,7 @@ use crate::desired::{ElasticChange, ElasticIp, InterfaceId, LinkName, Network, V
 use crate::dhcp::{Given, Servers};
 use crate::error::{Error, Result};
 use crate::links::{Ground, Known, Links, NodeLinks, Observed, Plan, Site, Step, Uplink, plan};
+use crate::off_thread::off_thread;
 use crate::store::Store;
 use crate::{api, dns, sysctl};
 
@@ -474,12 +475,4 @@ pub async fn clean(links: &Links) -> Result<bool> {
     links.perform(&plan.before_rules).await?;
     let had_tables = off_thread(|| backend::remove_all_but(None)).await?;
     Ok(had_tables || !plan.is_empty())
-}
-
-/// Runs a call that blocks for a moment on a thread that may be blocked.
-pub async fn off_thread<T: Send + 'static>(call: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
-    match tokio::task::spawn_blocking(call).await {
-        Ok(outcome) => outcome,
-        Err(error) => Err(Error::Internal(format!("a netlink call panicked: {error}"))),
-    }
 }

@@ -9,7 +9,6 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use futures::{Stream, StreamExt};
 use tokio::net::UnixListener;
@@ -23,8 +22,12 @@ use crate::api::{
 };
 use crate::error::{Error, Result};
 use crate::links::Links;
-use crate::reconcile::{LeaseEvent, Outcome, Reconciler, off_thread};
-use crate::{capabilities, counters};
+use crate::off_thread::off_thread;
+use crate::reconcile::{LeaseEvent, Outcome, Reconciler};
+use crate::{
+    capabilities,
+    counters::{self, unix_ns},
+};
 
 pub struct Service {
     reconciler: Arc<Reconciler>,
@@ -171,9 +174,4 @@ fn network_event(event: LeaseEvent) -> NetworkEvent {
             ipv4: event.given.ipv4.to_string(),
         })),
     }
-}
-
-/// Nanoseconds since 1970; 0 for a clock set before that.
-pub fn unix_ns(at: SystemTime) -> u64 {
-    at.duration_since(UNIX_EPOCH).ok().and_then(|since| u64::try_from(since.as_nanos()).ok()).unwrap_or_default()
 }

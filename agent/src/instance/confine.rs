@@ -22,6 +22,9 @@ use std::path::{Path, PathBuf};
 use libc::c_int;
 use mallee_vmm::api::jail::{self, check};
 
+/// User ids below this are the machine's own (`UID_MIN` of Debian's login.defs): no VMM runs as one of them.
+pub const LOWEST_UID: u32 = 1000;
+
 /// A file or folder of the host that the VMM sees.
 #[derive(Debug, Clone)]
 pub struct Binding {

@@ -28,6 +28,7 @@ use crate::board::Board;
 use crate::cgroup::Cgroups;
 use crate::images::ImageCache;
 use crate::network;
+use crate::news::News;
 use crate::spans::SpanBuffer;
 use crate::wanted::Wanted;
 
@@ -57,18 +58,9 @@ pub struct Services {
     pub boot_id: String,
 }
 
-/// News of an instance from outside of its VMM.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Signal {
-    /// The guest took its DHCP lease.
-    Leased { unix_ns: u64 },
-    /// The guest asked for metadata.
-    FetchedMetadata { unix_ns: u64 },
-}
-
 /// The node's end of an instance's task.
 #[derive(Debug)]
 pub struct Handle {
     pub wanted: watch::Sender<Option<Wanted>>,
-    pub signals: mpsc::Sender<Signal>,
+    pub news: mpsc::Sender<News>,
 }

@@ -13,10 +13,11 @@ use super::record::{Record, Rest, RestKind, Run};
 use super::state::{AfterEnd, CRASH_WINDOW_S, Step, USER_SHUTDOWN, after_end, next_step};
 use super::stop::{Manner, end};
 use super::vmm_process::{VmmProcess, kill_all_in, log_end};
-use super::{Handle, Services, Signal};
+use super::{Handle, Services};
 use crate::api::{InstancePhase, ObservedInstance};
 use crate::clock::unix_ns;
 use crate::ids::InstanceId;
+use crate::news::News;
 use crate::wanted::Wanted;
 
 /// Between two tries of a step that failed: doubles from the first to the second.
@@ -39,7 +40,7 @@ pub struct Task {
     record: Record,
     services: Arc<Services>,
     wanted: watch::Receiver<Option<Wanted>>,
-    signals: mpsc::Receiver<Signal>,
+    news: mpsc::Receiver<News>,
     life: Option<Life>,
     /// The instance ran and is between two VMMs: it is still `RUNNING` to the outside, as in EC2.
     restarting: bool,
@@ -65,7 +66,7 @@ impl Task {
     /// how it ended if one ran, and puts its row on the board. Makes no other change.
     pub fn take_up(id: InstanceId, record: Record, services: Arc<Services>, wanted: Option<Wanted>) -> (Self, Handle) {
         let (wanted_sender, wanted) = watch::channel(wanted);
-        let (signal_sender, signals) = mpsc::channel(16);
+        let (news_sender, news) = mpsc::channel(16);
         let folder = Folder::of(&services.instances, &id);
         let mut task = Self {
             id,
@@ -73,7 +74,7 @@ impl Task {
             record,
             services,
             wanted,
-            signals,
+            news,
             life: None,
             restarting: false,
             retry: Wait::default(),
@@ -83,7 +84,7 @@ impl Task {
             tracing::error!(instance = %task.id, %trouble, "the instance's VMM could not be looked for");
             task.report(InstancePhase::Preparing, &trouble.to_string());
         }
-        (task, Handle { wanted: wanted_sender, signals: signal_sender })
+        (task, Handle { wanted: wanted_sender, news: news_sender })
     }
 
     fn adopt(&mut self) -> Result<(), Trouble> {
@@ -180,7 +181,7 @@ impl Task {
             fetched_metadata: false,
         });
         self.save()?;
-        while self.signals.try_recv().is_ok() {}
+        while self.news.try_recv().is_ok() {}
         let process = launch::start(&self.services, &names, &self.folder, &self.record, wanted, &files, &interface)?;
         self.begin_life(process, wanted.trace.clone(), false);
         Ok(())
@@ -217,7 +218,7 @@ impl Task {
             tokio::select! {
                 () = differs(&mut changed) => return Ok(()),
                 () = life.process.ended() => return self.ended(),
-                Some(signal) = self.signals.recv() => self.take_signal(signal)?,
+                Some(news) = self.news.recv() => self.take_news(news)?,
                 () = tokio::time::sleep(poll_interval(age)) => self.bound_log(),
             }
             if !running && age > FIRST_RUN_TIMEOUT {
@@ -405,12 +406,12 @@ impl Task {
         }
     }
 
-    fn take_signal(&mut self, signal: Signal) -> Result<(), Trouble> {
+    fn take_news(&mut self, news: News) -> Result<(), Trouble> {
         let start = self.record.starts;
         let Some(run) = &mut self.record.run else { return Ok(()) };
-        let (seen, part, name, at) = match signal {
-            Signal::Leased { unix_ns } => (&mut run.leased, "netd", "DHCP lease", unix_ns),
-            Signal::FetchedMetadata { unix_ns } => {
+        let (seen, part, name, at) = match news {
+            News::Leased { unix_ns } => (&mut run.leased, "netd", "DHCP lease", unix_ns),
+            News::FetchedMetadata { unix_ns } => {
                 (&mut run.fetched_metadata, "agent", "first metadata request", unix_ns)
             }
         };
@@ -438,7 +439,7 @@ impl Task {
         loop {
             tokio::select! {
                 () = differs(&mut changed) => return,
-                Some(_) = self.signals.recv() => {}
+                Some(_) = self.news.recv() => {}
             }
         }
     }

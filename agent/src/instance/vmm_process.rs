@@ -22,7 +22,7 @@ use nix::errno::Errno;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
-use super::confine::{Binding, Descriptors, Jail};
+use super::confine::{Binding, Descriptors, Jail, LOWEST_UID};
 use super::folder::Folder;
 
 /// Where the program lies in the jail.
@@ -155,7 +155,7 @@ impl VmmProcess {
 pub fn kill_all_in(folder: &Folder, uid: u32) {
     use std::os::unix::fs::MetadataExt;
     // Never the machine's own users, whatever a damaged record may say.
-    if uid < crate::cli::LOWEST_UID || uid == nix::unistd::geteuid().as_raw() {
+    if uid < LOWEST_UID || uid == nix::unistd::geteuid().as_raw() {
         return;
     }
     let (Ok(processes), Ok(ours)) = (std::fs::read_dir("/proc"), std::fs::metadata(folder.vm())) else { return };

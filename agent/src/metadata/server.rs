@@ -24,14 +24,12 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use mallee_netd::api::{METADATA_ADDRESS, bridge_name};
 use nix::sys::socket::{setsockopt, sockopt};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
-use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
 use super::answer::{Answer, answer};
 use super::{Directory, Tokens};
 use crate::clock::unix_ns;
-use crate::ids::InstanceId;
-use crate::instance::Signal;
+use crate::news::{self, News};
 
 const PORT: u16 = 80;
 const BACKLOG: u32 = 128;
@@ -49,7 +47,7 @@ const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
 pub struct Service {
     pub directory: Arc<Directory>,
     pub tokens: Tokens,
-    pub news: mpsc::Sender<(InstanceId, Signal)>,
+    pub news: news::Sender,
 }
 
 /// Serves every segment of the directory, for ever.
@@ -175,7 +173,7 @@ fn respond(service: &Service, segment: &str, caller: Ipv4Addr, request: &Request
     };
     let now = unix_ns();
     // A queue that is full holds the same news already.
-    let _ = service.news.try_send((entry.instance.clone(), Signal::FetchedMetadata { unix_ns: now }));
+    let _ = service.news.try_send((entry.instance.clone(), News::FetchedMetadata { unix_ns: now }));
     let path = request.uri().path();
     let answer = answer(&entry, &service.tokens, request.method(), path, request.headers(), now / 1_000_000_000);
     tracing::debug!(instance = %entry.instance, method = %request.method(), path, status = answer.response.status().as_u16(), "metadata");

@@ -7,7 +7,6 @@ use std::net::Ipv4Addr;
 use super::parse::is_host_of;
 use super::{ElasticIp, Interface, InvalidNetwork, Network, Segment, SegmentId, UplinkAddresses, Wire};
 use crate::api::METADATA_ADDRESS;
-use crate::dns;
 
 /// Largest and smallest segment, as prefix lengths. EC2 has /16 to /28; a lab may want more.
 const PREFIX_LENGTHS: std::ops::RangeInclusive<u8> = 8..=29;
@@ -47,7 +46,7 @@ impl Network {
                 let problem = format!("address {ip} cannot be an instance's on {id} ({network}, gateway {gateway})");
                 return Err(InvalidNetwork::new(item, problem));
             }
-            if Some(ip) == dns::resolver_address(&segment.network, segment.gateway) {
+            if Some(ip) == segment.resolver_address() {
                 let problem = format!("address {ip} is the resolver's of {} (the network's plus two)", segment.id);
                 return Err(InvalidNetwork::new(item, problem));
             }

@@ -21,10 +21,10 @@ use std::net::Ipv4Addr;
 use ipnet::Ipv4Net;
 
 use crate::api::{DNS_ADDRESS, METADATA_ADDRESS};
-use crate::dns;
 pub use elastic::{ElasticChange, parse_elastic_ips};
 pub use groups::{Direction, GroupRule, MAX_GROUPS, Peer, SecurityGroup, Traffic};
 pub use numbers::{InterfaceMark, VpcNumber};
+use parse::is_host_of;
 pub use trunk::{RemoteInterface, Surroundings, Trunk, TrunkLink, Underlay, UplinkAddresses, VlanId, Vni, Wire};
 pub use types::{
     GroupId, GroupRuleId, InterfaceId, LinkName, MAX_LINK_NAME, MacAddress, PrefixListId, SegmentId, VpcId,
@@ -119,8 +119,13 @@ pub struct ElasticIp {
 impl Segment {
     /// The addresses of the segment's gateway: its own, and those of the services that instances find there.
     pub fn gateway_addresses(&self) -> impl Iterator<Item = Ipv4Addr> + use<> {
-        let resolver = dns::resolver_address(&self.network, self.gateway);
-        [Some(self.gateway), Some(METADATA_ADDRESS), Some(DNS_ADDRESS), resolver].into_iter().flatten()
+        [Some(self.gateway), Some(METADATA_ADDRESS), Some(DNS_ADDRESS), self.resolver_address()].into_iter().flatten()
+    }
+
+    /// The resolver's address: the network's plus two, as in EC2 (VPC User Guide, "Amazon DNS server"). None where that is the gateway's, or no host's.
+    pub fn resolver_address(&self) -> Option<Ipv4Addr> {
+        let address = Ipv4Addr::from(u32::from(self.network.network()).checked_add(2)?);
+        (is_host_of(&self.network, address) && address != self.gateway).then_some(address)
     }
 }
 
@@ -167,5 +172,19 @@ impl Network {
     /// True when `address` is in one of the pools for elastic IPs.
     pub fn in_pool(&self, address: Ipv4Addr) -> bool {
         self.public_pools.iter().any(|pool| pool.contains(&address))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_resolver_is_behind_the_gateway() {
+        let network = testing::network();
+        let mut segment = network.segments.values().next().unwrap().clone();
+        assert_eq!(segment.resolver_address(), Some(Ipv4Addr::new(172, 31, 0, 2)));
+        segment.gateway = Ipv4Addr::new(172, 31, 0, 2);
+        assert_eq!(segment.resolver_address(), None);
     }
 }

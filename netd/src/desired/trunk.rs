@@ -12,7 +12,6 @@ use std::net::Ipv4Addr;
 use super::parse::{field, fields, is_host_of, link_name};
 use super::{InterfaceId, InvalidNetwork, LinkName, MacAddress, Network, Segment, SegmentId};
 use crate::api::{self, VXLAN_OVERHEAD, segment::Kind};
-use crate::dns;
 
 /// What parsing must know of the node itself.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -243,7 +242,7 @@ impl Network {
         if self.interfaces.contains_key(&remote.id) {
             return refused("is an interface of this node too".into());
         }
-        let resolver = dns::resolver_address(&segment.network, segment.gateway);
+        let resolver = segment.resolver_address();
         let services = [Some(segment.gateway), resolver];
         let is_bad = |ip: &Ipv4Addr| !is_host_of(&segment.network, *ip) || services.contains(&Some(*ip));
         if let Some(bad) = remote.addresses().find(is_bad) {

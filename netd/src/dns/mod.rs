@@ -20,25 +20,17 @@ mod view;
 use std::net::Ipv4Addr;
 use std::sync::Arc;
 
-use ipnet::Ipv4Net;
-
 use crate::desired::{LinkName, Network, Segment};
 use crate::error::Result;
 use crate::per_segment::PerSegment;
 pub use forward::Upstreams;
 use view::View;
 
-/// The resolver's address on a subnet: the network's plus two, as in EC2. None where that is the gateway's.
-pub fn resolver_address(network: &Ipv4Net, gateway: Ipv4Addr) -> Option<Ipv4Addr> {
-    let address = Ipv4Addr::from(u32::from(network.network()).checked_add(2)?);
-    (network.contains(&address) && address != network.broadcast() && address != gateway).then_some(address)
-}
-
 /// The name servers that a segment's guests are told of: those that were asked for, or else its own resolver.
 pub fn told_servers(segment: &Segment) -> Vec<Ipv4Addr> {
     match segment.dns_servers.is_empty() {
         false => segment.dns_servers.clone(),
-        true => vec![resolver_address(&segment.network, segment.gateway).unwrap_or(crate::api::DNS_ADDRESS)],
+        true => vec![segment.resolver_address().unwrap_or(crate::api::DNS_ADDRESS)],
     }
 }
 
@@ -81,18 +73,6 @@ pub fn answer_to(datagram: &[u8], network: &Network, segment: &Segment) {
 }
 
 fn open(segment: &Segment) -> Result<Vec<server::Sockets>> {
-    let addresses = [resolver_address(&segment.network, segment.gateway), Some(crate::api::DNS_ADDRESS)];
+    let addresses = [segment.resolver_address(), Some(crate::api::DNS_ADDRESS)];
     addresses.into_iter().flatten().map(|address| server::open(&segment.bridge, address)).collect()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_resolver_is_behind_the_gateway() {
-        let network: Ipv4Net = "10.0.0.0/24".parse().unwrap();
-        assert_eq!(resolver_address(&network, Ipv4Addr::new(10, 0, 0, 1)), Some(Ipv4Addr::new(10, 0, 0, 2)));
-        assert_eq!(resolver_address(&network, Ipv4Addr::new(10, 0, 0, 2)), None);
-    }
 }

@@ -15,7 +15,7 @@ use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
 use nix::sys::socket::{setsockopt, sockopt};
 
 use crate::error::{Error, Result};
-use crate::reconcile::off_thread;
+use crate::off_thread::off_thread;
 
 /// Bytes that are sent at once: some hundreds of requests, which the kernel takes a few milliseconds for.
 const FULL: usize = 64 << 10;

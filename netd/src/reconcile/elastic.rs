@@ -7,11 +7,12 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use super::{Outcome, Reconciler, State, off_thread};
+use super::{Outcome, Reconciler, State};
 use crate::api::ElasticIpChange;
 use crate::desired::{ElasticChange, Network};
 use crate::error::{Error, Result};
 use crate::links::{Links, Site, plan_elastic_ips};
+use crate::off_thread::off_thread;
 
 impl Reconciler {
     /// Makes the change, if it is for the network that is in force.

@@ -24,7 +24,8 @@ use crate::error::{Error, Result};
 use crate::limits::Limits;
 use crate::links::{Kernel, Links, NodeLinks, TapOptions, open_tap};
 use crate::nft::Nftables;
-use crate::reconcile::{Reconciler, off_thread};
+use crate::off_thread::off_thread;
+use crate::reconcile::Reconciler;
 use crate::store::Store;
 
 /// Bytes of `struct virtio_net_hdr`, which each frame on these taps begins with.
