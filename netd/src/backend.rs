@@ -13,6 +13,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::net::Ipv4Addr;
+use std::ops::RangeInclusive;
 use std::sync::Arc;
 
 use crate::bridging::Bridging;
@@ -21,6 +22,10 @@ use crate::error::{Error, Result};
 use crate::iptables::{self, Iptables};
 use crate::limits::Limits;
 use crate::nft::{self, Nftables};
+
+/// Ports that instances without an elastic IP have outside, where they appear as the node: never one of those that speak for the node itself to whoever trusts
+/// them (`ip_unprivileged_port_start`). A port of the range is kept where it is free.
+pub const PORTS_OF_INSTANCES: RangeInclusive<u16> = 1024..=65535;
 
 /// Which backend a caller asks for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]

@@ -92,13 +92,15 @@ impl Flow {
 /// What a network says of flows, in the form in which it is asked for each of them.
 struct Judge<'a> {
     network: &'a Network,
+    /// Private addresses that an instance has now, and had before.
     instances: BTreeSet<Place>,
     vpcs: BTreeSet<VpcNumber>,
 }
 
 impl<'a> Judge<'a> {
-    fn new(network: &'a Network) -> Self {
-        Self { network, instances: network.private_addresses(), vpcs: network.vpcs.values().copied().collect() }
+    fn new(network: &'a Network, new_holders: &BTreeSet<Place>) -> Self {
+        let instances = network.private_addresses().difference(new_holders).copied().collect();
+        Self { network, instances, vpcs: network.vpcs.values().copied().collect() }
     }
 
     /// True when the flow contradicts the network: it is translated otherwise than a new flow would
@@ -116,11 +118,13 @@ impl<'a> Judge<'a> {
     fn standing(&self, address: Ipv4Addr) -> Option<Standing> {
         match self.network.elastic_ips.get(&address) {
             Some(elastic) => Some(Some(self.network.place_of(elastic))),
+            // A pool may be a network that the node itself is in.
+            None if self.network.node_addresses.contains(&address) => None,
             None => self.network.in_pool(address).then_some(None),
         }
     }
 
-    /// An address of a VPC's segment that no instance has now.
+    /// An address of a VPC's segment that no instance has now, or that another has than before.
     fn is_of_nobody(&self, vpc: VpcNumber, address: Ipv4Addr) -> bool {
         !self.instances.contains(&(vpc, address))
             && self.network.segments.values().any(|segment| {
@@ -141,9 +145,10 @@ pub struct Conntrack {
 }
 
 impl Conntrack {
-    /// Ends every flow that contradicts `network`; returns how many.
-    pub fn end_stale_flows(&mut self, network: &Network) -> Result<usize> {
-        let judge = Judge::new(network);
+    /// Ends every flow that contradicts `network`, and those with one of the addresses that somebody else holds now, whose groups have not judged
+    /// them; returns how many.
+    pub fn end_stale_flows(&mut self, network: &Network, new_holders: &BTreeSet<Place>) -> Result<usize> {
+        let judge = Judge::new(network, new_holders);
         let mut socket = self.socket.take().map_or_else(open, Ok)?;
         let stale = list(&mut socket, |flow| judge.is_stale(flow))?;
         let ended = end(&mut socket, stale)?;
@@ -341,7 +346,7 @@ mod tests {
     /// 198.51.100.131, and that is all there is.
     fn stale(flow: impl Fn(&Network) -> Flow) -> bool {
         let network = network();
-        Judge::new(&network).is_stale(&flow(&network))
+        Judge::new(&network, &BTreeSet::new()).is_stale(&flow(&network))
     }
 
     fn network() -> Network {
@@ -375,6 +380,27 @@ mod tests {
         ] {
             assert!(!stale(flow(from, to, addresses)), "{addresses:?}");
         }
+    }
+
+    #[test]
+    fn a_flow_of_an_address_with_a_new_holder_goes_and_no_other() {
+        let network = network();
+        let (vpc, held) = (network.vpcs[&"vpc-1".parse().unwrap()], ip("172.31.0.5"));
+        let out = flow("vpc-1", "", ["172.31.0.5", "203.0.113.1", "203.0.113.1", "198.51.100.2"]);
+        let within = flow("vpc-1", "", ["172.31.0.4", "172.31.0.5", "172.31.0.5", "172.31.0.4"]);
+        let of_another = flow("vpc-1", "", ["172.31.0.4", "203.0.113.1", "203.0.113.1", "198.51.100.130"]);
+        let moved = BTreeSet::from([(vpc, held)]);
+        let judge = Judge::new(&network, &moved);
+        assert!(judge.is_stale(&out(&network)) && judge.is_stale(&within(&network)));
+        assert!(!judge.is_stale(&of_another(&network)));
+    }
+
+    #[test]
+    fn a_pool_that_the_node_is_in_ends_nothing_that_left_as_the_node() {
+        let mut network = network();
+        network.public_pools = vec!["198.51.100.0/24".parse().unwrap()];
+        let out = flow("vpc-1", "", ["172.31.0.5", "203.0.113.1", "203.0.113.1", "198.51.100.2"]);
+        assert!(!Judge::new(&network, &BTreeSet::new()).is_stale(&out(&network)));
     }
 
     #[test]
@@ -419,7 +445,7 @@ mod tests {
             let (a, b) = (Ipv4Addr::from(a), Ipv4Addr::from(b));
             prop_assume!(!network.in_pool(a) && !network.in_pool(b));
             let flow = Flow { source: a, destination: b, reply_source: b, reply_destination: a, zone, mark };
-            prop_assert!(!Judge::new(&network).is_stale(&flow));
+            prop_assert!(!Judge::new(&network, &BTreeSet::new()).is_stale(&flow));
         }
 
         #[test]

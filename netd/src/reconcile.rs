@@ -16,7 +16,7 @@
 
 mod elastic;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 use std::sync::{Arc, PoisonError};
 use std::time::{Duration, SystemTime};
@@ -31,7 +31,7 @@ use crate::conntrack::Conntrack;
 use crate::desired::{ElasticChange, ElasticIp, InterfaceId, LinkName, Network, VpcId, VpcNumber, parse_elastic_ips};
 use crate::dhcp::{Given, Servers};
 use crate::error::{Error, Result};
-use crate::links::{Ground, Known, Links, NodeLinks, Observed, Plan, Site, Step, Uplink, plan};
+use crate::links::{Ground, Known, Links, NodeLinks, Observed, Plan, Site, Step, Uplink, check_names, plan};
 use crate::off_thread::off_thread;
 use crate::store::Store;
 use crate::{api, dns, sysctl};
@@ -153,7 +153,9 @@ impl Reconciler {
         let changed = match state.same_but_for_elastic_ips(message, &site) {
             Ok(elastic_ips) => self.take_elastic_ips(&mut state, &site, generation, &elastic_ips).await?,
             Err(message) => {
-                self.take_whole(&mut state, *message, &site)?;
+                let observed = state.known.observe(&links).await?;
+                self.take_whole(&mut state, *message, &site, &observed)?;
+                state.known.keep(observed);
                 false
             }
         };
@@ -204,9 +206,11 @@ impl Reconciler {
         }
     }
 
-    fn take_whole(&self, state: &mut State, mut message: NodeNetwork, site: &Site) -> Result<()> {
+    /// What is refused must leave the network as it is, so that all that can be known before is asked before it is stored.
+    fn take_whole(&self, state: &mut State, mut message: NodeNetwork, site: &Site, observed: &Observed) -> Result<()> {
         let network = Network::parse(&message, &site.around)?;
         self.backend.check(&network)?;
+        check_names(&network, observed)?;
         self.store.save(&message)?;
         message.elastic_ips.clear();
         state.set(message, network, Some(site.clone()));
@@ -226,7 +230,12 @@ impl Reconciler {
             Err(Error::NoUplink(_)) => Default::default(),
             Err(error) => return Err(error),
         };
-        match Network::parse(&message, &around) {
+        let network = Network::parse(&message, &around).and_then(|network| {
+            // The backend may be another than it was stored with.
+            self.backend.check(&network)?;
+            Ok(network)
+        });
+        match network {
             Ok(network) => {
                 message.elastic_ips.clear();
                 state.set(message, network, None);
@@ -281,12 +290,12 @@ impl Reconciler {
         let rules_changed = rules_changed?;
         if rules_changed || !state.flows_checked {
             state.flows_checked = false;
-            self.end_stale_flows(network).await?;
+            let new_holders = plan.new_holders(&observed).filter_map(|(bridge, ip)| network.place_on(bridge, ip));
+            self.end_stale_flows(network, new_holders.collect()).await?;
             state.flows_checked = true;
         }
-        made?;
         let settings_changed = sysctl::apply(network, self.uplink_name(), site.ground.bridging)?;
-        links.perform(&plan.after_rules).await?;
+        let opened = links.perform(&plan.after_rules).await;
         if !state.alone {
             self.remove_other_backends().await?;
             state.alone = true;
@@ -301,6 +310,8 @@ impl Reconciler {
         if plan.is_empty() {
             state.known.keep(observed);
         }
+        // A link that could not be made keeps its own instance from the network, and no other.
+        made.and(opened)?;
         Ok(rules_changed || settings_changed || !plan.is_empty())
     }
 
@@ -309,9 +320,13 @@ impl Reconciler {
         off_thread(move || backend.apply(&network, version)).await
     }
 
-    async fn end_stale_flows(&self, network: &Arc<Network>) -> Result<()> {
+    async fn end_stale_flows(
+        &self,
+        network: &Arc<Network>,
+        new_holders: BTreeSet<(VpcNumber, Ipv4Addr)>,
+    ) -> Result<()> {
         let network = network.clone();
-        let ended = self.with_conntrack(move |conntrack| conntrack.end_stale_flows(&network)).await?;
+        let ended = self.with_conntrack(move |conntrack| conntrack.end_stale_flows(&network, &new_holders)).await?;
         if ended > 0 {
             tracing::info!(ended, "ended flows that the network no longer allows as they were");
         }
@@ -323,7 +338,7 @@ impl Reconciler {
         let kept = self.backend.clone();
         if off_thread(move || backend::remove_all_but(Some(kept.as_ref()))).await? {
             tracing::info!("removed the rules of another backend");
-            self.end_stale_flows(&Arc::default()).await?;
+            self.end_stale_flows(&Arc::default(), BTreeSet::new()).await?;
         }
         Ok(())
     }

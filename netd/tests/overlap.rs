@@ -55,8 +55,14 @@ fn overlapping(generation: u64) -> api::NodeNetwork {
     desired
 }
 
+/// The second VPC comes to a node that has the first.
 fn start() -> (Lab, [Guest; 5]) {
     let lab = Lab::new();
+    let mut first = overlapping(0);
+    first.segments.truncate(1);
+    first.interfaces.retain(|interface| interface.segment == "subnet-1");
+    first.elastic_ips.truncate(1);
+    lab.netd.apply(&first);
     lab.netd.apply(&overlapping(1));
     (lab, guests())
 }
@@ -122,6 +128,13 @@ fn each_goes_out_to_the_same_place_from_the_same_port_at_once() {
         assert_eq!((datagram.from, datagram.to_port), (OUTSIDE, PORT));
         assert_eq!(datagram.payload, name.as_bytes());
     }
+    // A port that speaks for whoever has it outside speaks for an elastic IP, and not for the node.
+    for (n, guest) in [(1, &one), (3, &three)] {
+        guest.send(&udp(mac(n), GATEWAY_MAC, address(n), OUTSIDE, (123, port), b"?"));
+    }
+    let from = [(); 2].map(|()| server.recv_from(&mut buffer).unwrap().1);
+    assert!(from.contains(&SocketAddr::from((public(1), 123))), "{from:?}");
+    assert!(from.iter().any(|from| from.ip() == NODE && from.port() >= 1024), "{from:?}");
     // Echo requests too, with one number and one sequence.
     for (_, guest) in guests {
         guest.send_ping(OUTSIDE, GATEWAY_MAC, 1);
@@ -261,6 +274,24 @@ fn callers_of_the_metadata_service_are_told_apart() {
         connection.read_exact(&mut said).unwrap();
         assert_eq!((caller, &said[..]), (SocketAddr::from((address(n), PORT)), format!("i-{n}").as_bytes()));
     }
+}
+
+/// A group that lets in the VPC's own network lets in nobody from outside who has such an address.
+fn an_address_of_the_vpcs_is_nobodys_outside() {
+    let lab = Lab::new();
+    let mut desired = overlapping(1);
+    let own = Peer::Cidr("172.31.0.0/16".into());
+    desired.security_groups.push(group("sg-own", &[(INGRESS, ALL_TRAFFIC, own), (EGRESS, ALL_TRAFFIC, everywhere())]));
+    desired.interfaces[0].security_groups = vec!["sg-own".into()];
+    lab.netd.apply(&desired);
+    let [one, _, three, ..] = guests();
+    lab.outside.run("ip addr add 172.31.0.77/32 dev lo");
+    let stranger = lab.outside.within(|| UdpSocket::bind("172.31.0.77:0").unwrap());
+    stranger.send_to(b"closed", (public(1), 9)).unwrap();
+    three.send_udp(address(1), 9, b"open");
+    assert_eq!(one.receive_udp().payload, b"open");
+    assert!(!has(&one.frames(), b"closed"));
+    assert_eq!(lab.netd.show().interfaces[0].denied_in_packets, 1);
 }
 
 fn a_group_is_of_its_own_vpc() {
@@ -468,6 +499,7 @@ on_each_backend! {
     an_error_goes_back_to_the_vpc_that_it_is_about,
     each_has_its_gateway_with_its_services,
     callers_of_the_metadata_service_are_told_apart,
+    an_address_of_the_vpcs_is_nobodys_outside,
     a_group_is_of_its_own_vpc,
     nobody_answers_for_who_was_asked_by_the_node,
     an_elastic_ip_moves_from_one_vpc_to_the_other,

@@ -260,6 +260,20 @@ fn a_link_of_somebody_elses_is_not_taken() {
     assert!(!run("ip link show tpeni1").contains("brsubnet1"));
 }
 
+fn a_network_that_is_refused_for_its_links_is_not_kept() {
+    let mut lab = Lab::new();
+    lab.netd.apply(&network(1, 1, &[(1, 1)]));
+    let whole = world();
+    run("ip tuntap add dev tpeni2 mode tap");
+    lab.netd.try_apply(&network(2, 2, &[(1, 1)])).unwrap_err();
+    run("ip link del tpeni2");
+    assert_eq!(lab.netd.show().applied.unwrap().generation, 1);
+    lab.netd.kill();
+    run(concat!(env!("CARGO_BIN_EXE_mallee-netd"), " clean"));
+    lab.netd.start();
+    common::eventually("the network as it was", || (world() == whole).then_some(()));
+}
+
 fn a_running_instance_keeps_its_tap_when_others_come_and_go() {
     let lab = Lab::new();
     lab.netd.apply(&network(1, 1, &[(1, 1)]));
@@ -407,6 +421,7 @@ on_each_backend! {
     a_kill_at_any_moment_leads_to_the_same_place,
     a_refused_network_leaves_the_running_one,
     a_link_of_somebody_elses_is_not_taken,
+    a_network_that_is_refused_for_its_links_is_not_kept,
     a_running_instance_keeps_its_tap_when_others_come_and_go,
     segments_of_a_vpc_are_routed_and_those_of_others_are_not,
     capabilities_name_what_is_missing,

@@ -106,6 +106,28 @@ fn a_public_address_stands_for_a_secondary_one_and_moves_with_it() {
     assert!(!flows.contains(&public(1).to_string()), "{flows}");
 }
 
+/// What the one that had the address let in goes no further than to the one that has it now.
+fn an_address_with_a_new_holder_is_guarded_by_its_groups() {
+    let lab = Lab::new();
+    let mut desired = network(1, 3, &[]);
+    desired.security_groups.push(group("sg-closed", &[(EGRESS, (-1, 0, 0), everywhere())]));
+    desired.interfaces[0].secondary_ipv4 = vec![SECOND.to_string()];
+    desired.interfaces[1].security_groups = vec!["sg-closed".into()];
+    lab.netd.apply(&desired);
+    let (one, two, three) = (guest_with_secondaries(1), guest(2), guest(3));
+    three.send_udp(SECOND, 7, b"?");
+    assert!(three.receive_udp().payload.starts_with(b"i-1 "));
+    desired.generation = 2;
+    desired.interfaces[0].secondary_ipv4.clear();
+    desired.interfaces[1].secondary_ipv4 = vec![SECOND.to_string()];
+    lab.netd.apply(&desired);
+    three.send_udp(SECOND, 7, b"into an old flow");
+    three.send_udp(private(1), 9, b"after it");
+    assert_eq!(one.receive_udp().payload, b"after it");
+    assert!(two.frames().iter().all(|frame| !frame.windows(8).any(|words| words == b"old flow")));
+    assert_eq!(lab.netd.state_of("eni-2").denied_in_packets, 1);
+}
+
 fn groups_judge_each_address_and_know_a_member_by_each() {
     let lab = Lab::new();
     let mut desired = desired(1, 1);
@@ -143,5 +165,6 @@ fn groups_judge_each_address_and_know_a_member_by_each() {
 on_each_backend! {
     an_instance_speaks_and_is_reached_by_each_of_its_addresses,
     a_public_address_stands_for_a_secondary_one_and_moves_with_it,
+    an_address_with_a_new_holder_is_guarded_by_its_groups,
     groups_judge_each_address_and_know_a_member_by_each,
 }

@@ -7,7 +7,8 @@ use std::net::Ipv4Addr;
 use common::backend::run_on;
 use common::guest::{BROADCAST_MAC, arp, fragments, frame, tagged, udp};
 use common::{
-    Backend, GATEWAY, GATEWAY_MAC, Guest, Lab, backend, guest, is_same_packet, neighbour_mac, network, private,
+    Backend, GATEWAY, GATEWAY_MAC, Guest, Lab, NODE, OUTSIDE, backend, guest, is_same_packet, neighbour_mac, network,
+    private,
 };
 use dhcproto::v4::MessageType;
 
@@ -118,6 +119,29 @@ fn an_instance_without_source_check_may_send_for_others() {
     let datagram = two.receive_udp();
     assert_eq!((datagram.from, &datagram.payload[..]), (far, &b"routed"[..]));
     assert_eq!(lab.netd.spoofed("eni-1"), 1);
+}
+
+#[test]
+fn an_instance_without_source_check_may_not_send_as_another_instance() {
+    let lab = Lab::new();
+    let mut desired = network(1, 3, &[(1, 3)]);
+    desired.interfaces[0].source_dest_check_off = true;
+    desired.interfaces[1].secondary_ipv4 = vec![private(20).to_string()];
+    lab.netd.apply(&desired);
+    let (one, two) = (guest(1), guest(2));
+    let outside = lab.outside_socket();
+    let port = outside.local_addr().unwrap().port();
+    // To a neighbour, whose group may know the other; outside, as the other's elastic IP; by a secondary address.
+    one.send(&udp(OWN, OTHER, private(3), private(2), (5000, 5000), b"as another"));
+    one.send(&udp(OWN, GATEWAY_MAC, private(3), OUTSIDE, (5000, port), b"as another"));
+    one.send(&udp(OWN, GATEWAY_MAC, private(20), OUTSIDE, (5000, port), b"as another"));
+    one.send_udp(private(2), 5000, b"as itself");
+    assert_eq!(two.receive_udp().payload, b"as itself");
+    one.send_udp(OUTSIDE, port, b"as itself");
+    let mut buffer = [0; 64];
+    let (length, from) = outside.recv_from(&mut buffer).unwrap();
+    assert_eq!((&buffer[..length], from.ip()), (&b"as itself"[..], NODE.into()));
+    assert_eq!(lab.netd.spoofed("eni-1"), 3);
 }
 
 #[test]

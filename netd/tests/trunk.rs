@@ -133,6 +133,11 @@ fn at(n: u8, segment: &str, address: Ipv4Addr) -> api::Interface {
     api::Interface { segment: segment.into(), ipv4: address.to_string(), ..interface(n) }
 }
 
+/// The first elastic IP, with instance `n` of the first subnet.
+fn elastic(n: u8) -> api::ElasticIp {
+    api::ElasticIp { public_ip: public(1).to_string(), private_ip: private(n).to_string(), segment: "subnet-1".into() }
+}
+
 fn mac(n: u8) -> [u8; 6] {
     [2, 0, 0, 0, 1, n]
 }
@@ -332,11 +337,6 @@ fn strangers_on_the_wire_are_not_believed() {
 #[test]
 fn an_elastic_ip_moves_between_nodes() {
     let cluster = Cluster::new();
-    let elastic = |n: u8| api::ElasticIp {
-        public_ip: public(1).to_string(),
-        private_ip: private(n).to_string(),
-        segment: "subnet-1".into(),
-    };
     let _guests = {
         cluster.apply(networks(1, &[interface(1)], &[interface(2)]));
         [cluster.guest(0, 1, private(1)), cluster.guest(1, 2, private(2))]
@@ -393,6 +393,18 @@ impl Asking {
         let longest = answers.windows(2).map(|pair| pair[1] - pair[0]).max();
         (answers.len(), longest.unwrap_or_default())
     }
+}
+
+#[test]
+fn a_tunnel_that_somebody_else_has_keeps_no_other_segment_from_its_network() {
+    let cluster = Cluster::new();
+    let [mut desired, _] = networks(1, &[interface(1)], &[]);
+    desired.elastic_ips = vec![elastic(1)];
+    cluster.nodes[0].host.run("ip link add theirs type vxlan id 5002 dev pub0 dstport 4789");
+    let status = cluster.nodes[0].netd.try_apply(&desired).unwrap_err();
+    assert!(status.message().contains("VXLAN 5002"), "{status}");
+    let _guest = cluster.guest(0, 1, private(1));
+    assert_eq!(ask(&cluster.socket_at(None), public(1), "?"), format!("i-1 asked by {OUTSIDE}"));
 }
 
 #[test]

@@ -157,6 +157,12 @@ impl Network {
         (self.vpc_number(&elastic.segment), elastic.private)
     }
 
+    /// An address on a segment's bridge, with its VPC.
+    pub fn place_on(&self, bridge: &LinkName, address: Ipv4Addr) -> Option<(VpcNumber, Ipv4Addr)> {
+        let segment = self.segments.values().find(|segment| segment.bridge == *bridge)?;
+        Some((self.vpc_number(&segment.id), address))
+    }
+
     /// The private addresses that instances hold, here and on other nodes, each with its VPC.
     pub fn private_addresses(&self) -> BTreeSet<(VpcNumber, Ipv4Addr)> {
         self.holders().map(|(segment, ipv4, _)| (self.vpc_number(segment), ipv4)).collect()

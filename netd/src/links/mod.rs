@@ -39,7 +39,7 @@ pub use known::Known;
 #[cfg(test)]
 pub use observed::Traffic;
 pub use observed::{Link, LinkKind, Observed, PortOf};
-pub use plan::{Ground, Plan, Step, plan, plan_elastic_ips};
+pub use plan::{Ground, Plan, Step, check_names, plan, plan_elastic_ips};
 pub use tap::{TapOptions, create as create_tap, open as open_tap};
 
 /// The link group of netd's bridges and taps: "mall" in ASCII.

@@ -30,31 +30,36 @@ use crate::sysctl;
 const SET: u16 = NLM_F_CREATE | NLM_F_REPLACE;
 
 impl Links {
-    /// Does the steps, in order. A thing to be removed that is gone already is removed.
+    /// Does the steps, in order. A thing to be removed that is gone already is removed. A step that fails keeps no other from being done, but for those that
+    /// name a link which it did not make: one that somebody else has taken must not keep all of a node's instances from their network. The first error
+    /// is returned when all is done.
     pub async fn perform(&self, steps: &[Step]) -> Result<()> {
         if steps.is_empty() {
             return Ok(());
         }
         let mut requests = Requests::open()?;
+        let mut failed = None;
         let mut removing = false;
         for (number, step) in steps.iter().enumerate() {
             tracing::debug!(?step, "changing the network");
             let makes =
                 matches!(step, Step::CreateBridge { .. } | Step::CreateTap { .. } | Step::CreateTrunkPort { .. });
             if requests.is_full() || (makes && removing) {
-                requests = send(requests, steps).await?;
+                requests = send(requests, steps, &mut failed).await?;
                 removing = false;
             }
-            if makes {
-                self.make(step, &requests).await.map_err(|error| named(error, step))?;
-            } else {
-                removing |= matches!(step, Step::DeleteLink { .. });
-                for request in self.requests_of(step)? {
-                    requests.put(number, request);
-                }
+            removing |= matches!(step, Step::DeleteLink { .. });
+            let prepared = match makes {
+                true => self.make(step, &requests).await.map(|()| Vec::new()),
+                false => self.requests_of(step),
+            };
+            match prepared {
+                Ok(more) => more.into_iter().for_each(|request| requests.put(number, request)),
+                Err(error) => note(&mut failed, named(error, step)),
             }
         }
-        send(requests, steps).await.map(drop)
+        send(requests, steps, &mut failed).await?;
+        failed.map_or(Ok(()), Err)
     }
 
     async fn make(&self, step: &Step, requests: &Requests) -> Result<()> {
@@ -177,13 +182,18 @@ impl Links {
     }
 }
 
-/// Sends what waits; a refusal is told with its step.
-async fn send(requests: Requests, steps: &[Step]) -> Result<Requests> {
+/// Sends what waits; a refusal is noted with its step.
+async fn send(requests: Requests, steps: &[Step], failed: &mut Option<Error>) -> Result<Requests> {
     let (requests, refusal) = requests.send().await?;
-    match refusal {
-        Some((number, error)) => Err(named(Error::link("")(error), &steps[number])),
-        None => Ok(requests),
+    if let Some((number, error)) = refusal {
+        note(failed, named(Error::link("")(error), &steps[number]));
     }
+    Ok(requests)
+}
+
+fn note(failed: &mut Option<Error>, error: Error) {
+    tracing::warn!(%error, "a step of many failed");
+    failed.get_or_insert(error);
 }
 
 fn named(error: Error, step: &Step) -> Error {

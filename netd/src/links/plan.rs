@@ -184,6 +184,16 @@ impl Plan {
         self.steps().next().is_none()
     }
 
+    /// Addresses that had another MAC in `observed`: somebody else holds them now.
+    pub fn new_holders<'a>(&'a self, observed: &'a Observed) -> impl Iterator<Item = (&'a LinkName, Ipv4Addr)> {
+        self.steps().filter_map(|step| match step {
+            Step::SetNeighbour { bridge, ip, .. } => {
+                observed.neighbours.contains_key(&(bridge.clone(), *ip)).then_some((bridge, *ip))
+            }
+            _ => None,
+        })
+    }
+
     /// All steps, in an order that they may be done in.
     pub fn steps(&self) -> impl Iterator<Item = &Step> {
         self.before_rules.iter().chain(&self.beside_rules).chain(&self.after_rules)
@@ -236,7 +246,8 @@ pub fn plan(desired: &Network, observed: &Observed, ground: Ground) -> Result<Pl
 
 pub(super) type Steps = Vec<Step>;
 
-fn check_names(desired: &Network, observed: &Observed) -> Result<()> {
+/// Refuses a network that needs the name of a link which is not netd's.
+pub fn check_names(desired: &Network, observed: &Observed) -> Result<()> {
     let bridges = desired.segments.values().map(|segment| &segment.bridge);
     let taps = desired.interfaces.values().map(|interface| &interface.tap);
     let ports = desired.trunks().map(|(_, trunk)| &trunk.port);

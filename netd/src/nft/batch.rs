@@ -12,7 +12,7 @@ use nftnl::{Batch, MsgType, NlMsg, Policy};
 
 use super::expr::{c_string, counter, limit, out_of_memory};
 use super::kernel::{Found, FoundRule};
-use super::layout::{Chain, Elements, NO_ELEMENTS, Set, Table, Type, is_grown};
+use super::layout::{Chain, Elements, NO_ELEMENTS, Set, Table, Type, is_grown, is_ordered};
 use super::rule::Rule;
 use crate::error::{Error, Result};
 use crate::netfilter::{NetfilterSocket, Refusal};
@@ -103,22 +103,32 @@ impl Transaction {
         }
     }
 
-    /// Deletes the rules that are not wanted and adds those that are missing. Their order means nothing in a chain that grows.
+    /// Deletes the rules that are not wanted and adds those that are missing. Where the order means something, a chain that is not as wanted is made anew.
     fn change_rules(&mut self, table: &Table, chain: &Chain, found: &[FoundRule]) {
-        let mut wanted: BTreeMap<String, &Rule> =
-            chain.rules.iter().map(|rule| (table.comment(chain, rule), rule)).collect();
-        for rule in found {
-            if wanted.remove(&rule.comment).is_none() {
-                let nft_table = nftnl::Table::new(c_string(table.name), table.family);
-                let nft_chain = nftnl::Chain::new(c_string(&chain.name), &nft_table);
-                let mut nft_rule = nftnl::Rule::new(&nft_chain);
-                nft_rule.set_handle(rule.handle);
-                self.add(format!("deleting rule `{}` of {}", rule.comment, chain.name), &nft_rule, MsgType::Del);
+        let wanted: Vec<(String, &Rule)> = chain.rules.iter().map(|rule| (table.comment(chain, rule), rule)).collect();
+        let differs = || !wanted.iter().map(|(comment, _)| comment).eq(found.iter().map(|rule| &rule.comment));
+        if is_ordered(&chain.name) {
+            if differs() {
+                found.iter().for_each(|rule| self.delete_rule(table, chain, rule));
+                wanted.iter().for_each(|(comment, rule)| self.add_rule(table, chain, rule, comment));
             }
+            return;
+        }
+        let mut wanted: BTreeMap<String, &Rule> = wanted.into_iter().collect();
+        for rule in found.iter().filter(|rule| wanted.remove(&rule.comment).is_none()) {
+            self.delete_rule(table, chain, rule);
         }
         for (comment, rule) in wanted {
             self.add_rule(table, chain, rule, &comment);
         }
+    }
+
+    fn delete_rule(&mut self, table: &Table, chain: &Chain, rule: &FoundRule) {
+        let nft_table = nftnl::Table::new(c_string(table.name), table.family);
+        let nft_chain = nftnl::Chain::new(c_string(&chain.name), &nft_table);
+        let mut nft_rule = nftnl::Rule::new(&nft_chain);
+        nft_rule.set_handle(rule.handle);
+        self.add(format!("deleting rule `{}` of {}", rule.comment, chain.name), &nft_rule, MsgType::Del);
     }
 
     fn add_set(&mut self, table: &Table, set: &Set) {

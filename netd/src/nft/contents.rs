@@ -21,6 +21,9 @@ impl Contents {
     pub fn of(network: &Network) -> Self {
         let mut contents = Self::of_elastic_ips(network, network.elastic_ips.values());
         contents.add_segments(network);
+        for (vpc, held) in network.private_addresses() {
+            contents.put_bridge(&rules::HELD, place(vpc, held));
+        }
         for interface in network.interfaces.values() {
             contents.add_interface(network, interface);
             contents.add_groups_of(interface);

@@ -18,6 +18,9 @@ use super::layout::{Limit, Name};
 const CONNLIMIT_INVERTED: u32 = 1;
 const HASH_JENKINS: u32 = 0;
 
+/// `NF_NAT_RANGE_PROTO_SPECIFIED` (`include/uapi/linux/netfilter/nf_nat.h`).
+const NAT_PORTS_GIVEN: u32 = 1 << 1;
+
 /// One of the sixteen 4-byte registers. A value longer than 4 bytes lies in several, one after the
 /// other, each part padded to 4 bytes: that is how a concatenated key is put together.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -226,7 +229,11 @@ pub enum Expr {
         kind: Nat,
         address: Register,
     },
-    Masquerade,
+    /// As the address of the link that it leaves by, from a port of a range: two registers, each with one in the network's byte order.
+    Masquerade {
+        from: Register,
+        to: Register,
+    },
     Verdict(Verdict),
 }
 
@@ -366,7 +373,13 @@ impl Expression for Expr {
                 expr.done()
             }
             Self::Counter => counter(),
-            Self::Masquerade => Raw::new("masq").done(),
+            Self::Masquerade { from, to } => {
+                let mut expr = Raw::new("masq");
+                expr.u32(sys::NFTNL_EXPR_MASQ_FLAGS, NAT_PORTS_GIVEN);
+                expr.u32(sys::NFTNL_EXPR_MASQ_REG_PROTO_MIN, from.raw());
+                expr.u32(sys::NFTNL_EXPR_MASQ_REG_PROTO_MAX, to.raw());
+                expr.done()
+            }
             Self::Verdict(verdict) => {
                 let mut expr = Raw::new("immediate");
                 let code = match verdict {

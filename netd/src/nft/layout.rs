@@ -16,11 +16,16 @@ use crate::digest::{self, Fnv1a};
 pub type Name = Cow<'static, str>;
 
 /// What the names of chains and sets that grow with the network begin with.
-const GROWN: [&str; 5] = ["inbound_", "outbound_", "members_", "within_", "trunk_"];
+const GROWN: [&str; 6] = ["inbound_", "outbound_", "members_", "within_", "inside_", "trunk_"];
 
 /// Whether a chain or set of this name grows with the network.
 pub fn is_grown(name: &str) -> bool {
     GROWN.iter().any(|prefix| name.starts_with(prefix))
+}
+
+/// Whether the order of the rules in a chain that grows means something. In a group's it does not: each of its rules allows something, and none forbids.
+pub fn is_ordered(name: &str) -> bool {
+    !["inbound_", "outbound_"].iter().any(|prefix| name.starts_with(prefix))
 }
 
 /// The elements of a set or map: key to value (empty in a set), as they lie in registers. The value in a verdict map is the name of the

@@ -69,6 +69,12 @@ impl Nftables {
         })
     }
 
+    /// What the kernel lacks for limits, if anything.
+    fn without_limits(&self) -> Option<String> {
+        let options = self.missing.join(" nor ");
+        (!options.is_empty()).then(|| format!("its kernel has no {options}, and every network is refused for it"))
+    }
+
     fn ruleset(&self) -> MutexGuard<'_, Ruleset> {
         // What is known is taken out before anything is done that could fail.
         self.ruleset.lock().unwrap_or_else(PoisonError::into_inner)
@@ -85,7 +91,10 @@ impl Backend for Nftables {
     }
 
     fn check(&self, _network: &Network) -> Result<(), InvalidNetwork> {
-        Ok(())
+        match self.without_limits() {
+            Some(problem) => Err(InvalidNetwork::new("this node", problem)),
+            None => Ok(()),
+        }
     }
 
     fn apply(&self, network: &Network, version: u64) -> Result<bool> {
@@ -105,10 +114,7 @@ impl Backend for Nftables {
     }
 
     fn missing(&self) -> Vec<(&'static str, String)> {
-        let limits = match self.missing.as_slice() {
-            [] => String::new(),
-            options => format!("this kernel has no {}, and every network is refused for it", options.join(" nor ")),
-        };
+        let limits = self.without_limits().unwrap_or_default();
         let missing = [("security-groups", self.bridging.problem().to_owned()), ("limits", limits)];
         missing.into_iter().filter(|(_, problem)| !problem.is_empty()).collect()
     }
@@ -209,4 +215,19 @@ pub fn rule_names() -> Result<BTreeMap<(u32, u64), String>> {
 
 fn open() -> Result<NetfilterSocket> {
     NetfilterSocket::open().map_err(Error::netfilter("opening a netfilter socket"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::desired::testing;
+
+    #[test]
+    fn a_kernel_without_limits_is_refused_by_its_option() {
+        let (uplink, limits): (LinkName, _) = ("pub0".parse().unwrap(), Limits::default());
+        let ruleset = Mutex::new(Ruleset::new(uplink, Bridging::Apart, limits));
+        let nftables = Nftables { bridging: Bridging::Apart, ruleset, missing: vec!["CONFIG_NFT_LIMIT"] };
+        let refused = nftables.check(&testing::network()).unwrap_err();
+        assert!(refused.problem.contains("CONFIG_NFT_LIMIT"), "{refused}");
+    }
 }

@@ -4,6 +4,7 @@
 //! up there; conditions do not share registers, so they can be put one after the other freely.
 
 use std::net::Ipv4Addr;
+use std::ops::RangeInclusive;
 
 use ipnet::Ipv4Net;
 
@@ -404,7 +405,10 @@ impl Rule {
         self.lookup(&[field], map, Found::In(FIRST), false).with([set])
     }
 
-    pub fn masquerade(self) -> Self {
-        self.with([Expr::Masquerade])
+    /// Translates the source to the address of the link that the packet leaves by, and its port to one of these.
+    pub fn masquerade(self, ports: RangeInclusive<u16>) -> Self {
+        let last = Register(FIRST.0 + 1);
+        let port = |port: u16, to| Expr::Immediate { value: port.to_be_bytes().to_vec(), to };
+        self.with([port(*ports.start(), FIRST), port(*ports.end(), last), Expr::Masquerade { from: FIRST, to: last }])
     }
 }

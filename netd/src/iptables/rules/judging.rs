@@ -7,9 +7,9 @@ use std::net::Ipv4Addr;
 use ipnet::Ipv4Net;
 
 use super::{
-    ANSWERS, BY_SENDER, FIRST_PACKET, FIRST_WAY, FROM_VPC, HAIRPIN, INVALID, KNOWN, PUBLIC, Rule, TO_VPC, TRANSLATED,
-    Table, beyond, elastic_ips_of, for_pools, from_bridge, gateways_of, groups, mark, networks_of, of_segment, of_vpc,
-    opened_from, opened_to, to_bridge, vpc_of,
+    ANSWERS, BY_SENDER, FIRST_PACKET, FIRST_WAY, FROM_NO_VPC, FROM_VPC, HAIRPIN, INVALID, KNOWN, PUBLIC, Rule, TO_VPC,
+    TRANSLATED, Table, beyond, elastic_ips_of, for_pools, from_bridge, gateways_of, groups, mark, networks_of,
+    of_segment, of_vpc, opened_from, opened_to, to_bridge, vpc_of,
 };
 use crate::api::METADATA_ADDRESS;
 use crate::desired::{LinkName, Network, Segment, VpcNumber};
@@ -173,7 +173,7 @@ fn put_to_node(table: &mut Table, limits: &Limits, network: &Network, segment: &
             Rule::new("more than it may ask").on("! -s 0.0.0.0").on(too_fast).call(&flood),
             Rule::new("answers").on(KNOWN).leave(),
             Rule::new("metadata service").on(metadata).leave(),
-            Rule::new("DHCP").on("-p udp -m udp --dport 67").leave(),
+            Rule::new("DHCP").on(format!("-d {} -p udp -m udp --dport 67", Ipv4Addr::BROADCAST)).leave(),
         ],
     );
     for gateway in gateways_of(network, &segment.vpc) {
@@ -181,6 +181,7 @@ fn put_to_node(table: &mut Table, limits: &Limits, network: &Network, segment: &
         table.put(
             &chain,
             [
+                to("DHCP of a lease that is held", "-p udp -m udp --dport 67"),
                 to("DNS", "-p udp -m udp --dport 53"),
                 to("DNS over TCP", "-p tcp -m tcp --dport 53"),
                 to("ping the gateway", "-p icmp -m icmp --icmp-type 8"),
@@ -231,9 +232,19 @@ fn put_received(table: &mut Table, network: &Network, segment: &Segment) {
         let own = format!("{DENIED_IN}{:08x}", interface.mark.get());
         let to = |held| Rule::new(interface.id.to_string()).on(format!("-d {held}")).go(&own);
         table.put(&chain, interface.addresses().map(to));
+        table.put(&own, networks_of(network, &segment.vpc).into_iter().map(|inside| nobody_outside(network, inside)));
         groups::put_inbound(table, interface, &own);
     }
     table.put(&chain, [Rule::new("it is for nobody").drop()]);
+}
+
+/// A group's rule for a network of the VPC would take who comes from outside with such an address for a neighbour. The node itself calls by elastic IP too.
+fn nobody_outside(network: &Network, inside: Ipv4Net) -> Rule {
+    let from = Rule::new("an address of the VPC's is nobody's outside").on(TRANSLATED).on(FROM_NO_VPC);
+    let nodes = network.node_addresses.iter().filter(|node| inside.contains(*node));
+    nodes
+        .fold(from.on(format!("-s {inside}")), |rule, node| rule.on(format!("-m conntrack ! --ctorigsrc {node}")))
+        .drop()
 }
 
 fn put_post(table: &mut Table, uplink: &LinkName, network: &Network) {

@@ -47,6 +47,7 @@ const PUBLIC: u32 = 0x5fff;
 /// A connection that was opened to an elastic IP of a VPC, and one that was opened from a VPC: of the range of their numbers.
 const TO_VPC: &str = "-m connmark --mark 0x6000/0xf000";
 const FROM_VPC: &str = "-m connmark --mark 0x60000000/0xf0000000";
+const FROM_NO_VPC: &str = "-m connmark ! --mark 0x60000000/0xf0000000";
 const HAIRPIN: &str = "-m connmark --mark 0x60006000/0xf000f000";
 const FIRST_WAY: &str = "-m conntrack --ctdir ORIGINAL";
 const ANSWERS: &str = "-m conntrack --ctdir REPLY";

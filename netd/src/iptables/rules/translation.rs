@@ -1,6 +1,7 @@
 //! The table `nat`: elastic IPs, and the node's address for those that have none. Only first packets of connections pass it.
 
 use super::{Rule, TRANSLATED, Table, elastic_ips_of, for_pools, mark, of_vpc, opened_from};
+use crate::backend::PORTS_OF_INSTANCES;
 use crate::desired::{ElasticIp, LinkName, Network, VpcNumber};
 
 /// So that a program on the node itself reaches an elastic IP too, its packets are translated as those from outside are.
@@ -39,10 +40,15 @@ fn put_elastic(table: &mut Table, elastic: &ElasticIp, vpc: VpcNumber) {
 fn put_vpc(table: &mut Table, uplink: &LinkName, network: &Network, vpc: VpcNumber) {
     let (chain, elastic) = (of_vpc("snat", vpc), of_vpc("own", vpc));
     let out = format!("-o {uplink}");
+    let ports = format!("MASQUERADE --to-ports {}-{}", PORTS_OF_INSTANCES.start(), PORTS_OF_INSTANCES.end());
+    let as_node = |protocol: &str| Rule::new("out as the node").on(&out).on(protocol).then(&*ports);
     table.put(
         &chain,
         [
             Rule::new("out as its elastic IP").on(&out).call(&elastic),
+            as_node("-p tcp"),
+            as_node("-p udp"),
+            // What has no ports.
             Rule::new("out as the node").on(&out).then("MASQUERADE"),
             Rule::new("hairpin as its elastic IP").on(TRANSLATED).call(&elastic),
         ],

@@ -3,8 +3,8 @@
 use nftnl::{ChainType, Hook, ProtoFamily};
 
 use super::{
-    BINDINGS, DHCP_SERVER, ETHER_IPV4, FOREIGN, FROM_INSTANCE, GATEWAYS_OF, MACS, MARK_OF, ROUTERS, SELVES, SENDERS,
-    SPOOFED, TAPS, base, chain, groups, limits, trunk, vpcs,
+    BINDINGS, DHCP_SERVER, ETHER_IPV4, FOREIGN, FROM_INSTANCE, GATEWAYS_OF, HELD, MACS, MARK_OF, ROUTERS, SELVES,
+    SENDERS, SPOOFED, TAPS, base, chain, groups, limits, trunk, vpcs,
 };
 use crate::bridging::Bridging;
 use crate::limits::Limits;
@@ -12,7 +12,7 @@ use crate::nft::TABLE;
 use crate::nft::expr::Header;
 use crate::nft::layout::{Chain, Table};
 use crate::nft::rule::Field::{
-    self, ArpSenderIp, ArpSenderMac, DhcpClientMac, EtherSource, InputName, Ipv4Source, OutputName,
+    self, ArpSenderIp, ArpSenderMac, DhcpClientMac, EtherSource, InputName, Ipv4Source, Mark, OutputName,
 };
 use crate::nft::rule::{Rule, State};
 
@@ -40,6 +40,7 @@ pub fn table(bridging: Bridging, limits: &Limits) -> Table {
             MARK_OF,
             GATEWAYS_OF,
             SELVES,
+            HELD,
             vpcs::VPC_OF,
         ],
         chains: limits::frames().into(),
@@ -194,6 +195,12 @@ fn from_instance() -> [Chain; 4] {
                     .mark_by(&[InputName, EtherSource, Ipv4Source], &BINDINGS)
                     .goto(limits::LIMIT_IPV4),
                 spoofed(Rule::new("nobody speaks as the gateway").found(&[InputName, Ipv4Source], &GATEWAYS_OF)),
+                // Who may send for others may do so for those outside of the VPC. Another instance's name leads to its groups' peers, and out as its elastic IP.
+                spoofed(
+                    Rule::new("nobody speaks as another instance of its VPC")
+                        .mark_by(&[InputName], &vpcs::VPC_OF)
+                        .found(&[Mark, Ipv4Source], &HELD),
+                ),
                 Rule::new("IPv4 from an instance without source check")
                     .mark_by(&[InputName, EtherSource], &ROUTERS)
                     .goto(limits::LIMIT_IPV4),

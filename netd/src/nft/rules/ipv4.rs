@@ -1,5 +1,7 @@
 //! The table for IPv4: what is routed, what is for the node, and what is translated on the way.
 
+use std::net::Ipv4Addr;
+
 use nftnl::{ChainType, Hook, ProtoFamily};
 
 use super::groups::{ALLOWED_IN, ALLOWED_OUT};
@@ -9,6 +11,7 @@ use super::{
     trunk, vpcs,
 };
 use crate::api::METADATA_ADDRESS;
+use crate::backend::PORTS_OF_INSTANCES;
 use crate::desired::InterfaceMark;
 use crate::limits::Limits;
 use crate::nft::TABLE;
@@ -95,7 +98,11 @@ fn node_from_instance() -> Chain {
         vec![
             Rule::new("answers").state(State::EstablishedOrRelated).accept(),
             Rule::new("metadata service").destination_is(METADATA_ADDRESS).tcp_to(HTTP).accept(),
-            Rule::new("DHCP").udp_to(DHCP_SERVER).accept(),
+            Rule::new("DHCP").destination_is(Ipv4Addr::BROADCAST).udp_to(DHCP_SERVER).accept(),
+            Rule::new("DHCP of a lease that is held")
+                .found(&[ConnectionVpc, Ipv4Destination], &GATEWAYS)
+                .udp_to(DHCP_SERVER)
+                .accept(),
             Rule::new("DNS").found(&[ConnectionVpc, Ipv4Destination], &GATEWAYS).udp_to(DNS).accept(),
             Rule::new("DNS over TCP").found(&[ConnectionVpc, Ipv4Destination], &GATEWAYS).tcp_to(DNS).accept(),
             Rule::new("ping the gateway")
@@ -142,7 +149,7 @@ fn groups_out() -> Chain {
             Rule::new("from another node, which has judged it").unmarked().goto(WHICH_VPC),
             Rule::new("about a connection that there is").state(State::Related).goto(ALLOWED_OUT),
             Rule::new("the gateway's services").found(&[ConnectionVpc, Ipv4Destination], &GATEWAYS).goto(ALLOWED_OUT),
-            Rule::new("DHCP").destination_is(std::net::Ipv4Addr::BROADCAST).udp_to(DHCP_SERVER).goto(ALLOWED_OUT),
+            Rule::new("DHCP").destination_is(Ipv4Addr::BROADCAST).udp_to(DHCP_SERVER).goto(ALLOWED_OUT),
             Rule::new("no part of any connection").state(State::Invalid).drop(),
             Rule::new("its groups decide").jump("judge_outbound"),
         ],
@@ -174,6 +181,7 @@ fn groups_in() -> Chain {
                 .goto(ALLOWED_IN),
             Rule::new("no part of any connection").state(State::Invalid).drop(),
             Rule::new("to another node, which judges it").unmarked().goto(COUNT_OUT),
+            vpcs::not_from_inside(),
             Rule::new("its groups decide").jump("judge_inbound"),
         ],
     )
@@ -282,7 +290,7 @@ fn elastic_out(uplink: &str) -> Chain {
             Rule::new("instance out as the node")
                 .output_is(uplink)
                 .found(&[ConnectionVpc, Ipv4Source], &INSTANCES)
-                .masquerade(),
+                .masquerade(PORTS_OF_INSTANCES),
             Rule::new("hairpin as its elastic IP").through_elastic_ip().snat_by(&[ConnectionVpc, Ipv4Source], &EIP_OUT),
             Rule::new("hairpin as the node").through_elastic_ip().snat_by(&[ConnectionVpc], &vpcs::NODE_FOR),
             Rule::new("a node without an address has none to lend").through_elastic_ip().vpc_in(ConnectionVpc).drop(),

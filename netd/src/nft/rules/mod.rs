@@ -131,6 +131,8 @@ pub const FOREIGN: Set = counting("foreign", 9, &[Type::LinkName]);
 pub const MARK_OF: Set = map("mark_of", 6, &[Type::LinkName], Type::Number);
 /// Tap with the addresses of its segment's gateway; with those of all gateways of its VPC where no source is checked.
 pub const GATEWAYS_OF: Set = set("gateways_of", 7, &[Type::LinkName, Type::Ipv4]);
+/// The private addresses that instances of each VPC hold, here and on other nodes.
+pub const HELD: Set = set("held", 22, &[Type::Number, Type::Ipv4]);
 /// Each tap with itself.
 pub const SELVES: Set = set("selves", 8, &[Type::LinkName, Type::LinkName]);
 

@@ -36,14 +36,14 @@ use ipnet::Ipv4Net;
 use nftnl::{ChainType, Hook, ProtoFamily};
 
 use super::ipv4::MANGLE;
-use super::{EIP_IN, EIP_OUT, EIP_VPC, ETHER_IPV4, base, chain, map, set};
+use super::{DENIED_IN, EIP_IN, EIP_OUT, EIP_VPC, ETHER_IPV4, base, chain, map, set};
 use crate::api::METADATA_ADDRESS;
 use crate::desired::{Network, Segment, VpcId, VpcNumber};
 use crate::nft::contents::{Contents, address, number, with_mac};
 use crate::nft::expr::Direction::{Original, Reply};
 use crate::nft::layout::{Chain, Set, Table, Type};
 use crate::nft::rule::Field::{
-    AnswersZone, ConnectionMark, ConnectionVpc, EtherDestination, InputName, Ipv4Destination, Ipv4Source, Number,
+    AnswersZone, ConnectionMark, ConnectionVpc, EtherDestination, InputName, Ipv4Destination, Ipv4Source, Mark, Number,
     OutputName,
 };
 use crate::nft::rule::Rule;
@@ -68,8 +68,11 @@ pub const NODE_FOR: Set = map("node_for", 86, &[Type::Number], Type::Ipv4);
 /// Bridge with an address on it to the mark of the interface here that holds it.
 pub const HOLDERS: Set = map("holders", 87, &[Type::LinkName, Type::Ipv4], Type::Number);
 
+/// VPC to the chain that drops what claims to come from within it.
+pub const INSIDE: Set = map("inside", 88, &[Type::Number], Type::Verdict);
+
 pub fn ipv4_sets() -> Vec<Set> {
-    vec![VPC_OF, DOORS, NODE, SIDES, NODE_FOR, HOLDERS]
+    vec![VPC_OF, DOORS, NODE, SIDES, NODE_FOR, HOLDERS, INSIDE]
 }
 
 /// What the table `bridge` has to choose zones by, beside [`VPC_OF`].
@@ -127,6 +130,29 @@ fn networks_of(network: &Network, vpc: &VpcId) -> Vec<Ipv4Net> {
     Ipv4Net::aggregate(&networks)
 }
 
+/// The chain for what comes to an instance of the VPC by way of an elastic IP: from outside, with no address of the VPC's, or its groups' rules for networks
+/// would take it for a neighbour's.
+fn inside(network: &Network, vpc: &VpcId) -> Chain {
+    let rule = |network| {
+        let rule = Rule::new(format!("outside, nobody is within {network}")).within(Ipv4Source, network);
+        rule.found(&[Mark], &DENIED_IN).drop()
+    };
+    let rules = networks_of(network, vpc).into_iter().map(rule).collect();
+    Chain { name: Cow::Owned(inside_of(vpc)), base: None, rules }
+}
+
+fn inside_of(vpc: &VpcId) -> String {
+    format!("inside_{vpc}")
+}
+
+/// The node itself calls by elastic IP too, and whoever turns round on it has its address.
+pub fn not_from_inside() -> Rule {
+    Rule::new("an address of the VPC's is nobody's outside")
+        .through_elastic_ip()
+        .not_found(&[Ipv4Source], &NODE)
+        .jump_by(&[ConnectionMark], &INSIDE)
+}
+
 /// The chain that drops what is for an address of any VPC.
 pub const WITHIN_ANY: &str = "within_any";
 
@@ -144,6 +170,7 @@ pub fn grow(table: &mut Table, network: &Network) {
     table.chains.extend(network.vpcs.iter().map(|(vpc, number)| within(network, vpc, *number)));
     if table.family == ProtoFamily::Ipv4 {
         table.chains.push(within_any(network));
+        table.chains.extend(network.vpcs.keys().map(|vpc| inside(network, vpc)));
     }
 }
 
@@ -228,7 +255,8 @@ fn home() -> Chain {
 
 impl Contents {
     pub(in crate::nft) fn add_vpcs(&mut self, network: &Network) {
-        for vpc in network.vpcs.values() {
+        for (id, vpc) in &network.vpcs {
+            self.put(ProtoFamily::Ipv4, &INSIDE, number(vpc.get()), inside_of(id).into_bytes());
             if let Some(node) = network.node_addresses.first() {
                 self.put(ProtoFamily::Ipv4, &NODE_FOR, number(vpc.get()), address(*node));
             }
