@@ -93,6 +93,17 @@ def test_a_presigned_url_works_for_whoever_has_it(cloud, s3, bucket):
     assert refused.value.code == 403
 
 
+def test_a_presigned_upload_cannot_be_made_a_copy(s3, bucket):
+    s3.put_object(Bucket=bucket, Key="secret", Body=b"only for its owner")
+    url = s3.generate_presigned_url("put_object", Params={"Bucket": bucket, "Key": "drop"}, ExpiresIn=60)
+    source = {"x-amz-copy-source": f"/{bucket}/secret"}
+    for added, status in (source, 403), ({**source, "Authorization": "x"}, 400):
+        with pytest.raises(urllib.error.HTTPError) as refused:
+            urllib.request.urlopen(urllib.request.Request(url, data=b"", headers=added, method="PUT"))
+        assert refused.value.code == status
+    assert code_of(s3.head_object, Bucket=bucket, Key="drop") == "404"
+
+
 def test_what_is_not_there(s3, bucket):
     assert code_of(s3.get_object, Bucket=bucket, Key="nothing") == "NoSuchKey"
     assert code_of(s3.list_objects_v2, Bucket="no-such-bucket-at-all") == "NoSuchBucket"

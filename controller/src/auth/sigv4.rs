@@ -10,6 +10,8 @@
 
 mod canonical;
 
+pub use canonical::query_pairs;
+
 use hmac::{Hmac, KeyInit as _, Mac as _};
 use http::HeaderMap;
 use sha2::{Digest as _, Sha256};
@@ -24,7 +26,7 @@ const BASIC_FORMAT: &[FormatItem<'static>] = format_description!("[year][month][
 pub const SKEW: Duration = Duration::minutes(5);
 
 /// Longest life of a presigned request: seven days.
-const LONGEST_LIFE_SECONDS: i64 = 604_800;
+pub const LONGEST_LIFE_SECONDS: i64 = 604_800;
 
 /// The parts of a request that a signature covers.
 #[derive(Debug, Clone, Copy)]

@@ -44,8 +44,7 @@ impl Service {
 }
 
 fn query_value(query: &str, name: &str) -> Option<String> {
-    let value = query.split('&').find_map(|pair| pair.split_once('=').filter(|(n, _)| *n == name))?.1;
-    Some(percent_encoding::percent_decode_str(value).decode_utf8_lossy().into_owned())
+    crate::auth::sigv4::query_pairs(query).into_iter().find(|(n, _)| n == name).map(|(_, value)| value)
 }
 
 #[cfg(test)]
@@ -65,8 +64,10 @@ mod tests {
             let value =
                 format!("AWS4-HMAC-SHA256 Credential=K/20260101/mallee-1/{name}/aws4_request, SignedHeaders=host");
             assert_eq!(of(Method::POST, "/", &[("authorization", &value)]), service);
-            let query = format!("/b/k?X-Amz-Credential=K%2F20260101%2Fmallee-1%2F{name}%2Faws4_request");
-            assert_eq!(of(Method::GET, &query, &[]), service);
+            for credential in ["X-Amz-Credential", "X-Amz%2DCredential"] {
+                let query = format!("/b/k?{credential}=K%2F20260101%2Fmallee-1%2F{name}%2Faws4_request");
+                assert_eq!(of(Method::GET, &query, &[]), service);
+            }
         }
     }
 

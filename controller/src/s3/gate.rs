@@ -1,9 +1,8 @@
 //! What the protocol library leaves to its user, done around it.
 //!
-//! Before it: Signature Version 2 is refused, every header that a signature names must be there and
-//! every `x-amz-` header must be named, and a body small enough to hold is compared with its
-//! digests at once (the library would answer a wrong one with an internal error). After it: the
-//! request's id goes into the headers and into the error document.
+//! Before it: [`super::signed`] refuses what the signature does not cover, and a body small enough to
+//! hold is compared with its digests at once (the library would answer a wrong one with an internal
+//! error). After it: the request's id goes into the headers and into the error document.
 
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode};
@@ -75,8 +74,7 @@ where
     B::Error: std::error::Error + Send + Sync + 'static,
 {
     let (parts, body) = request.into_parts();
-    refuse_version_2(&parts)?;
-    check_signed_headers(&parts)?;
+    super::signed::check(&parts)?;
     let Some(limit) = held_limit(&parts) else {
         return Ok(Request::from_parts(parts, Body::http_body_unsync(body)));
     };
@@ -119,58 +117,6 @@ fn check_held(parts: &http::request::Parts, body: &[u8]) -> S3Result<()> {
         return Err(checksum::body_mismatch());
     }
     if parts.method == Method::POST { checksum::check_body(&parts.headers, body) } else { Ok(()) }
-}
-
-fn refuse_version_2(parts: &http::request::Parts) -> S3Result<()> {
-    let header = parts.headers.get(http::header::AUTHORIZATION).is_some_and(|v| v.as_bytes().starts_with(b"AWS "));
-    let query = parts.uri.query().unwrap_or("").split('&').any(|pair| pair.starts_with("AWSAccessKeyId="));
-    if header || query {
-        return Err(s3_error!(
-            InvalidRequest,
-            "The authorization mechanism you have provided is not supported. Please use AWS4-HMAC-SHA256."
-        ));
-    }
-    Ok(())
-}
-
-/// A header named as signed but absent would be signed as nothing; an `x-amz-` header that is not
-/// named could have been added on the way.
-fn check_signed_headers(parts: &http::request::Parts) -> S3Result<()> {
-    let Some((names, in_query)) = signed_headers(parts) else { return Ok(()) };
-    if !names.iter().any(|name| name == "host") {
-        return Err(s3_error!(SignatureDoesNotMatch, "The signed headers must include host."));
-    }
-    if let Some(absent) = names.iter().find(|name| !parts.headers.contains_key(name.as_str())) {
-        return Err(s3_error!(
-            SignatureDoesNotMatch,
-            "The header {absent:?} is named as signed but is not in the request."
-        ));
-    }
-    let exempt = |name: &str| in_query && name == "x-amz-content-sha256";
-    let unsigned = parts
-        .headers
-        .keys()
-        .map(http::HeaderName::as_str)
-        .find(|name| name.starts_with("x-amz-") && !exempt(name) && !names.iter().any(|signed| signed == name));
-    match unsigned {
-        Some(name) => {
-            Err(s3_error!(AccessDenied, "There were headers present in the request which were not signed: {name}"))
-        }
-        None => Ok(()),
-    }
-}
-
-/// The names in the `Authorization` header or the presigned query, and whether it was the query.
-fn signed_headers(parts: &http::request::Parts) -> Option<(Vec<String>, bool)> {
-    let split = |list: &str| list.split(';').map(str::to_ascii_lowercase).collect();
-    if let Some(value) = parts.headers.get(http::header::AUTHORIZATION) {
-        let list = value.to_str().ok()?.split("SignedHeaders=").nth(1)?;
-        let list = list.split([',', ' ']).next().unwrap_or("");
-        return Some((split(list), false));
-    }
-    let list = parts.uri.query()?.split('&').find_map(|pair| pair.strip_prefix("X-Amz-SignedHeaders="))?;
-    let list = percent_encoding::percent_decode_str(list).decode_utf8_lossy();
-    Some((split(&list), true))
 }
 
 async fn after(reply: Response<Body>, request_id: &str) -> Response<Body> {
@@ -241,33 +187,6 @@ mod tests {
 
     fn code(result: S3Result<()>) -> Option<String> {
         result.err().map(|error| error.code().as_str().to_owned())
-    }
-
-    #[test]
-    fn version_2_is_refused() {
-        let header = parts(Method::GET, "/b/k", &[("authorization", "AWS key:signature")]);
-        let query = parts(Method::GET, "/b/k?AWSAccessKeyId=a&Signature=b&Expires=1", &[]);
-        for request in [header, query] {
-            assert_eq!(code(refuse_version_2(&request)).as_deref(), Some("InvalidRequest"));
-        }
-    }
-
-    #[test]
-    fn signed_headers_are_there_and_amz_headers_are_signed() {
-        let check = |signed: &str, headers: &[(&'static str, &str)]| {
-            let authorization = format!("AWS4-HMAC-SHA256 Credential=a/b, SignedHeaders={signed}, Signature=c");
-            let mut all = vec![("authorization", authorization.as_str()), ("host", "h")];
-            all.extend_from_slice(headers);
-            code(check_signed_headers(&parts(Method::GET, "/", &all)))
-        };
-        let date = ("x-amz-date", "d");
-        assert_eq!(check("host;x-amz-date", &[date]), None);
-        assert_eq!(check("host;x-amz-date", &[]).as_deref(), Some("SignatureDoesNotMatch"));
-        assert_eq!(check("x-amz-date", &[date]).as_deref(), Some("SignatureDoesNotMatch"));
-        assert_eq!(check("host", &[date]).as_deref(), Some("AccessDenied"));
-        let presigned = "/?X-Amz-SignedHeaders=host%3Bx-amz-acl&X-Amz-Signature=0";
-        let absent = parts(Method::PUT, presigned, &[("host", "h")]);
-        assert_eq!(code(check_signed_headers(&absent)).as_deref(), Some("SignatureDoesNotMatch"));
     }
 
     #[test]

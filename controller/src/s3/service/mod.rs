@@ -33,10 +33,19 @@ pub struct Service {
 #[derive(Debug, Clone)]
 struct Account(String);
 
-/// The verified account of a request.
+/// The verified account of a request that was signed with Version 4 for this service. The library
+/// would also take Version 2, whose scope has no region, and what was signed for STS: a presigned
+/// GetCallerIdentity, which people show to others, would list the signer's buckets.
 fn account<T>(request: &S3Request<T>) -> S3Result<&str> {
     let account = request.extensions.get::<Account>();
-    account.map(|account| account.0.as_str()).ok_or_else(|| s3_error!(AccessDenied, "The request is not signed."))
+    let account = account.ok_or_else(|| s3_error!(AccessDenied, "The request is not signed."))?;
+    if request.region.is_none() {
+        return Err(super::signed::version_2());
+    }
+    if request.service.as_deref() != Some("s3") {
+        return Err(s3_error!(AccessDenied, "The request is signed for another service."));
+    }
+    Ok(&account.0)
 }
 
 /// Refuses a request that names another owner than the caller, who alone may use his buckets.
