@@ -104,6 +104,25 @@ def test_a_presigned_upload_cannot_be_made_a_copy(s3, bucket):
     assert code_of(s3.head_object, Bucket=bucket, Key="drop") == "404"
 
 
+def test_a_browsers_form(s3, bucket):
+    form = s3.generate_presigned_post(bucket, "form", ExpiresIn=60)
+    lines = [line for name, value in form["fields"].items()
+             for line in ("--x", f'Content-Disposition: form-data; name="{name}"', "", value)]
+    lines += ["--x", 'Content-Disposition: form-data; name="file"; filename="f"', "", "y" * 1024, "--x--", ""]
+    request = urllib.request.Request(form["url"], data="\r\n".join(lines).encode(),
+                                     headers={"Content-Type": "multipart/form-data; boundary=x"})
+    with urllib.request.urlopen(request, timeout=10) as reply:
+        assert reply.status == 204
+    assert s3.get_object(Bucket=bucket, Key="form")["Body"].read() == b"y" * 1024
+
+
+def test_a_delete_of_many_heeds_the_version_that_is_meant(s3, bucket):
+    s3.put_object(Bucket=bucket, Key="k", Body=b"newer")
+    answer = s3.delete_objects(Bucket=bucket, Delete={"Objects": [{"Key": "k", "ETag": '"0"'}]})
+    assert [error["Key"] for error in answer["Errors"]] == ["k"]
+    assert s3.get_object(Bucket=bucket, Key="k")["Body"].read() == b"newer"
+
+
 def test_what_is_not_there(s3, bucket):
     assert code_of(s3.get_object, Bucket=bucket, Key="nothing") == "NoSuchKey"
     assert code_of(s3.list_objects_v2, Bucket="no-such-bucket-at-all") == "NoSuchBucket"

@@ -1,4 +1,5 @@
-//! Conditional requests: `If-Match`, `If-None-Match`, `If-Modified-Since`, `If-Unmodified-Since`.
+//! Conditional requests: `If-Match`, `If-None-Match`, `If-Modified-Since`, `If-Unmodified-Since`, and
+//! what a DELETE may further say of the version that it means.
 //!
 //! Source: RFC 9110 section 13, and the S3 API Reference for what it makes of them: a failed read
 //! condition on a GET is 304 where the client has the newest already, else 412.
@@ -13,6 +14,8 @@ pub struct Version<'a> {
     /// Without quotes.
     pub etag: &'a str,
     pub modified_ns: i64,
+    /// Bytes.
+    pub size: u64,
 }
 
 #[derive(Debug, Clone, Default)]
@@ -21,6 +24,10 @@ pub struct Conditions {
     pub if_none_match: Option<ETagCondition>,
     pub if_modified_since: Option<Timestamp>,
     pub if_unmodified_since: Option<Timestamp>,
+    /// Only for a DELETE, in bytes (`x-amz-if-match-size`, `Size`).
+    pub if_size: Option<i64>,
+    /// Only for a DELETE (`x-amz-if-match-last-modified-time`, `LastModifiedTime`).
+    pub if_modified_at: Option<Timestamp>,
 }
 
 impl Conditions {
@@ -52,11 +59,31 @@ impl Conditions {
             (Some(condition), Some(version)) if !matches(condition, version) => return Err(failed()),
             _ => {}
         }
+        if current.is_some_and(|version| self.is_another(version)) {
+            return Err(failed());
+        }
         match (&self.if_none_match, current) {
             (Some(condition), Some(version)) if matches(condition, version) => Err(failed()),
             _ => Ok(()),
         }
     }
+
+    /// Whether size or date are not those that were stated.
+    fn is_another(&self, version: Version<'_>) -> bool {
+        self.if_size.is_some_and(|size| u64::try_from(size) != Ok(version.size))
+            || self.if_modified_at.as_ref().is_some_and(|date| second_of(date) != version.second())
+    }
+}
+
+impl Version<'_> {
+    /// HTTP dates have whole seconds, so an object is compared by its whole second.
+    fn second(self) -> i64 {
+        self.modified_ns.div_euclid(1_000_000_000)
+    }
+}
+
+fn second_of(date: &Timestamp) -> i64 {
+    OffsetDateTime::from(date.clone()).unix_timestamp()
 }
 
 fn matches(condition: &ETagCondition, version: Version<'_>) -> bool {
@@ -66,10 +93,8 @@ fn matches(condition: &ETagCondition, version: Version<'_>) -> bool {
     }
 }
 
-/// HTTP dates have whole seconds, so an object is compared by its whole second.
 fn modified_after(date: Option<&Timestamp>, version: Version<'_>) -> Option<bool> {
-    let date: OffsetDateTime = date?.clone().into();
-    Some(version.modified_ns.div_euclid(1_000_000_000) > date.unix_timestamp())
+    Some(version.second() > second_of(date?))
 }
 
 fn failed() -> S3Error {
@@ -91,7 +116,7 @@ mod tests {
     use super::*;
     use s3s::dto::ETag;
 
-    const VERSION: Version<'_> = Version { etag: "aa", modified_ns: 1_000_500_000_000 };
+    const VERSION: Version<'_> = Version { etag: "aa", modified_ns: 1_000_500_000_000, size: 4 };
 
     fn etag(value: &str) -> Option<ETagCondition> {
         Some(ETagCondition::ETag(ETag::Strong(value.into())))
@@ -137,5 +162,10 @@ mod tests {
         let swap = Conditions { if_match: etag("bb"), ..Conditions::default() };
         assert_eq!(write(swap.clone(), Some(VERSION)).as_deref(), Some("PreconditionFailed"));
         assert_eq!(write(swap, None).as_deref(), Some("NoSuchKey"));
+        let meant = |size, unix| Conditions { if_size: Some(size), if_modified_at: at(unix), ..Conditions::default() };
+        assert_eq!(write(meant(4, 1000), Some(VERSION)), None);
+        assert_eq!(write(meant(-4, 1000), Some(VERSION)).as_deref(), Some("PreconditionFailed"));
+        assert_eq!(write(meant(4, 1001), Some(VERSION)).as_deref(), Some("PreconditionFailed"));
+        assert_eq!(write(meant(5, 1001), None), None);
     }
 }

@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
-use s3s::s3_error;
+use s3s::{S3Result, s3_error};
 use serde::{Deserialize, Serialize};
 use sqlx::sqlite::SqliteRow;
 use sqlx::{Row as _, SqliteConnection};
@@ -82,7 +82,7 @@ impl Object {
     }
 
     pub fn version(&self) -> Version<'_> {
-        Version { etag: &self.etag, modified_ns: self.modified_ns }
+        Version { etag: &self.etag, modified_ns: self.modified_ns, size: self.size }
     }
 }
 
@@ -211,23 +211,25 @@ impl Store {
         .await
     }
 
-    /// Removes objects; a key that is not there is no error. Returns nothing of what was there.
+    /// Removes objects, each if its conditions hold; a key that is not there is no error. For each in
+    /// turn, whether it is gone.
     pub async fn delete_objects(
         &self,
         account: &str,
         bucket: &str,
-        keys: Vec<String>,
-        conditions: Conditions,
-    ) -> Result<()> {
+        wanted: Vec<(String, Conditions)>,
+    ) -> Result<Vec<S3Result<()>>> {
         let (store, account, bucket) = (self.clone(), account.to_owned(), bucket.to_owned());
         Store::to_the_end(async move {
             let mut transaction = store.db.begin().await?;
             buckets::open(&mut transaction, &account, &bucket).await?;
-            let mut removed = Vec::new();
-            for key in &keys {
+            let (mut outcomes, mut removed) = (Vec::new(), Vec::new());
+            for (key, conditions) in &wanted {
                 let old = row(&mut transaction, &bucket, key).await?;
-                conditions.check_write(old.as_ref().map(Object::version))?;
-                if let Some(old) = old {
+                let outcome = conditions.check_write(old.as_ref().map(Object::version));
+                if outcome.is_ok()
+                    && let Some(old) = old
+                {
                     sqlx::query("DELETE FROM s3_objects WHERE bucket = ? AND key = ?")
                         .bind(&bucket)
                         .bind(key)
@@ -235,12 +237,13 @@ impl Store {
                         .await?;
                     removed.push(old.data);
                 }
+                outcomes.push(outcome);
             }
             transaction.commit().await?;
             for data in &removed {
                 store.files.remove(data);
             }
-            Ok(())
+            Ok(outcomes)
         })
         .await
     }

@@ -134,8 +134,8 @@ mod tests {
             put(&store, "k", bytes, Conditions::default()).await.unwrap();
         }
         assert_eq!(seen(&store, "k").await, (1, Some(b"two".to_vec())));
-        let keys = vec!["k".to_owned(), "never there".to_owned()];
-        store.delete_objects(ACCOUNT, "bucket", keys, Conditions::default()).await.unwrap();
+        let keys = ["k", "never there"].map(|key| (key.to_owned(), Conditions::default()));
+        store.delete_objects(ACCOUNT, "bucket", keys.to_vec()).await.unwrap();
         assert_eq!(seen(&store, "k").await, (0, None));
     }
 
@@ -193,7 +193,7 @@ mod tests {
         assert_eq!(find(&store, "bucket", "k").await.unwrap().unwrap().owner, ACCOUNT);
         assert!(pin(&store, "000000000000", "bucket", "k").await.is_err());
         let blob = pin(&store, ACCOUNT, "bucket", "k").await.unwrap();
-        store.delete_objects(ACCOUNT, "bucket", vec!["k".into()], Conditions::default()).await.unwrap();
+        store.delete_objects(ACCOUNT, "bucket", vec![("k".into(), Conditions::default())]).await.unwrap();
         let again = Store::open(store.files.state(), store.db.clone()).await.unwrap();
         assert_eq!(std::fs::read(blob_path(&again, &blob.sha256).unwrap()).unwrap(), b"image");
         unpin(&again, &blob.sha256).await.unwrap();
@@ -209,7 +209,7 @@ mod tests {
         };
         assert_eq!(code(store.delete_bucket(ACCOUNT, "bucket").await), "BucketNotEmpty");
         assert_eq!(code(store.delete_bucket("000000000000", "bucket").await), "AccessDenied");
-        store.delete_objects(ACCOUNT, "bucket", vec!["k".into()], Conditions::default()).await.unwrap();
+        store.delete_objects(ACCOUNT, "bucket", vec![("k".into(), Conditions::default())]).await.unwrap();
         store.delete_bucket(ACCOUNT, "bucket").await.unwrap();
         assert_eq!(code(store.delete_bucket(ACCOUNT, "bucket").await), "NoSuchBucket");
     }

@@ -10,6 +10,9 @@ impl Service {
         let account = account(&request)?;
         let input = &request.input;
         refuse_acl(input.acl.as_ref().map(BucketCannedACL::as_str))?;
+        let granted = [&input.grant_full_control, &input.grant_read, &input.grant_read_acp];
+        let granted = granted.into_iter().chain([&input.grant_write, &input.grant_write_acp]).any(Option::is_some);
+        refuse("A grant", granted)?;
         refuse("Object lock", input.object_lock_enabled_for_bucket == Some(true))?;
         let place = input.create_bucket_configuration.as_ref().and_then(|c| c.location_constraint.as_ref());
         if let Some(place) = place

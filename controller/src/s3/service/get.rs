@@ -82,6 +82,7 @@ impl Service {
             if_none_match: input.if_none_match,
             if_modified_since: input.if_modified_since,
             if_unmodified_since: input.if_unmodified_since,
+            ..Conditions::default()
         };
         conditions.check_read(object.version())?;
         let stretch = Stretch::of(&object, input.range, input.part_number)?;
@@ -127,6 +128,7 @@ impl Service {
             if_none_match: input.if_none_match,
             if_modified_since: input.if_modified_since,
             if_unmodified_since: input.if_unmodified_since,
+            ..Conditions::default()
         };
         conditions.check_read(object.version())?;
         let stretch = Stretch::of(&object, input.range, input.part_number)?;

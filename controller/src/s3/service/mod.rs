@@ -9,6 +9,8 @@ mod get;
 mod listing;
 mod multipart;
 mod put;
+#[cfg(test)]
+mod tests;
 
 use s3s::access::{S3Access, S3AccessContext};
 use s3s::auth::{S3Auth, SecretKey};
@@ -129,6 +131,29 @@ fn refuse_acl(acl: Option<&str>) -> S3Result<()> {
     let private = matches!(acl, None | Some("private" | "bucket-owner-full-control" | "bucket-owner-read"));
     refuse("An ACL other than private", !private)
 }
+
+/// Refuses what may be asked for a new object and is not served. A macro, because the inputs of
+/// PutObject, CopyObject and CreateMultipartUpload have these members by name and no trait in common.
+macro_rules! refuse_unserved {
+    ($input:expr) => {{
+        let input = &$input;
+        $crate::s3::service::refuse_acl(input.acl.as_ref().map(ObjectCannedACL::as_str))?;
+        $crate::s3::service::refuse_storage_class(input.storage_class.as_ref())?;
+        for (what, asked) in [
+            ("A grant", input.grant_full_control.is_some() || input.grant_read.is_some()),
+            ("A grant on the ACL", input.grant_read_acp.is_some() || input.grant_write_acp.is_some()),
+            ("Server-side encryption", input.server_side_encryption.is_some() || input.ssekms_key_id.is_some()),
+            ("Server-side encryption", input.sse_customer_algorithm.is_some()),
+            ("Tagging", input.tagging.as_ref().is_some_and(|tagging| !tagging.is_empty())),
+            ("Object lock", input.object_lock_mode.is_some() || input.object_lock_retain_until_date.is_some()),
+            ("A legal hold", input.object_lock_legal_hold_status.is_some()),
+            ("A website's redirect", input.website_redirect_location.is_some()),
+        ] {
+            $crate::s3::service::refuse(what, asked)?;
+        }
+    }};
+}
+use refuse_unserved;
 
 fn refuse_storage_class(class: Option<&StorageClass>) -> S3Result<()> {
     match class.map(StorageClass::as_str) {
@@ -274,30 +299,5 @@ impl S3 for Service {
         request: S3Request<ListMultipartUploadsInput>,
     ) -> Reply<ListMultipartUploadsOutput> {
         self.list_multipart_uploads_(request).await
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_transfer_coding_is_not_stored() {
-        assert_eq!(without_transfer_coding("aws-chunked".into()), None);
-        assert_eq!(without_transfer_coding("aws-chunked, gzip".into()).as_deref(), Some("gzip"));
-        assert_eq!(without_transfer_coding("gzip".into()).as_deref(), Some("gzip"));
-    }
-
-    #[test]
-    fn metadata_is_bounded() {
-        let of = |size: usize| Some(Metadata::from([("a".to_owned(), "b".repeat(size))]));
-        assert!(metadata(of(2047)).is_ok());
-        assert_eq!(metadata(of(2048)).unwrap_err().code().as_str(), "MetadataTooLarge");
-    }
-
-    #[test]
-    fn what_would_be_believed_wrongly_is_refused() {
-        assert!(refuse_acl(Some("private")).is_ok());
-        assert_eq!(refuse_acl(Some("public-read")).unwrap_err().code().as_str(), "NotImplemented");
     }
 }

@@ -7,8 +7,7 @@ use tokio::io::{AsyncReadExt as _, AsyncSeekExt as _};
 use super::listing::Writing;
 use super::put::{body_length, source};
 use super::{
-    Reply, Service, account, etag, expect_owner, headers, length, metadata, owner, refuse, refuse_acl,
-    refuse_storage_class, timestamp,
+    Reply, Service, account, etag, expect_owner, headers, length, metadata, owner, refuse, refuse_unserved, timestamp,
 };
 use crate::s3::checksum::{Algorithm, Checksum, Stated};
 use crate::s3::conditions::Conditions;
@@ -27,13 +26,7 @@ impl Service {
         let account = account(&request)?.to_owned();
         let input = request.input;
         expect_owner(&account, input.expected_bucket_owner.as_ref())?;
-        refuse_acl(input.acl.as_ref().map(ObjectCannedACL::as_str))?;
-        refuse_storage_class(input.storage_class.as_ref())?;
-        refuse(
-            "Server-side encryption",
-            input.server_side_encryption.is_some() || input.sse_customer_algorithm.is_some(),
-        )?;
-        refuse("Tagging", input.tagging.is_some_and(|tagging| !tagging.is_empty()))?;
+        refuse_unserved!(input);
         let description = Description {
             headers: headers(
                 input.content_type,
@@ -100,6 +93,7 @@ impl Service {
             if_none_match: input.copy_source_if_none_match,
             if_modified_since: input.copy_source_if_modified_since,
             if_unmodified_since: input.copy_source_if_unmodified_since,
+            ..Conditions::default()
         };
         conditions.check_copy(object.version())?;
         let bytes = match input.copy_source_range.as_deref() {
