@@ -3,7 +3,7 @@
 //!
 //! ```text
 //! STATE/agent.lock            held while an agent runs here
-//! STATE/desired.pb            the last desired state (protobuf), so that a node converges alone
+//! STATE/desired.pb            the last desired state (its SHA-256, then protobuf), so that a node converges alone
 //! STATE/metadata.key          secret behind the metadata service's tokens
 //! STATE/images/<sha256>       verified image parts; images/partial/ holds what is being fetched
 //! STATE/instances/i-…/        one instance, see `instance::folder`
@@ -17,6 +17,7 @@ use std::path::{Path, PathBuf};
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, fcntl};
 use prost::Message;
+use sha2::{Digest, Sha256};
 
 use crate::api::DesiredNode;
 use crate::error::{AtPath, Error, Result};
@@ -71,9 +72,8 @@ impl StateDir {
         self.root.join("desired.pb")
     }
 
-    /// The state that was last stored; `None` when none was, or it cannot be read (then the agent
-    /// waits for the controller and touches nothing: it must not take an unreadable file for an
-    /// empty node).
+    /// The state that was last stored; `None` when none was, or when the file is not what was stored. Then the agent
+    /// waits for the controller and touches nothing: what is taken for an empty node loses every disk.
     pub fn load_desired(&self) -> Option<DesiredNode> {
         let path = self.desired();
         let bytes = match fs::read(&path) {
@@ -84,15 +84,17 @@ impl StateDir {
                 return None;
             }
         };
-        DesiredNode::decode(bytes.as_slice())
-            .inspect_err(|error| tracing::error!(path = %path.display(), %error, "the stored desired state is damaged; waiting for the controller"))
-            .ok()
+        let desired = decode(&bytes);
+        if desired.is_none() {
+            tracing::error!(path = %path.display(), "the stored desired state is damaged, or of an agent that wrote no digest; waiting for the controller");
+        }
+        desired
     }
 
     /// Stores the desired state. It holds user data, which may be secret: mode 0600.
     pub fn save_desired(&self, desired: &DesiredNode) -> Result<()> {
         let path = self.desired();
-        replace(&path, &desired.encode_to_vec(), 0o600).at(&path)
+        replace(&path, &encode(desired), 0o600).at(&path)
     }
 
     /// The secret behind metadata tokens, made at the first start. It outlives the agent, so that a
@@ -108,6 +110,17 @@ impl StateDir {
         replace(&path, &key, 0o600).at(&path)?;
         Ok(key)
     }
+}
+
+/// The message behind its digest: an empty file, or a message cut short, would often decode as fewer instances.
+fn encode(desired: &DesiredNode) -> Vec<u8> {
+    let message = desired.encode_to_vec();
+    [Sha256::digest(&message).as_slice(), &message].concat()
+}
+
+fn decode(bytes: &[u8]) -> Option<DesiredNode> {
+    let (digest, message) = bytes.split_at_checked(Sha256::output_size())?;
+    (Sha256::digest(message).as_slice() == digest).then(|| DesiredNode::decode(message).ok())?
 }
 
 /// Locks the whole file for this process and for it alone; else the id of the process that has it.
@@ -207,15 +220,28 @@ mod tests {
     }
 
     #[test]
-    fn desired_state_comes_back_and_a_damaged_one_is_not_an_empty_one() {
+    fn desired_state_comes_back_and_a_damaged_one_is_not_one_of_fewer_instances() {
         let root = tempfile::tempdir().unwrap();
         let state = StateDir::take(root.path()).unwrap();
         assert!(state.load_desired().is_none());
         let desired = DesiredNode { generation: 7, region: "mallee-1".into(), ..Default::default() };
         state.save_desired(&desired).unwrap();
-        assert_eq!(state.load_desired(), Some(desired));
-        fs::write(state.desired(), b"\xff\xff\xff").unwrap();
-        assert_eq!(state.load_desired(), None);
+        let whole = fs::read(state.desired()).unwrap();
+        let is_read = |bytes: &[u8]| {
+            fs::write(state.desired(), bytes).unwrap();
+            state.load_desired()
+        };
+        for length in 0..whole.len() {
+            assert_eq!(is_read(&whole[..length]), None, "the first {length} bytes");
+            assert_eq!(
+                is_read(&[&whole[..length], &vec![0; whole.len() - length]].concat()),
+                None,
+                "{length} bytes, then zeros"
+            );
+        }
+        assert_eq!(is_read(&[whole.as_slice(), b"\x00"].concat()), None, "one byte more");
+        assert_eq!(is_read(&desired.encode_to_vec()), None, "without a digest");
+        assert_eq!(is_read(&whole), Some(desired));
     }
 
     #[test]

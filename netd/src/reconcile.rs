@@ -86,6 +86,9 @@ struct State {
     flows_checked: bool,
     /// No rules of another backend's are left.
     alone: bool,
+    /// False while the disk may have another network than the current one, or a journal that nothing may be added to: then the whole is saved, and no
+    /// caller told that its network is in force before.
+    stored: bool,
 }
 
 pub struct Reconciler {
@@ -126,6 +129,7 @@ impl Reconciler {
             vpcs: BTreeMap::new(),
             flows_checked: false,
             alone: false,
+            stored: false,
         };
         let reconciler = Self {
             node_links,
@@ -182,17 +186,21 @@ impl Reconciler {
         let Some(current) = &mut state.current else { return Ok(false) };
         let change = current.network.elastic_difference(&wanted, &site.around.uplink)?;
         let base = current.rest.generation;
-        if base == generation && change.is_empty() {
+        if base == generation && change.is_empty() && state.stored {
             return Ok(false);
         }
-        if generation > base {
-            let appended = self.store.append(&change.message(base, generation))?;
-            off_thread(move || appended.settle()).await?;
-            current.change(&change, generation);
-        } else {
-            current.change(&change, generation);
-            self.store.save(&current.message())?;
+        let save_whole = match std::mem::replace(&mut state.stored, false) && generation > base {
+            true => {
+                let appended = self.store.append(&change.message(base, generation))?;
+                off_thread(move || appended.settle()).await?
+            }
+            false => true,
+        };
+        if save_whole {
+            self.store.save(&NodeNetwork { generation, elastic_ips: messages.to_vec(), ..current.rest.clone() })?;
         }
+        state.stored = true;
+        current.change(&change, generation);
         if change.is_empty() {
             return Ok(false);
         }
@@ -211,7 +219,9 @@ impl Reconciler {
         let network = Network::parse(&message, &site.around)?;
         self.backend.check(&network)?;
         check_names(&network, observed)?;
+        state.stored = false;
         self.store.save(&message)?;
+        state.stored = true;
         message.elastic_ips.clear();
         state.set(message, network, Some(site.clone()));
         Ok(())

@@ -6,6 +6,9 @@
 //! Beside it lies a journal of changes of elastic IPs, for each of which the whole would be too much to write. A change is for the generation that it is based on, so
 //! what is left in the journal of an older network is told from what belongs to the newer one, and the order in which the two files reach the disk
 //! means nothing. What a crash cut off at its end was not yet answered for.
+//!
+//! Nothing may be added behind a record that is not whole, or that was not answered for: it would not be read. So after a start, and after a change that could not be stored,
+//! the whole comes first (`State::stored` in `reconcile.rs`). To load writes nothing: a node whose disk is full or read-only has its network all the same.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
@@ -40,7 +43,7 @@ impl Store {
         self.folder.join(FILE)
     }
 
-    /// The network that was saved last, or none. A file that cannot be read as one is put aside: the
+    /// The network that was saved last with the changes that were made to it, or none. A file that cannot be read as one is put aside: the
     /// kernel keeps what it has until the controller hands over the network again.
     pub fn load(&self) -> Result<Option<NodeNetwork>> {
         let path = self.path();
@@ -53,8 +56,8 @@ impl Store {
             Some(network) => self.with_journal(network).map(Some),
             None => {
                 let aside = self.folder.join(DAMAGED);
-                tracing::error!(file = %aside.display(), "the stored network is damaged and was put aside");
-                fs::rename(&path, &aside).map_err(Error::io(format!("renaming {}", path.display())))?;
+                let put_aside = fs::rename(&path, &aside);
+                tracing::error!(file = %path.display(), aside = %aside.display(), ?put_aside, "the stored network is damaged");
                 Ok(None)
             }
         }
@@ -70,14 +73,14 @@ impl Store {
     }
 
     /// Adds a change, which leads from its base to a later generation. It outlives netd from now on, and a crash of the machine once
-    /// [`Appended::settle`] has returned.
+    /// [`Appended::settle`] has returned. After an error of either the whole must be saved before anything is added.
     pub fn append(&self, change: &ElasticIpChange) -> Result<Appended> {
         debug_assert!(change.generation > change.base);
         let path = self.journal();
         let append = || -> io::Result<Appended> {
             let mut file = OpenOptions::new().create(true).append(true).open(&path)?;
             file.write_all(&change.encode_length_delimited_to_vec())?;
-            Ok(Appended { is_long: file.metadata()?.len() > JOURNAL_MOST, file })
+            Ok(Appended { file })
         };
         append().map_err(Error::io(format!("writing {}", path.display())))
     }
@@ -86,16 +89,13 @@ impl Store {
         self.folder.join(JOURNAL)
     }
 
-    /// The network with the changes that were made to it, which become a part of the whole.
     fn with_journal(&self, network: NodeNetwork) -> Result<NodeNetwork> {
         let bytes = match fs::read(self.journal()) {
             Ok(bytes) => bytes,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(network),
             Err(error) => return Err(Error::io(format!("reading {}", self.journal().display()))(error)),
         };
-        let network = replay(network, &bytes);
-        self.save(&network)?;
-        Ok(network)
+        Ok(replay(network, &bytes))
     }
 
     fn replace(&self, bytes: &[u8]) -> io::Result<()> {
@@ -111,14 +111,16 @@ impl Store {
 /// A change that was written and may not be on the disk yet.
 pub struct Appended {
     file: File,
-    /// It is time to write the whole.
-    pub is_long: bool,
 }
 
 impl Appended {
-    /// Waits until it is on the disk.
-    pub fn settle(self) -> Result<()> {
-        self.file.sync_data().map_err(Error::io("writing the journal of changes"))
+    /// Waits until it is on the disk. Returns whether the journal is so long that it is time to save the whole.
+    pub fn settle(self) -> Result<bool> {
+        let settle = || -> io::Result<bool> {
+            self.file.sync_data()?;
+            Ok(self.file.metadata()?.len() > JOURNAL_MOST)
+        };
+        settle().map_err(Error::io("writing the journal of changes"))
     }
 }
 
@@ -203,10 +205,25 @@ mod tests {
             OpenOptions::new().write(true).open(store.journal()).unwrap().set_len(cut as u64).unwrap();
             let whole = ends.iter().filter(|end| **end <= cut).count();
             assert_eq!(store.load().unwrap().as_ref(), Some(&states[whole]), "cut at {cut}");
-            // It became a part of the whole.
-            assert!(!store.journal().exists());
-            assert_eq!(store.load().unwrap().as_ref(), Some(&states[whole]));
+            assert_eq!(store.load().unwrap().as_ref(), Some(&states[whole]), "loading changes nothing");
         }
+    }
+
+    #[test]
+    fn a_network_is_loaded_where_nothing_can_be_written() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::open(folder.path()).unwrap();
+        store.save(&NodeNetwork { generation: 5, ..Default::default() }).unwrap();
+        let after = change(5, &[elastic("1.0.0.1", "10.0.0.1")], &[]);
+        store.append(&after).unwrap().settle().unwrap();
+        // Root writes to a folder that is read-only, but no file where a folder is.
+        for name in [TEMPORARY, DAMAGED] {
+            fs::create_dir_all(folder.path().join(name).join("in the way")).unwrap();
+        }
+        let expected = NodeNetwork { generation: 6, elastic_ips: after.associate, ..Default::default() };
+        assert_eq!(store.load().unwrap(), Some(expected));
+        fs::write(store.path(), b"").unwrap();
+        assert_eq!(store.load().unwrap(), None, "and a damaged one stays where it is");
     }
 
     #[test]

@@ -2,8 +2,14 @@
 
 mod common;
 
+use std::fs::{self, File};
+use std::io::Write;
+use std::path::PathBuf;
+
 use common::{Lab, OUTSIDE, ask, elastic, guest, network, public, run};
-use mallee_netd::api::ElasticIpChange;
+use mallee_netd::api::{ElasticIpChange, NodeNetwork};
+use nix::mount::{MsFlags, mount, umount};
+use nix::sched::{CloneFlags, unshare};
 
 /// From a generation to the next, addresses that stand for instances from then on, and addresses that stand for nothing.
 fn change(base: u64, associate: &[(u8, u8)], release: &[u8]) -> ElasticIpChange {
@@ -111,4 +117,69 @@ fn what_was_changed_is_there_after_a_kill_and_a_flush() {
         }
         assert!(!lab.netd.apply(&network(generation + 1, 2, &[(1, 3 - n), (2, n)])).changed, "after `{damage}`");
     }
+}
+
+/// What a netd has that was killed and started again.
+fn after_a_kill(lab: &mut Lab) -> Option<NodeNetwork> {
+    lab.netd.kill();
+    lab.netd.start();
+    lab.netd.show().applied
+}
+
+#[test]
+fn what_did_not_reach_the_disk_is_stored_when_it_is_handed_over_again() {
+    let mut lab = Lab::new();
+    let lose_what_is_written = |journal: PathBuf| {
+        let _ = fs::remove_file(&journal);
+        // Takes what is written, and cannot be told to keep it.
+        std::os::unix::fs::symlink("/dev/null", journal).unwrap();
+    };
+    let journal = lab.netd.state_file().with_extension("pb.changes");
+    lab.netd.apply(&network(1, 2, &[(1, 1)]));
+    lose_what_is_written(journal.clone());
+    assert_eq!(lab.netd.changes()(change(1, &[(1, 2)], &[])).unwrap_err().code(), tonic::Code::Internal);
+    let whole = network(2, 2, &[(1, 2)]);
+    lab.netd.apply(&whole);
+    assert_eq!(after_a_kill(&mut lab), Some(whole));
+    // The same of a whole network that differs in elastic IPs alone.
+    lab.netd.apply(&network(3, 2, &[]));
+    lose_what_is_written(journal);
+    let whole = network(4, 2, &[(1, 1)]);
+    assert_eq!(lab.netd.try_apply(&whole).unwrap_err().code(), tonic::Code::Internal);
+    lab.netd.apply(&whole);
+    assert_eq!(after_a_kill(&mut lab), Some(whole));
+}
+
+#[test]
+fn a_change_that_a_full_disk_cuts_off_takes_no_later_one_with_it() {
+    let mut lab = Lab::new();
+    lab.netd.kill();
+    let folder = lab.netd.state_file().parent().unwrap().to_owned();
+    unshare(CloneFlags::CLONE_NEWNS).unwrap();
+    mount(None::<&str>, "/", None::<&str>, MsFlags::MS_REC | MsFlags::MS_PRIVATE, None::<&str>).unwrap();
+    mount(Some("disk"), &folder, Some("tmpfs"), MsFlags::empty(), Some("size=64k")).unwrap();
+    lab.netd.start();
+    lab.netd.apply(&network(1, 2, &[(1, 1)]));
+    let mut make = lab.netd.changes();
+    make(change(1, &[(1, 2)], &[])).unwrap();
+    let filler = folder.join("filler");
+    let mut file = File::create(&filler).unwrap();
+    while file.write_all(&[0; 4096]).is_ok() {}
+    // There is room behind the journal up to the end of its page, for a number of changes and a part of one.
+    let mut generation = 2;
+    let refused = loop {
+        match make(change(generation, &[(1, 1 + (generation % 2) as u8)], &[])) {
+            Ok(_) => generation += 1,
+            Err(refused) => break refused,
+        }
+    };
+    assert!(refused.message().contains("No space"), "{refused}");
+    drop(file);
+    fs::remove_file(&filler).unwrap();
+    make(change(generation, &[], &[1])).unwrap();
+    make(change(generation + 1, &[(2, 2)], &[])).unwrap();
+    drop(make);
+    assert_eq!(after_a_kill(&mut lab), Some(network(generation + 2, 2, &[(2, 2)])));
+    lab.netd.kill();
+    umount(&folder).unwrap();
 }

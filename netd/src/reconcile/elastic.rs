@@ -18,7 +18,7 @@ impl Reconciler {
     /// Makes the change, if it is for the network that is in force.
     pub async fn change_elastic_ips(&self, message: ElasticIpChange) -> Result<Outcome> {
         let start = Instant::now();
-        let mut state = self.state.lock().await;
+        let state = &mut *self.state.lock().await;
         let (base, generation) = (message.base, message.generation);
         let applied = state.current.as_ref().map_or(0, |current| current.rest.generation);
         let site = state.site.clone().filter(|_| base == applied && generation > base);
@@ -26,18 +26,26 @@ impl Reconciler {
             return Err(Error::OtherBase { base, given: generation, applied });
         };
         let change = current.network.elastic_change(&message, &site.around.uplink)?;
-        let appended = self.store.append(&message)?;
-        let is_long = appended.is_long;
+        let appended = match std::mem::replace(&mut state.stored, false) {
+            true => Some(self.store.append(&message)?),
+            false => None,
+        };
         // The kernel forgets everything with the crash that the disk must outlast, so neither waits for the other.
-        let settled = tokio::spawn(off_thread(move || appended.settle()));
+        let settled = appended.map(|appended| tokio::spawn(off_thread(move || appended.settle())));
         current.change(&change, generation);
         if !change.is_empty() {
-            self.make(&mut state, &site, &change).await?;
+            self.make(state, &site, &change).await?;
         }
-        settled.await.map_err(|error| Error::Internal(format!("writing the journal failed: {error}")))??;
-        if let Some(current) = state.current.as_ref().filter(|_| is_long) {
+        let save_whole = match settled {
+            Some(settled) => {
+                settled.await.map_err(|error| Error::Internal(format!("writing the journal failed: {error}")))??
+            }
+            None => true,
+        };
+        if let Some(current) = state.current.as_ref().filter(|_| save_whole) {
             self.store.save(&current.message())?;
         }
+        state.stored = true;
         Ok(Outcome { generation, changed: !change.is_empty(), took: start.elapsed() })
     }
 
