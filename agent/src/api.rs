@@ -3,6 +3,15 @@
 
 tonic::include_proto!("mallee.agent.v1");
 
+/// The longest message that a node takes, in bytes. A desired state is whole, with up to 16 KiB of user data for each of its instances: the
+/// 4 MiB that gRPC gives when nothing is said hold no more than 255 of them, and a node that is sent more would be cut off for good.
+pub const MESSAGE_MOST: usize = 64 << 20;
+
+/// A client of the controller's service.
+pub fn client(channel: tonic::transport::Channel) -> node_client::NodeClient<tonic::transport::Channel> {
+    node_client::NodeClient::new(channel).max_decoding_message_size(MESSAGE_MOST)
+}
+
 /// Where a manifest, a certificate and the rest of a node's credentials lie in the folder that
 /// `mallee node add` writes and `mallee-agent --credentials` reads.
 pub mod credentials {

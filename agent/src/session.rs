@@ -14,7 +14,6 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::Channel;
 
 use crate::api::from_agent::Message as Said;
-use crate::api::node_client::NodeClient;
 use crate::api::to_agent::Message as Heard;
 use crate::api::{ConsoleReply, ConsoleRequest, DesiredNode, FromAgent, NodeFacts, Spans};
 use crate::clock::unix_ns;
@@ -73,7 +72,7 @@ impl Session {
         let (say, said) = mpsc::channel(16);
         // The channel holds it until the stream is open.
         let _ = say.send(message(Said::Facts(first))).await;
-        let mut client = NodeClient::new(self.channel.clone());
+        let mut client = crate::api::client(self.channel.clone());
         let mut heard = client.attend(ReceiverStream::new(said)).await?.into_inner();
         tracing::info!("talking to the controller");
 

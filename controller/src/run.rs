@@ -16,7 +16,7 @@ const TIDY_EVERY: Duration = Duration::from_secs(60);
 
 /// Serves until `shutdown` is done; then takes no new call and lets those under way come to their end.
 pub async fn run(config: Config, shutdown: impl Future<Output = ()>) -> Result<()> {
-    // Ports first: a second controller on the same ports must not open the same state.
+    // Ports first: who cannot have them changes nothing in the state.
     let front = listen("EC2, S3 and STS", &config.listen.to_string()).await?;
     let back = listen("nodes", &config.node_listen.to_string()).await?;
     let cloud = Cloud::open(config).await?;

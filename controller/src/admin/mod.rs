@@ -171,7 +171,7 @@ async fn add_node(State(cloud): State<Cloud>, Json(wanted): Json<AddNode>) -> Re
         return Err(Refusal(StatusCode::BAD_REQUEST, "the controller's URL must begin with https://".into()));
     }
     let certificate = cloud.pki.issue_node(&wanted.name, &wanted.zone)?;
-    crate::nodes::add(&cloud.db, &wanted.name, &wanted.zone).await?;
+    crate::nodes::add(&cloud, &wanted.name, &wanted.zone).await?;
     certificate.write(&wanted.out, &wanted.controller)?;
     let mut transaction = cloud.db.begin().await?;
     sqlx::query("INSERT OR REPLACE INTO node_credentials (name, zone, serial, created_ns) VALUES (?, ?, ?, ?)")

@@ -87,7 +87,7 @@ pub(super) async fn of_node(cloud: &Cloud, name: &str) -> Result<Desired> {
 }
 
 /// What the node is told of others, and the subnets that it has: its zone's default one, and of the VPCs of that and of its instances those with
-/// instances that it knows of.
+/// instances that it knows of. A zone's default subnet without instances is left out where no number is left for it.
 async fn places(tx: &mut Tx, cloud: &Cloud, node: &Node, here: &[Instance]) -> Result<(Reach, Vec<Subnet>)> {
     let home = network::ensure_zone(tx, &node.zone).await?;
     let all = network::subnets(tx).await?;
@@ -97,8 +97,13 @@ async fn places(tx: &mut Tx, cloud: &Cloud, node: &Node, here: &[Instance]) -> R
     let of_vpcs: HashSet<&SubnetId> =
         all.iter().filter(|subnet| vpcs.contains(&subnet.vpc_id)).map(|subnet| &subnet.id).collect();
     let reach = Reach::read(tx, cloud, node, &of_vpcs).await?;
+    if let Some(one) = here.iter().find(|one| reach.lacks_number(&one.subnet_id)) {
+        return Err(segments::no_number_left(cloud, &one.subnet_id));
+    }
     let reached: HashSet<&str> = reach.remotes.iter().map(|remote| remote.segment.as_str()).collect();
-    let has = |subnet: &&Subnet| own.contains(&subnet.id) || reached.contains(subnet.id.as_str());
+    let has = |subnet: &&Subnet| {
+        (own.contains(&subnet.id) && !reach.lacks_number(&subnet.id)) || reached.contains(subnet.id.as_str())
+    };
     let mut subnets: Vec<Subnet> = all.iter().filter(has).cloned().collect();
     subnets.sort_by_key(|subnet| subnet.id != home.id);
     Ok((reach, subnets))

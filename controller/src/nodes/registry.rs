@@ -2,15 +2,16 @@
 
 use std::collections::HashMap;
 
-use super::NodeSummary;
+use super::{NodeSummary, segments};
 use crate::Cloud;
 use crate::error::Result;
-use crate::state::{Database, nodes};
+use crate::state::nodes;
 
-/// Adds a node; its zone and the zone's subnet are there from now on.
-pub async fn add(db: &Database, name: &str, zone: &str) -> Result<()> {
-    let mut tx = db.begin().await?;
-    nodes::add(&mut tx, name, zone).await?;
+/// Adds a node; its zone and the zone's subnet are there from now on, with the number that the subnet needs.
+pub async fn add(cloud: &Cloud, name: &str, zone: &str) -> Result<()> {
+    let mut tx = cloud.db.begin().await?;
+    let home = nodes::add(&mut tx, name, zone).await?;
+    segments::give_number(&mut tx, cloud, &home.id).await?;
     Ok(tx.commit().await?)
 }
 

@@ -18,7 +18,7 @@ use sha2::{Digest as _, Sha256};
 
 use super::Facts;
 use crate::Cloud;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::ids::SubnetId;
 use crate::state::instances::{self, Instance};
 use crate::state::lifecycle::Wanted;
@@ -138,14 +138,15 @@ impl Reach {
             .filter(|other| other.name != node.name && carries(other))
             .map(|other| (other.name, other.facts.map(|facts| facts.underlay_address).unwrap_or_default()))
             .collect();
+        let numbers = segments::numbers(tx, kind).await?;
         let elsewhere: Vec<Instance> = instances::elsewhere(tx, &node.name)
             .await?
             .into_iter()
             .filter(|one| one.state.wanted() != Wanted::Gone && underlays.contains_key(&one.node))
-            .filter(|one| subnets.contains(&one.subnet_id))
+            .filter(|one| subnets.contains(&one.subnet_id) && numbers.contains_key(&one.subnet_id))
             .collect();
         Ok(Reach {
-            numbers: segments::numbers(tx, kind).await?,
+            numbers,
             router_mac: router_mac(&node.name),
             peer_router_macs: underlays
                 .keys()
@@ -159,6 +160,11 @@ impl Reach {
                 Segments::Vlan(_) | Segments::Local => Wire::Vlan,
             }),
         })
+    }
+
+    /// The subnet would have to have a number and has none: nothing on other nodes can be told that it is the same.
+    pub fn lacks_number(&self, subnet: &SubnetId) -> bool {
+        self.wire.is_some() && !self.numbers.contains_key(subnet)
     }
 
     /// How the subnet's segment on this node reaches the others.
@@ -198,14 +204,16 @@ fn remote(one: &Instance, underlay: &str) -> net::RemoteInterface {
     }
 }
 
-/// Gives every subnet its number; writes only when one has none.
+/// Gives every subnet its number for as long as there are any; writes only when one has none and could have one. Subnets are without one where the
+/// operator has chosen another kind, or a range too small for those that there are: they take no instances ([`give_number`]) and are on no node ([`Reach::lacks_number`]).
 pub(super) async fn ensure_numbers(cloud: &Cloud) -> Result<()> {
     let Some((kind, range)) = cloud.config.segments.wire() else { return Ok(()) };
     let mut snapshot = cloud.db.snapshot().await?;
     let numbered = segments::numbers(&mut snapshot, kind).await?;
-    let complete = network::subnets(&mut snapshot).await?.iter().all(|subnet| numbered.contains_key(&subnet.id));
+    let subnets = network::subnets(&mut snapshot).await?;
     drop(snapshot);
-    if complete {
+    let lacking = subnets.iter().any(|subnet| !numbered.contains_key(&subnet.id));
+    if !lacking || range.clone().all(|number| numbered.values().any(|taken| *taken == number)) {
         return Ok(());
     }
     let mut tx = cloud.db.begin().await?;
@@ -213,12 +221,20 @@ pub(super) async fn ensure_numbers(cloud: &Cloud) -> Result<()> {
     Ok(tx.commit().await?)
 }
 
-/// The same in the transaction that makes a subnet; [`Error::Node`](crate::error::Error::Node) when no number is left.
-pub async fn give_numbers(tx: &mut Tx, cloud: &Cloud) -> Result<()> {
-    match cloud.config.segments.wire() {
-        Some((kind, range)) => segments::allocate(tx, kind, range).await,
-        None => Ok(()),
+/// Gives a subnet its number in the transaction that makes it or puts something in it; [`Error::Node`] when none is left for it.
+pub async fn give_number(tx: &mut Tx, cloud: &Cloud, subnet: &SubnetId) -> Result<()> {
+    let Some((kind, range)) = cloud.config.segments.wire() else { return Ok(()) };
+    match segments::allocate(tx, kind, range).await?.contains_key(subnet) {
+        true => Ok(()),
+        false => Err(no_number_left(cloud, subnet)),
     }
+}
+
+pub(super) fn no_number_left(cloud: &Cloud, subnet: &SubnetId) -> Error {
+    let segments = &cloud.config.segments;
+    Error::Node(format!(
+        "no number of {segments} is left for {subnet}: start the controller with a larger range (--segments)"
+    ))
 }
 
 /// Instances' networks begin or end on these nodes: every other node's state is to have its next number, in the

@@ -39,10 +39,10 @@ impl TryFrom<Row> for Node {
     }
 }
 
-/// Adds a node; its zone and the zone's subnet are there from now on. A node that is there keeps its
+/// Adds a node; its zone and the zone's default subnet, which is returned, are there from now on. A node that is there keeps its
 /// instances; it may not change its zone while it has any.
-pub async fn add(connection: &mut SqliteConnection, name: &str, zone: &str) -> Result<()> {
-    network::ensure_zone(connection, zone).await?;
+pub async fn add(connection: &mut SqliteConnection, name: &str, zone: &str) -> Result<network::Subnet> {
+    let home = network::ensure_zone(connection, zone).await?;
     if let Some(node) = find(connection, name).await?
         && node.zone != zone
     {
@@ -63,7 +63,7 @@ pub async fn add(connection: &mut SqliteConnection, name: &str, zone: &str) -> R
         .bind(clock::now())
         .execute(connection)
         .await?;
-    Ok(())
+    Ok(home)
 }
 
 /// By name.

@@ -6,7 +6,7 @@ use std::ops::RangeInclusive;
 use sqlx::SqliteConnection;
 
 use super::network;
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::ids::SubnetId;
 
 /// Every subnet's number of that kind.
@@ -18,29 +18,28 @@ pub async fn numbers(connection: &mut SqliteConnection, kind: &str) -> Result<Ha
     Ok(rows.into_iter().collect())
 }
 
-/// Gives a number out of `range` to each subnet that has none of that kind; the lowest free one.
-pub async fn allocate(connection: &mut SqliteConnection, kind: &str, range: RangeInclusive<u32>) -> Result<()> {
-    let numbers = numbers(connection, kind).await?;
-    let mut taken: HashSet<u32> = numbers.values().copied().collect();
+/// Gives a number out of `range` to each subnet that has none of that kind, the lowest free one, for as long as there are any. Every
+/// subnet's number afterwards.
+pub async fn allocate(
+    connection: &mut SqliteConnection,
+    kind: &str,
+    range: RangeInclusive<u32>,
+) -> Result<HashMap<SubnetId, u32>> {
+    let mut numbers = numbers(connection, kind).await?;
+    let taken: HashSet<u32> = numbers.values().copied().collect();
+    let mut free = range.filter(|number| !taken.contains(number));
     for subnet in network::subnets(connection).await? {
         if numbers.contains_key(&subnet.id) {
             continue;
         }
-        let number = range.clone().find(|number| !taken.contains(number)).ok_or_else(|| {
-            Error::Node(format!(
-                "no {kind} number of {}-{} is left for {}: start the controller with a larger range (--segments)",
-                range.start(),
-                range.end(),
-                subnet.id
-            ))
-        })?;
-        taken.insert(number);
+        let Some(number) = free.next() else { break };
         sqlx::query("INSERT INTO segments (subnet_id, kind, number) VALUES (?, ?, ?)")
             .bind(&subnet.id)
             .bind(kind)
             .bind(number)
             .execute(&mut *connection)
             .await?;
+        numbers.insert(subnet.id, number);
     }
-    Ok(())
+    Ok(numbers)
 }

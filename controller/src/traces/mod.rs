@@ -93,8 +93,10 @@ pub struct Traces {
 impl Traces {
     /// Opens `<state>/traces.db` and starts its writer.
     pub async fn open(state_dir: &Path) -> Result<Traces> {
+        let file = state_dir.join(FILE);
+        crate::state::keep_private(&file)?;
         let options = SqliteConnectOptions::new()
-            .filename(state_dir.join(FILE))
+            .filename(file)
             .create_if_missing(true)
             .journal_mode(SqliteJournalMode::Wal)
             .synchronous(SqliteSynchronous::Off)

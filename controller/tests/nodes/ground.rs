@@ -11,6 +11,7 @@ use mallee_controller::state::images::{self, Image};
 use mallee_controller::{Cloud, Config, clock, ec2, nodes};
 use tempfile::TempDir;
 use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Streaming;
 use tonic::transport::{Certificate, ClientTlsConfig, Endpoint, Identity};
@@ -23,21 +24,23 @@ pub const NO_VLANS: &str = "no trunk interface";
 
 /// A controller's state and ports, with one image.
 pub struct Ground {
-    pub folder: TempDir,
+    folder: TempDir,
     pub cloud: Cloud,
     pub address: String,
     pub image: ImageId,
+    served: JoinHandle<mallee_controller::error::Result<()>>,
 }
 
-pub async fn open(folder: &TempDir, more: &[&str]) -> (Cloud, String) {
+fn config(folder: &TempDir, more: &[&str]) -> Config {
     let state = folder.path().to_str().unwrap();
     let words = ["controller", "--state", state, "--public-pool", "198.51.100.128/29"];
-    let config = Config::parse_from(words.iter().chain(more));
-    let cloud = Cloud::open(config).await.unwrap();
+    Config::parse_from(words.iter().chain(more))
+}
+
+async fn serve(cloud: Cloud) -> (String, JoinHandle<mallee_controller::error::Result<()>>) {
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap().to_string();
-    tokio::spawn(nodes::serve(cloud.clone(), listener, std::future::pending()));
-    (cloud, address)
+    (address, tokio::spawn(nodes::serve(cloud, listener, std::future::pending())))
 }
 
 impl Ground {
@@ -48,7 +51,8 @@ impl Ground {
     /// With more words on the controller's command line.
     pub async fn with(more: &[&str]) -> Ground {
         let folder = tempfile::tempdir().unwrap();
-        let (cloud, address) = open(&folder, more).await;
+        let cloud = Cloud::open(config(&folder, more)).await.unwrap();
+        let (address, served) = serve(cloud.clone()).await;
         let image = Image {
             id: ImageId::random(),
             account_id: "111122223333".into(),
@@ -70,7 +74,25 @@ impl Ground {
         let mut tx = cloud.db.begin().await.unwrap();
         images::insert(&mut tx, &image).await.unwrap();
         tx.commit().await.unwrap();
-        Ground { folder, cloud, address, image: image.id }
+        Ground { folder, cloud, address, image: image.id, served }
+    }
+
+    /// The same state in a controller with these words, as after a kill: nothing is told to the old one. Its nodes must be gone.
+    pub async fn killed(self, more: &[&str]) -> Ground {
+        let Ground { folder, cloud, image, served, .. } = self;
+        served.abort();
+        drop(cloud);
+        let end = tokio::time::Instant::now() + BOUND;
+        // The folder is free when the last of the old one's tasks has ended.
+        let cloud = loop {
+            match Cloud::open(config(&folder, more)).await {
+                Ok(cloud) => break cloud,
+                Err(error) => assert!(tokio::time::Instant::now() < end, "{error}"),
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        };
+        let (address, served) = serve(cloud.clone()).await;
+        Ground { folder, cloud, address, image, served }
     }
 
     /// A node with credentials, attending.
@@ -80,7 +102,7 @@ impl Ground {
     }
 
     pub async fn credentials(&self, name: &str, zone: &str) -> Credentials {
-        nodes::add(&self.cloud.db, name, zone).await.unwrap();
+        nodes::add(&self.cloud, name, zone).await.unwrap();
         let made = self.cloud.pki.issue_node(name, zone).unwrap();
         let mut tx = self.cloud.db.begin().await.unwrap();
         sqlx::query("INSERT OR REPLACE INTO node_credentials (name, zone, serial, created_ns) VALUES (?, ?, ?, 0)")
@@ -95,29 +117,23 @@ impl Ground {
     }
 
     pub async fn attend(&self, name: &str, credentials: &Credentials) -> PlayedNode {
+        self.attend_as(facts(name), credentials).await
+    }
+
+    /// With these facts.
+    pub async fn attend_as(&self, facts: api::NodeFacts, credentials: &Credentials) -> PlayedNode {
         let mut client = dial(&self.address, credentials).await;
         let (say, said) = mpsc::channel(16);
-        let node = api::NodeFacts {
-            name: name.into(),
-            cpus: 4,
-            memory_mib: 4096,
-            disk_mib: 10_000,
-            kvm: api::KvmClass::Software.into(),
-            network: [("vlan", NO_VLANS), ("vxlan", "")]
-                .map(|(kind, missing)| (kind.to_owned(), missing.to_owned()))
-                .into(),
-            underlay_address: format!("10.9.0.{}", name.trim_start_matches('n')),
-            ..Default::default()
-        };
-        say.send(message(from_agent::Message::Facts(node))).await.unwrap();
+        let (name, cpus) = (facts.name.clone(), facts.cpus);
+        say.send(message(from_agent::Message::Facts(facts))).await.unwrap();
         let heard = client.attend(ReceiverStream::new(said)).await.unwrap().into_inner();
         let mut node = PlayedNode { say, heard, generation: 0 };
         node.desired().await;
         // What it said of itself is written down a moment after it attends.
         let cloud = self.cloud.clone();
         until("the node's facts", || {
-            let (cloud, name) = (cloud.clone(), name.to_owned());
-            async move { nodes::list(&cloud).await.unwrap().iter().any(|n| n.name == name && n.cpus == 4) }
+            let (cloud, name) = (cloud.clone(), name.clone());
+            async move { nodes::list(&cloud).await.unwrap().iter().any(|n| n.name == name && n.cpus == cpus) }
         })
         .await;
         node
@@ -175,13 +191,30 @@ pub struct Credentials {
     pub key: String,
 }
 
+/// What a played node says of itself.
+pub fn facts(name: &str) -> api::NodeFacts {
+    api::NodeFacts {
+        name: name.into(),
+        cpus: 4,
+        memory_mib: 4096,
+        disk_mib: 10_000,
+        kvm: api::KvmClass::Software.into(),
+        network: [("vlan", NO_VLANS), ("vxlan", "")]
+            .map(|(kind, missing)| (kind.to_owned(), missing.to_owned()))
+            .into(),
+        underlay_address: format!("10.9.0.{}", name.trim_start_matches('n')),
+        ..Default::default()
+    }
+}
+
+/// As an agent does.
 pub async fn dial(address: &str, credentials: &Credentials) -> NodeClient<tonic::transport::Channel> {
     let tls = ClientTlsConfig::new()
         .ca_certificate(Certificate::from_pem(&credentials.authority))
         .identity(Identity::from_pem(&credentials.certificate, &credentials.key))
         .domain_name(api::credentials::SERVER_NAME);
     let endpoint = Endpoint::from_shared(format!("https://{address}")).unwrap().tls_config(tls).unwrap();
-    NodeClient::new(endpoint.connect().await.unwrap())
+    api::client(endpoint.connect().await.unwrap())
 }
 
 pub fn message(message: from_agent::Message) -> api::FromAgent {

@@ -4,12 +4,11 @@
 mod addresses;
 mod ground;
 mod prefix_lists;
+mod registry;
 mod vpcs;
 
-use ground::{Ground, NO_VLANS, dial, message, open, texts};
+use ground::{Ground, NO_VLANS, facts, message, texts};
 use mallee_agent::api::{self, from_agent, to_agent};
-use tokio::sync::mpsc;
-use tokio_stream::wrappers::ReceiverStream;
 
 #[tokio::test]
 async fn an_instance_runs_when_its_node_says_so_and_not_before() {
@@ -51,14 +50,12 @@ async fn an_instance_runs_when_its_node_says_so_and_not_before() {
 
 #[tokio::test]
 async fn a_killed_controller_goes_on_with_what_it_had_begun() {
-    let mut ground = Ground::new().await;
+    let ground = Ground::new().await;
     let credentials = ground.credentials("n1", "mallee-1a").await;
     let node = ground.attend("n1", &credentials).await;
     let id = ground.run("1", &[]).await.remove(0);
     drop(node);
-    // The same folder opened again, as after a kill: nothing was told to the old one.
-    let (cloud, address) = open(&ground.folder, &[]).await;
-    (ground.cloud, ground.address) = (cloud, address);
+    let ground = ground.killed(&[]).await;
     ground.wait_state(&id, "pending").await;
     let mut node = ground.attend("n1", &credentials).await;
     ground.cloud.nodes.wake("n1");
@@ -81,6 +78,19 @@ async fn a_launch_that_fails_ends_and_says_why() {
     node.observed(gone.generation, &[]).await;
     let ended = ground.wait_state(&id, "terminated").await;
     assert!(ended.contains("the kernel is truncated"), "{ended}");
+}
+
+#[tokio::test]
+async fn a_node_full_of_instances_with_all_the_user_data_there_may_be_hears_of_them() {
+    use base64::Engine as _;
+    let ground = Ground::new().await;
+    let credentials = ground.credentials("n1", "mallee-1a").await;
+    let large = api::NodeFacts { cpus: 256, memory_mib: 1 << 20, ..facts("n1") };
+    let mut node = ground.attend_as(large, &credentials).await;
+    let user_data = base64::engine::general_purpose::STANDARD.encode(vec![b'x'; 16 * 1024]);
+    ground.run("300", &[("UserData", &user_data)]).await;
+    let desired = node.desired_with(|desired| !desired.instances.is_empty()).await;
+    assert_eq!(desired.instances.len(), 300);
 }
 
 #[tokio::test]
@@ -271,17 +281,6 @@ async fn a_console_is_read_from_the_node() {
     let (output, ()) = tokio::join!(ground.done("GetConsoleOutput", &asked), answer);
     assert_eq!(texts(&output, "output"), ["aGVsbG8K"]);
     assert_eq!(texts(&output, "timestamp"), ["1970-01-01T00:00:01.000Z"]);
-}
-
-#[tokio::test]
-async fn credentials_that_were_replaced_are_refused() {
-    let ground = Ground::new().await;
-    let old = ground.credentials("n1", "mallee-1a").await;
-    ground.credentials("n1", "mallee-1a").await;
-    let (_say, said) = mpsc::channel(1);
-    let refused = dial(&ground.address, &old).await.attend(ReceiverStream::new(said)).await.unwrap_err();
-    assert_eq!(refused.code(), tonic::Code::PermissionDenied);
-    assert!(refused.message().contains("mallee node add"), "{refused}");
 }
 
 /// The rules of a group as a node is told them: protocol, first port, and whom.

@@ -13,6 +13,7 @@ use super::super::{Context, Refusal, idempotency, lookup, security_groups, taggi
 use super::request::Launch;
 use super::view::Surroundings;
 use crate::clock;
+use crate::error::Error;
 use crate::ids::{AttachmentId, InstanceId, InterfaceId, ReservationId, VolumeId};
 use crate::nodes::schedule::{self, Wanted};
 use crate::nodes::segments;
@@ -44,6 +45,10 @@ pub(crate) async fn run_instances(context: &Context, request: RunInstancesReques
         Some(subnet) => subnet,
         None => subnet_of_node(&mut tx, &placed).await?,
     };
+    segments::give_number(&mut tx, &context.cloud, &subnet.id).await.map_err(|error| match error {
+        Error::Node(full) => Refusal::client("Unsupported", full),
+        other => other.into(),
+    })?;
     let addresses = addresses(&mut tx, &launch, &subnet, placed.len()).await?;
     context.span("schedule", begun);
 

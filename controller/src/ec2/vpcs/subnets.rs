@@ -57,7 +57,7 @@ pub(crate) async fn create_subnet(
     let network = cidr::of_subnet(text, vpc.cidr()?, &others)?;
     let zone = zone(&mut tx, &request).await?;
     let subnet = vpcs::insert_subnet(&mut tx, &vpc.id, &zone, network).await?;
-    segments::give_numbers(&mut tx, &context.cloud).await.map_err(|error| match error {
+    segments::give_number(&mut tx, &context.cloud, &subnet.id).await.map_err(|error| match error {
         Error::Node(full) => Refusal::client("SubnetLimitExceeded", full),
         other => other.into(),
     })?;
