@@ -77,11 +77,15 @@ pub(crate) async fn allocate_address(
     })
 }
 
+/// The addresses that may be held: a pool's without those of its network and its broadcast.
+fn pool_addresses(context: &Context) -> impl Iterator<Item = Ipv4Addr> + '_ {
+    context.cloud.config.public_pools.iter().flat_map(ipnet::Ipv4Net::hosts)
+}
+
 fn free_address(context: &Context, taken: &[Ipv4Addr]) -> Result<Ipv4Addr, Refusal> {
     let taken: std::collections::HashSet<&Ipv4Addr> = taken.iter().collect();
-    let pools = &context.cloud.config.public_pools;
-    pools.iter().flat_map(ipnet::Ipv4Net::hosts).find(|address| !taken.contains(address)).ok_or_else(|| {
-        let message = match pools.len() {
+    pool_addresses(context).find(|address| !taken.contains(address)).ok_or_else(|| {
+        let message = match context.cloud.config.public_pools.len() {
             0 => "This cloud has no pool of public addresses: start the controller with --public-pool.",
             _ => "There are no free public addresses left: release one, or give the controller another --public-pool.",
         };
@@ -93,8 +97,7 @@ fn free_address(context: &Context, taken: &[Ipv4Addr]) -> Result<Ipv4Addr, Refus
 fn wanted_address(context: &Context, wanted: &str, taken: &[Ipv4Addr]) -> Result<Ipv4Addr, Refusal> {
     let address: Ipv4Addr =
         wanted.parse().map_err(|_| Refusal::invalid_parameter(format!("Address '{wanted}' is not an IPv4 address")))?;
-    let in_pool = context.cloud.config.public_pools.iter().any(|pool| pool.contains(&address));
-    if !in_pool || taken.contains(&address) {
+    if !pool_addresses(context).any(|free| free == address) || taken.contains(&address) {
         return Err(Refusal::client(
             "InvalidAddress.NotFound",
             format!("Address '{wanted}' is not in a pool of this cloud, or is held already: leave it out to get any"),

@@ -88,10 +88,11 @@ pub(crate) async fn describe_instance_types(
     Ok(DescribeInstanceTypesResult { instance_types: Some(kinds), next_token })
 }
 
-/// The refusal of a type that is not on offer.
-pub(crate) fn unknown_type(name: &str) -> Refusal {
+/// A type that is not on offer. (`RunInstances` answers `InvalidParameterValue`, as EC2 does.)
+fn unknown_type(name: &str) -> Refusal {
     let names: Vec<&str> = TYPES.iter().map(|kind| kind.name).collect();
-    Refusal::invalid_parameter(format!("Invalid value '{name}' for InstanceType; on offer are {}", names.join(", ")))
+    let names = names.join(", ");
+    Refusal::client("InvalidInstanceType", format!("The instance type '{name}' does not exist; on offer are {names}"))
 }
 
 fn answer(kind: &InstanceType) -> InstanceTypeInfo {

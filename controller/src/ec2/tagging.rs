@@ -13,7 +13,7 @@ use crate::state::tags;
 /// EC2's bounds (EC2 User Guide, "Tag restrictions").
 const KEY_MOST: usize = 128;
 const VALUE_MOST: usize = 256;
-const TAGS_MOST: usize = 50;
+const TAGS_MOST: i64 = 50;
 
 /// The tags that a request wants on what it makes. Specifications for other kinds of things are
 /// refused: they would be lost.
@@ -37,11 +37,8 @@ pub(crate) fn requested(specifications: &[TagSpecification], kind: ResourceType)
     Ok(out)
 }
 
-/// Refuses tags beyond EC2's bounds.
+/// Refuses keys and values beyond EC2's bounds.
 fn check(tags: &[Tag]) -> Result<(), Refusal> {
-    if tags.len() > TAGS_MOST {
-        return Err(Refusal::client("TagLimitExceeded", format!("At most {TAGS_MOST} tags on one resource")));
-    }
     for tag in tags {
         let key =
             tag.key.as_deref().filter(|key| !key.is_empty()).ok_or_else(|| Refusal::missing_parameter("Tag.Key"))?;
@@ -59,7 +56,7 @@ fn check(tags: &[Tag]) -> Result<(), Refusal> {
     Ok(())
 }
 
-/// Writes tags of a thing in the transaction that makes it.
+/// Writes tags of a thing in the transaction that makes it or gives it more; refused when it then has more than there may be.
 pub(crate) async fn write(
     connection: &mut SqliteConnection,
     account: &str,
@@ -75,6 +72,9 @@ pub(crate) async fn write(
             value: tag.value.clone().unwrap_or_default(),
         };
         tags::set(connection, account, &tag).await?;
+    }
+    if !tags.is_empty() && tags::count(connection, resource).await? > TAGS_MOST {
+        return Err(Refusal::client("TagLimitExceeded", format!("At most {TAGS_MOST} tags on one resource")));
     }
     Ok(())
 }

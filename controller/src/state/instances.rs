@@ -138,7 +138,7 @@ pub async fn insert(connection: &mut SqliteConnection, instance: &Instance) -> R
     Ok(())
 }
 
-/// Every instance of an account, oldest launch first.
+/// Every instance of an account, by launch or last start, oldest first.
 pub async fn of_account(connection: &mut SqliteConnection, account: &str) -> Result<Vec<Instance>> {
     Ok(sqlx::query_as(
         "SELECT * FROM instances WHERE account_id = ? ORDER BY launched_ns, reservation_id, launch_index",
@@ -205,7 +205,8 @@ pub async fn apply(connection: &mut SqliteConnection, id: &InstanceId, change: &
     let transition = change.reason.as_ref().map(|reason| transition_reason(reason.code, now)).unwrap_or_default();
     // A node's confirmation keeps the reason for which the step was begun.
     let confirms = matches!(change.to, InstanceState::Stopped | InstanceState::Terminated) && change.reason.is_none();
-    let running = change.to == InstanceState::Running;
+    // What stopped has run, also when it did so between two reports. (Nothing but a node's word makes an instance either.)
+    let ran = matches!(change.to, InstanceState::Running | InstanceState::Stopped);
     sqlx::query(
         "UPDATE instances SET state = ?1, generation = ?2, changed_ns = ?3, ran = ran OR ?4, \
          leased = leased AND ?1 = 'running', \
@@ -217,7 +218,7 @@ pub async fn apply(connection: &mut SqliteConnection, id: &InstanceId, change: &
     .bind(change.to)
     .bind(generation)
     .bind(now)
-    .bind(running)
+    .bind(ran)
     .bind(confirms)
     .bind(code)
     .bind(message)
@@ -299,11 +300,12 @@ pub async fn set_leased(connection: &mut SqliteConnection, id: &InstanceId) -> R
     Ok(())
 }
 
-/// Forgets instances that have been terminated since before `before` (EC2 shows them for about an hour).
+/// Forgets instances that have been terminated since before `before` (EC2 shows them for about an hour), with their root volumes.
 pub async fn forget_terminated(connection: &mut SqliteConnection, before: i64) -> Result<u64> {
     sqlx::query(
         "DELETE FROM tags WHERE resource_id IN \
-         (SELECT id FROM instances WHERE state = 'terminated' AND changed_ns < ?)",
+         (SELECT id FROM instances WHERE state = 'terminated' AND changed_ns < ?1 \
+          UNION ALL SELECT volume_id FROM instances WHERE state = 'terminated' AND changed_ns < ?1)",
     )
     .bind(before)
     .execute(&mut *connection)

@@ -31,6 +31,14 @@ pub async fn set(connection: &mut SqliteConnection, account: &str, tag: &Tag) ->
     Ok(())
 }
 
+/// How many tags a resource has.
+pub async fn count(connection: &mut SqliteConnection, resource: &str) -> Result<i64> {
+    Ok(sqlx::query_scalar("SELECT count(*) FROM tags WHERE resource_id = ?")
+        .bind(resource)
+        .fetch_one(connection)
+        .await?)
+}
+
 /// The account's tags, by resource and key.
 pub async fn of_account(connection: &mut SqliteConnection, account: &str) -> Result<Vec<Tag>> {
     Ok(sqlx::query_as(

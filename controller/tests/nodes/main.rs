@@ -2,6 +2,7 @@
 //! what an agent would say, so that every order of events can be had.
 
 mod addresses;
+mod described;
 mod ground;
 mod prefix_lists;
 mod registry;
@@ -78,6 +79,22 @@ async fn a_launch_that_fails_ends_and_says_why() {
     node.observed(gone.generation, &[]).await;
     let ended = ground.wait_state(&id, "terminated").await;
     assert!(ended.contains("the kernel is truncated"), "{ended}");
+}
+
+#[tokio::test]
+async fn an_instance_that_ran_unseen_outlives_a_start_that_fails() {
+    let ground = Ground::new().await;
+    let mut node = ground.node("n1", "mallee-1a").await;
+    let id = ground.run("1", &[]).await.remove(0);
+    let desired = node.desired_with(|desired| !desired.instances.is_empty()).await;
+    // It came up and went down again between two reports: it never was `running` here.
+    node.observed(desired.generation, &[(&id, api::InstancePhase::Stopped, "")]).await;
+    ground.wait_state(&id, "stopped").await;
+    ground.done("StartInstances", &[("InstanceId.1", &id)]).await;
+    let again = node.desired_with(|desired| desired.instances[0].power() == api::Power::On).await;
+    node.observed(again.generation, &[(&id, api::InstancePhase::Failed, "no memory")]).await;
+    let stopped = ground.wait_state(&id, "stopped").await;
+    assert!(stopped.contains("no memory"), "{stopped}");
 }
 
 #[tokio::test]

@@ -74,11 +74,7 @@ pub(crate) async fn describe_instances(
     let wanted = if request.instance_ids.is_empty() {
         instances::of_account(&mut snapshot, context.account()).await?
     } else {
-        let mut found = lookup::instances(&mut snapshot, context.account(), &request.instance_ids).await?;
-        found.sort_by(|a, b| {
-            (a.launched_ns, &a.reservation_id, a.launch_index).cmp(&(b.launched_ns, &b.reservation_id, b.launch_index))
-        });
-        found
+        lookup::instances(&mut snapshot, context.account(), &request.instance_ids).await?
     };
     let domain = context.cloud.config.private_domain();
     let surroundings = Surroundings::read(&mut snapshot, context.account(), domain).await?;
@@ -118,9 +114,7 @@ fn reservation_filters(reservations: Vec<Reservation>, filters: &[model::Filter]
         .collect()
 }
 
-/// Pages are in the order of launch; nothing is launched before what was launched.
+/// Pages are in the order of reservations' ids, which never change: the time of a launch does, when an instance is started again.
 fn key(reservation: &Reservation) -> String {
-    let launched = reservation.instances.iter().flatten().find_map(|instance| instance.launch_time);
-    let nanoseconds = launched.map_or(0, |time| time.unix_timestamp_nanos());
-    format!("{nanoseconds:024} {}", reservation.reservation_id.as_deref().unwrap_or_default())
+    reservation.reservation_id.clone().unwrap_or_default()
 }

@@ -57,8 +57,9 @@ impl Surroundings {
         })
     }
 
-    /// Instances under their reservations, in the order given.
-    pub fn reservations(&self, instances: Vec<Instance>) -> Vec<Reservation> {
+    /// Instances under their reservations, each reservation once, by its id; its instances in the order of their launch.
+    pub fn reservations(&self, mut instances: Vec<Instance>) -> Vec<Reservation> {
+        instances.sort_by(|a, b| (&a.reservation_id, a.launch_index).cmp(&(&b.reservation_id, b.launch_index)));
         let mut out: Vec<Reservation> = Vec::new();
         for instance in instances {
             let id = instance.reservation_id.to_string();
