@@ -4,9 +4,19 @@
 //! caches of those who believe the address elsewhere. RFC 5227, section 2.3, has an address announced
 //! twice, two seconds apart. Some stacks heed a request, some a reply, so both are sent.
 //!
-//! When an address moves between nodes, the old one may let go of it a moment after the new one has taken it, and
-//! answer somebody in between. Nobody who heard that answer would find the new node before the second announcement, so
-//! there is one more soon after the first.
+//! When an address moves between nodes, the controller tells the new one first, and the old one when the new one has the address. For that while both
+//! have it, and the old one may contradict the new one: its kernel answers a request, or it announces once more what it got itself a moment before.
+//! Who heard that sends to the old node. While that has the address, it answers; after that its kernel, which routes, passes on to the new node what still
+//! comes, unless the host forbids to route from the uplink to the uplink, as firewalls do. Then nobody answers until the new node is heard
+//! again. So an address is announced after times that double, and this is what holds:
+//!
+//! * **A node that lets go of an address says nothing more of it.** When [`Announcer::hold`] or [`Announcer::change`] has returned, nothing is announced
+//!   that is not held, not even by an announcement that was under way. The reconciler calls them before anything else changes.
+//! * **Whoever was misled is put right soon after the old node let go**: within [`FIRST_PAUSE`], or within as long as both nodes had the address if
+//!   that is more. It holds where both have had it for two seconds at most: then comes the last announcement.
+//!
+//! To listen on the uplink for the other's announcements instead would not do: a kernel's answer to one asker is heard by nobody else, and neither node could
+//! tell who of the two came later.
 
 use std::collections::BTreeSet;
 use std::io;
@@ -21,8 +31,11 @@ use crate::desired::MacAddress;
 use crate::error::Error;
 use crate::off_thread::off_thread;
 
-/// When an address is announced, counted from the announcement before. The whole is `ANNOUNCE_INTERVAL` of RFC 5227, section 1.1.
-const AFTER: [Duration; 3] = [Duration::ZERO, Duration::from_millis(100), Duration::from_millis(1900)];
+/// Between the first announcement of an address and the second.
+const FIRST_PAUSE: Duration = Duration::from_millis(16);
+/// How often the time since the first announcement doubles: to 2048 ms. RFC 5227, section 1.1, has `ANNOUNCE_INTERVAL` (2 s) between the first and the
+/// last.
+const DOUBLINGS: u32 = 7;
 const ETHER_ARP: u16 = 0x0806;
 const REQUEST: u16 = 1;
 const REPLY: u16 = 2;
@@ -49,26 +62,39 @@ impl Announcer {
         held.extend(new);
     }
 
-    /// Announces `addresses` at once, and those still held twice again. Nobody waits for it: a thousand take some ten milliseconds.
+    /// Announces `addresses` at once, and those still held again and again for two seconds: 18 short frames for each in all. Nobody waits for it: a thousand take
+    /// some ten milliseconds each time.
     pub fn announce(&self, uplink_index: u32, mac: MacAddress, addresses: Vec<Ipv4Addr>) {
         if addresses.is_empty() {
             return;
         }
-        let announcer = self.clone();
+        let (announcer, addresses) = (self.clone(), Arc::new(addresses));
         tokio::spawn(async move {
-            for pause in AFTER {
+            for pause in pauses() {
                 tokio::time::sleep(pause).await;
-                let still_here: Vec<Ipv4Addr> = {
-                    let held = announcer.held();
-                    addresses.iter().copied().filter(|address| held.contains(address)).collect()
-                };
+                let (announcer, addresses) = (announcer.clone(), addresses.clone());
                 let failed = Error::io("announcing elastic IPs by ARP on the uplink");
-                let sent = off_thread(move || send_all(uplink_index, mac, &still_here).map_err(failed)).await;
+                let sent = off_thread(move || announcer.send_held(uplink_index, mac, &addresses).map_err(failed)).await;
                 if let Err(error) = sent {
                     tracing::warn!(%error, "whoever believes these addresses elsewhere is not told");
                 }
             }
         });
+    }
+
+    /// Sends for those of `addresses` that are here. Each is looked up and sent for in one, and for a few microseconds, so that an address that goes
+    /// meanwhile is not announced after that, and nobody who lets go of one waits for all of them.
+    fn send_held(&self, uplink_index: u32, mac: MacAddress, addresses: &[Ipv4Addr]) -> io::Result<()> {
+        let socket = socket(AddressFamily::Packet, SockType::Raw, SockFlag::SOCK_CLOEXEC, None)?;
+        for address in addresses {
+            let held = self.held();
+            if held.contains(address) {
+                for operation in [REQUEST, REPLY] {
+                    send(&socket, uplink_index, &frame(mac, *address, operation))?;
+                }
+            }
+        }
+        Ok(())
     }
 
     fn held(&self) -> MutexGuard<'_, BTreeSet<Ipv4Addr>> {
@@ -77,14 +103,10 @@ impl Announcer {
     }
 }
 
-fn send_all(uplink_index: u32, mac: MacAddress, addresses: &[Ipv4Addr]) -> io::Result<()> {
-    let socket = socket(AddressFamily::Packet, SockType::Raw, SockFlag::SOCK_CLOEXEC, None)?;
-    for address in addresses {
-        for operation in [REQUEST, REPLY] {
-            send(&socket, uplink_index, &frame(mac, *address, operation))?;
-        }
-    }
-    Ok(())
+/// Before each announcement of an address, counted from the one before.
+fn pauses() -> impl Iterator<Item = Duration> {
+    let doubling = (0..DOUBLINGS).map(|n| FIRST_PAUSE * 2_u32.pow(n));
+    [Duration::ZERO, FIRST_PAUSE].into_iter().chain(doubling)
 }
 
 fn send(socket: &OwnedFd, uplink_index: u32, frame: &[u8]) -> io::Result<()> {
@@ -133,7 +155,46 @@ fn frame(mac: MacAddress, address: Ipv4Addr, operation: u16) -> Vec<u8> {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
+
+    /// When an address is announced, counted from the first time.
+    fn moments() -> Vec<Duration> {
+        let since_first = |since: &mut Duration, pause| {
+            *since += pause;
+            Some(*since)
+        };
+        pauses().scan(Duration::ZERO, since_first).collect()
+    }
+
+    #[test]
+    fn the_last_announcement_comes_after_the_interval_of_the_rfc() {
+        let last = moments().into_iter().next_back().unwrap();
+        assert!((Duration::from_secs(2)..Duration::from_secs(3)).contains(&last), "{last:?}");
+    }
+
+    proptest! {
+        /// Whatever the old node says while both have an address, a client that heard it is nobody's for as long as both had it, or for the first pause.
+        #[test]
+        fn who_was_misled_is_put_right_soon_after_the_old_node_let_go(both_us in 0_u64..2_000_000) {
+            let let_go = Duration::from_micros(both_us);
+            let next = moments().into_iter().find(|moment| *moment >= let_go).unwrap();
+            prop_assert!(next - let_go <= let_go.max(FIRST_PAUSE), "next told {next:?}");
+        }
+    }
+
+    #[test]
+    fn an_address_that_went_is_not_announced() {
+        let (announcer, gone, held) =
+            (Announcer::default(), Ipv4Addr::new(198, 51, 100, 130), Ipv4Addr::new(198, 51, 100, 131));
+        announcer.hold([gone, held].into());
+        announcer.change([gone].into_iter(), std::iter::empty());
+        // No link has the index 0: to send is to fail.
+        let mac = "02:00:00:00:00:09".parse().unwrap();
+        announcer.send_held(0, mac, &[gone]).unwrap();
+        announcer.send_held(0, mac, &[held]).unwrap_err();
+    }
 
     #[test]
     fn an_announcement_is_an_arp_packet_about_itself() {
