@@ -28,6 +28,7 @@ pub mod ec2;
 pub mod error;
 pub mod http;
 pub mod ids;
+mod networks;
 pub mod nodes;
 pub mod pki;
 pub mod query;

@@ -7,6 +7,8 @@ use std::net::Ipv4Addr;
 
 use ipnet::Ipv4Net;
 
+use crate::networks::overlap;
+
 /// A route of this machine, other than through `own`, whose network overlaps the given one.
 pub fn overlapping(network: Ipv4Net, own: &str) -> Option<(String, Ipv4Net)> {
     let table = std::fs::read_to_string("/proc/net/route").unwrap_or_default();
@@ -14,9 +16,7 @@ pub fn overlapping(network: Ipv4Net, own: &str) -> Option<(String, Ipv4Net)> {
 }
 
 fn find_overlap(table: &str, network: Ipv4Net, own: &str) -> Option<(String, Ipv4Net)> {
-    parse(table).into_iter().find(|(interface, route)| {
-        interface != own && (route.contains(&network.network()) || network.contains(&route.network()))
-    })
+    parse(table).into_iter().find(|(interface, route)| interface != own && overlap(route, &network))
 }
 
 /// Interface and network of each route but the default one (`/proc/net/route`: hexadecimal, in the

@@ -9,6 +9,7 @@ use std::ops::RangeInclusive;
 use ipnet::Ipv4Net;
 
 use crate::ec2::Refusal;
+use crate::networks::overlap;
 
 const PREFIX_LENGTHS: RangeInclusive<u8> = 16..=28;
 
@@ -63,10 +64,6 @@ fn parse(text: &str) -> Result<Ipv4Net, Refusal> {
         ))
     };
     text.parse().map(|network: Ipv4Net| network.trunc()).map_err(malformed)
-}
-
-fn overlap(a: &Ipv4Net, b: &Ipv4Net) -> bool {
-    a.contains(&b.network()) || b.contains(&a.network())
 }
 
 #[cfg(test)]
