@@ -20,7 +20,13 @@ pub fn detect(backend: &dyn Backend) -> HashMap<String, String> {
         ("security-groups".into(), String::new()),
         ("limits".into(), String::new()),
     ]);
-    capabilities.extend(backend.missing().into_iter().map(|(name, reason)| (name.to_owned(), reason)));
+    // What the kernel lacks says more than that the backend does without it.
+    for (name, reason) in backend.missing() {
+        let told: &mut String = capabilities.entry(name.to_owned()).or_default();
+        if told.is_empty() {
+            *told = reason;
+        }
+    }
     capabilities
 }
 
