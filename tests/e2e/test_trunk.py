@@ -4,6 +4,7 @@ Two nodes share a zone and so a subnet, the third has another. The guest that as
 answer are probes (ping, UDP echo, a reset for TCP), which are up at once.
 """
 
+import contextlib
 import re
 import socket
 import statistics
@@ -14,9 +15,11 @@ import time
 import pytest
 
 import guests
+import test_vpcs
 from cloud import Cloud, run, wait_for
 from conftest import upload_image
 from leaks import without_a_trace
+from test_vpcs import ASKED, ASKER
 from wire import IPV4, VLAN, Capture
 
 TRUNK = "malleett0"
@@ -44,7 +47,7 @@ class TrunkCloud(Cloud):
         run("ip", "link", "add", TRUNK, "type", "bridge", "forward_delay", "0")
         run("ip", "link", "set", TRUNK, "up")
         self.up("--no-node", "--segments", "vlan:100-199")
-        self.lab_up("--nodes", 3, "--nodes-per-zone", 2, "--trunk", TRUNK, "--memory-mib", 1024)
+        self.lab_up("--nodes", 3, "--nodes-per-zone", 2, "--trunk", TRUNK, "--memory-mib", 2048)
         self.keys = self.environment()
         wait_for("every node to attend", self.all_attend, bound_s=120)
         return self
@@ -98,13 +101,13 @@ def place(trunk):
     assert linux.node != near.node and far.node == "lab3"
     with guests.elastic_ip(ec2, linux.id) as (_, address):
         guests.wait_login(key_file, address)
-        yield Place(trunk, ec2, key_file, address, linux, near, far)
+        yield Place(trunk, ec2, images, key_file, address, linux, near, far)
     guests.terminate(ec2, *ids)
 
 
 class Place:
-    def __init__(self, cloud, ec2, key_file, address, linux, near, far):
-        self.cloud, self.ec2, self.key_file, self.address = cloud, ec2, key_file, address
+    def __init__(self, cloud, ec2, images, key_file, address, linux, near, far):
+        self.cloud, self.ec2, self.images, self.key_file, self.address = cloud, ec2, images, key_file, address
         self.linux, self.near, self.far = linux, near, far
 
     def guest(self, command, **options):
@@ -187,6 +190,38 @@ def test_a_guest_that_tags_its_frames_gets_nowhere(place):
     assert not any(stranger in (frame.source, frame.target) for frame in wire.frames)
 
 
+def test_vpcs_with_the_same_network_span_nodes(place):
+    """Each has an instance on both nodes, and each of these has the address of the other VPC's on the other node: who asks in the one has a stranger
+    with the asked address beside it."""
+    ec2, images = place.ec2, place.images
+    with contextlib.ExitStack() as stack:
+        red, blue = (stack.enter_context(test_vpcs.vpc(ec2, name, ZONE)) for name in ("red", "blue"))
+        # In this order they go to the one node and the other in turns.
+        ids = [red.launch(ec2, images["tiny"], ASKER, key="e2e"), red.launch(ec2, images["probe"], ASKED),
+               blue.launch(ec2, images["probe"], ASKED), blue.launch(ec2, images["probe"], ASKER)]
+        stack.callback(guests.terminate, ec2, *ids)
+        asker, asked, stranger, other = (Instance(place.cloud, guests.wait_state(ec2, one, "running")) for one in ids)
+        assert asker.node == stranger.node != asked.node == other.node
+        address, *publics = (stack.enter_context(guests.elastic_ip(ec2, one))[1] for one in ids)
+        wait_for("the probes to answer", lambda: [*map(who_answers, publics)] == [ASKED, ASKED, ASKER])
+        guests.wait_login(place.key_file, address)
+
+        def ask(command):
+            return guests.ssh(place.key_file, address, command, check=False).stdout
+        with Capture(TRUNK) as wire:
+            pings = ask(f"ping -c 3 -i 0.2 -W 5 {ASKED}")
+        assert "0% packet loss" in pings and "ttl=64" in pings
+        there, back = wire.vids(ASKER, ASKED), wire.vids(ASKED, ASKER)
+        assert there == back and len(there) == 1 and not there & {VID, OTHER_VID}, "the subnet has a VLAN of its own"
+        assert ask("wget -q -O - http://169.254.169.254/latest/meta-data/instance-id") == asker.id
+        assert [int(counters(public)["icmp_echoes"]) for public in publics] == [3, 0, 0]
+
+        # Where nobody has the address any more, the stranger's is not found in its place.
+        guests.terminate(ec2, asked.id)
+        assert "100% packet loss" in ask(f"ping -c 1 -W 1 {ASKED}")
+        assert [int(counters(public)["icmp_echoes"]) for public in publics[1:]] == [0, 0]
+
+
 def test_an_elastic_ip_moves_between_nodes(place):
     """While a client asks every millisecond. How long nobody answered is written down, not judged; that instances on both nodes go on being
     reached is judged."""
@@ -223,11 +258,15 @@ class SteadyAsking:
         return sent, sent - received
 
 
+def counters(address):
+    """What the probe behind an elastic IP has counted, by name; nothing where none answers."""
+    told = guests.udp_echo(address, b"?", port=19, bound_s=0.5)
+    return dict(line.split() for line in told.decode().splitlines()) if told else {}
+
+
 def who_answers(address):
     """The private address of the probe behind an elastic IP."""
-    counters = guests.udp_echo(address, b"?", port=19, bound_s=0.5)
-    lines = counters.decode().splitlines() if counters else []
-    return next((line.split()[1] for line in lines if line.startswith("address ")), None)
+    return counters(address).get("address")
 
 
 class Asking:
