@@ -11,6 +11,14 @@ use std::fs::{self, File, OpenOptions, Permissions};
 use std::io;
 use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+/// Files that are written at one time. Each has a thread, and the runtime's 512 serve all others too
+/// who must open, read or remove a file.
+const WRITERS: usize = 128;
 
 /// The name of a data file.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -28,6 +36,7 @@ pub struct Files {
     temporary: PathBuf,
     data: PathBuf,
     blobs: PathBuf,
+    writers: Arc<Semaphore>,
 }
 
 /// A file that is being written. Dropped before [`Unfinished::finish`], it is gone.
@@ -49,7 +58,12 @@ impl Files {
     /// Makes the folders below `state` where they are missing.
     pub fn open(state: &Path) -> io::Result<Files> {
         let root = state.join("s3");
-        let files = Files { temporary: root.join("tmp"), data: root.join("data"), blobs: state.join("blobs") };
+        let files = Files {
+            temporary: root.join("tmp"),
+            data: root.join("data"),
+            blobs: state.join("blobs"),
+            writers: Arc::new(Semaphore::new(WRITERS)),
+        };
         for folder in [&files.temporary, &files.data, &files.blobs] {
             fs::create_dir_all(folder)?;
         }
@@ -62,6 +76,12 @@ impl Files {
         sync_folder(&files.data)?;
         sync_folder(&root)?;
         Ok(files)
+    }
+
+    /// Waits for the right to write one file more, which is given back when it is dropped. `None`:
+    /// there were too many for as long as that.
+    pub async fn turn(&self, patience: Duration) -> Option<OwnedSemaphorePermit> {
+        tokio::time::timeout(patience, Arc::clone(&self.writers).acquire_owned()).await.ok()?.ok()
     }
 
     /// Begins a new file.
@@ -87,9 +107,18 @@ impl Files {
         self.data.join(folder).join(&id.0)
     }
 
-    /// Removes a data file that no row names any more. One that is gone already is no error; one
+    /// Removes data files that no row names any more, on a thread where that holds nobody up: there
+    /// may be thousands, and a large one takes its time. One that is gone already is no error; one
     /// that cannot be removed is left to the next sweep.
-    pub fn remove(&self, id: &DataId) {
+    pub async fn remove(&self, ids: impl IntoIterator<Item = DataId>) {
+        let (files, ids) = (self.clone(), Vec::from_iter(ids));
+        if !ids.is_empty() {
+            // The thread of a runtime that ends may not come to it; that too is left to the sweep.
+            let _ = tokio::task::spawn_blocking(move || ids.iter().for_each(|id| files.remove_one(id))).await;
+        }
+    }
+
+    fn remove_one(&self, id: &DataId) {
         if let Err(error) = fs::remove_file(self.path(id))
             && error.kind() != io::ErrorKind::NotFound
         {
@@ -174,6 +203,19 @@ mod tests {
         let id = files.finish(unfinished).unwrap();
         assert_eq!(fs::read(files.path(&id)).unwrap(), b"bytes");
         assert_eq!(fs::read_dir(&files.temporary).unwrap().count(), 0);
+    }
+
+    #[tokio::test]
+    async fn only_so_many_files_are_written_at_one_time() {
+        let state = tempfile::tempdir().unwrap();
+        let files = Files::open(state.path()).unwrap();
+        let mut turns = Vec::new();
+        for _ in 0..WRITERS {
+            turns.push(files.turn(Duration::ZERO).await.unwrap());
+        }
+        assert!(files.clone().turn(Duration::ZERO).await.is_none());
+        turns.pop();
+        assert!(files.turn(Duration::ZERO).await.is_some());
     }
 
     #[test]

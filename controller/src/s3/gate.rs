@@ -2,7 +2,7 @@
 //!
 //! Before it: [`super::signed`] refuses what the signature does not cover, and a body small enough to
 //! hold is compared with its digests at once (the library would answer a wrong one with an internal
-//! error). After it: the request's id goes into the headers and into the error document.
+//! error). No body is waited for without a bound ([`super::patience`]). After it: the request's id goes into the headers and into the error document.
 
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode};
@@ -12,8 +12,10 @@ use s3s::service::{S3Service, S3ServiceBuilder};
 use s3s::{Body, S3Error, S3Result, s3_error};
 use sha2::{Digest as _, Sha256};
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::checksum;
+use super::patience::{Patient, Stopped};
 use super::service::{Access, Keys, Service};
 
 /// Largest XML document: a thousand keys of 1024 bytes to delete, with their tags.
@@ -23,10 +25,16 @@ const HELD_LIMIT: u64 = 64 << 10;
 /// Largest file in a browser's form, which the library holds in memory.
 const FORM_LIMIT: u64 = 16 << 20;
 
+/// Longest wait for a body that is held, and for more of a body that is streamed.
+const PATIENCE: Duration = Duration::from_secs(30);
+/// A form is large for a body that is held: it has so many times longer (for 16 MiB, 0.5 Mbit/s).
+const FORM_TIMES: u32 = 10;
+
 /// The S3 interface, ready to answer.
 #[derive(Clone)]
 pub struct Gate {
     service: S3Service,
+    pub(super) patience: Duration,
 }
 
 impl Gate {
@@ -39,7 +47,7 @@ impl Gate {
         builder.set_auth(Keys(accounts.clone()));
         builder.set_access(Access(accounts));
         builder.set_config(Arc::new(StaticConfigProvider::new(Arc::new(config))));
-        Gate { service: builder.build() }
+        Gate { service: builder.build(), patience: PATIENCE }
     }
 
     /// Answers one request. `request_id` is the one that the front door gave it.
@@ -48,7 +56,7 @@ impl Gate {
         B: http_body::Body<Data = Bytes> + Send + 'static,
         B::Error: std::error::Error + Send + Sync + 'static,
     {
-        let reply = match before(request).await {
+        let reply = match before(request, self.patience).await {
             Ok(request) => self.service.call(request).await.unwrap_or_else(|error| {
                 let source: s3s::StdError = error.into();
                 tracing::error!(%source, request_id, "S3");
@@ -68,19 +76,29 @@ fn refusal(error: S3Error) -> Response<Body> {
     })
 }
 
-async fn before<B>(request: Request<B>) -> S3Result<Request<Body>>
+async fn before<B>(request: Request<B>, patience: Duration) -> S3Result<Request<Body>>
 where
     B: http_body::Body<Data = Bytes> + Send + 'static,
     B::Error: std::error::Error + Send + Sync + 'static,
 {
     let (parts, body) = request.into_parts();
     super::signed::check(&parts)?;
-    let Some(limit) = held_limit(&parts) else {
-        return Ok(Request::from_parts(parts, Body::http_body_unsync(body)));
+    let limit = match handling(&parts) {
+        Handling::Form => {
+            let body = Patient::for_all(body, patience * FORM_TIMES);
+            return Ok(Request::from_parts(parts, Body::http_body_unsync(body)));
+        }
+        Handling::Stream => {
+            let body = Patient::for_each(body, patience);
+            return Ok(Request::from_parts(parts, Body::http_body_unsync(body)));
+        }
+        Handling::Hold(limit) => limit,
     };
-    let body = Limited::new(body, limit as usize).collect().await.map_err(|error| {
+    let body = Limited::new(Patient::for_all(body, patience), limit as usize).collect().await.map_err(|error| {
         if error.is::<LengthLimitError>() {
             s3_error!(MaxMessageLengthExceeded, "Your request was too big: {limit} bytes are the limit.")
+        } else if let Some(Stopped::Silent(_)) = error.downcast_ref::<Stopped<B::Error>>() {
+            super::receive::timed_out()
         } else {
             s3_error!(IncompleteBody, "The body ended before it was whole: {error}")
         }
@@ -90,21 +108,29 @@ where
     Ok(Request::from_parts(parts, Body::from(body)))
 }
 
-/// How much of the body to hold; `None`: stream it.
-fn held_limit(parts: &http::request::Parts) -> Option<u64> {
+/// What is done with a body before the library sees it.
+#[derive(Debug, PartialEq, Eq)]
+enum Handling {
+    /// The library holds it, to find the signature in it.
+    Form,
+    Stream,
+    /// Held here, up to so many bytes.
+    Hold(u64),
+}
+
+fn handling(parts: &http::request::Parts) -> Handling {
     let text = |name| parts.headers.get(name).and_then(|value: &HeaderValue| value.to_str().ok());
-    let form = text(http::header::CONTENT_TYPE).is_some_and(|t| t.trim_start().starts_with("multipart/form-data"));
-    if form {
-        return None;
+    // As the library tells a form: names of types have no case.
+    let kind = text(http::header::CONTENT_TYPE).unwrap_or("").trim_start().to_ascii_lowercase();
+    if parts.method == Method::POST && kind.starts_with("multipart/form-data") {
+        return Handling::Form;
     }
     let chunked = parts.headers.get("x-amz-content-sha256").is_some_and(|v| v.as_bytes().starts_with(b"STREAMING-"));
+    let length = || text(http::header::CONTENT_LENGTH)?.parse::<u64>().ok();
     match parts.method {
-        Method::POST if !chunked => Some(DOCUMENT_LIMIT),
-        Method::PUT if !chunked => {
-            let length: u64 = text(http::header::CONTENT_LENGTH)?.parse().ok()?;
-            (length <= HELD_LIMIT).then_some(HELD_LIMIT)
-        }
-        _ => None,
+        Method::POST if !chunked => Handling::Hold(DOCUMENT_LIMIT),
+        Method::PUT if !chunked && length().is_some_and(|length| length <= HELD_LIMIT) => Handling::Hold(HELD_LIMIT),
+        _ => Handling::Stream,
     }
 }
 

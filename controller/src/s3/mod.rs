@@ -15,6 +15,7 @@ pub mod files;
 pub mod gate;
 pub mod listing;
 pub mod objects;
+mod patience;
 pub mod receive;
 pub mod service;
 mod signed;

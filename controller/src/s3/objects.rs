@@ -1,6 +1,6 @@
 //! Objects: their rows, and what the rest of the controller may ask of them.
 //!
-//! [`find`], [`pin`], [`unpin`] and [`blob_path`] are the seam to EC2's images: an image's parts are
+//! [`pin`], [`unpin`] and [`blob_path`] are the seam to EC2's images: an image's parts are
 //! objects at the time of registration, and blobs named by their digest from then on.
 
 use std::collections::BTreeMap;
@@ -197,13 +197,11 @@ impl Store {
             .await;
             match outcome {
                 Ok(old) => {
-                    if let Some(old) = old {
-                        store.files.remove(&old);
-                    }
+                    store.files.remove(old).await;
                     Ok(object)
                 }
                 Err(error) => {
-                    store.files.remove(&object.data);
+                    store.files.remove([object.data]).await;
                     Err(error)
                 }
             }
@@ -240,28 +238,11 @@ impl Store {
                 outcomes.push(outcome);
             }
             transaction.commit().await?;
-            for data in &removed {
-                store.files.remove(data);
-            }
+            store.files.remove(removed).await;
             Ok(outcomes)
         })
         .await
     }
-}
-
-/// An object as EC2's images see it.
-#[derive(Debug, Clone)]
-pub struct StoredObject {
-    pub bucket: String,
-    pub key: String,
-    /// Account number of the bucket's owner.
-    pub owner: String,
-    pub size: u64,
-    pub etag: String,
-    /// Of the whole, 64 lower-case hexadecimal digits.
-    pub sha256: String,
-    /// The file with the bytes; it goes when the object is deleted or overwritten.
-    pub path: PathBuf,
 }
 
 /// Bytes kept under their digest.
@@ -272,29 +253,13 @@ pub struct Blob {
     pub path: PathBuf,
 }
 
-/// The object, whoever owns it: the caller compares `owner`.
-pub async fn find(store: &Store, bucket: &str, key: &str) -> Result<Option<StoredObject>> {
-    let mut snapshot = store.db.snapshot().await?;
-    let Some(object) = row(&mut snapshot, bucket, key).await? else { return Ok(None) };
-    let owner =
-        sqlx::query("SELECT owner FROM s3_buckets WHERE name = ?").bind(bucket).fetch_one(&mut *snapshot).await?;
-    Ok(Some(StoredObject {
-        owner: owner.try_get("owner")?,
-        path: store.files.path(&object.data),
-        bucket: object.bucket,
-        key: object.key,
-        size: object.size,
-        etag: object.etag,
-        sha256: object.sha256,
-    }))
-}
-
 /// Keeps the bytes of an object that `account` may read as a blob: deleting or overwriting the
 /// object does not touch it. Pinning twice is no error.
 pub async fn pin(store: &Store, account: &str, bucket: &str, key: &str) -> Result<Blob> {
     for _ in 0..8 {
         let object = store.object(account, bucket, key).await?;
-        match store.files.pin(&object.data, &object.sha256) {
+        let (files, data, sha256) = (store.files.clone(), object.data, object.sha256.clone());
+        match on_a_thread(move || files.pin(&data, &sha256)).await {
             Ok(path) => return Ok(Blob { sha256: object.sha256, size: object.size, path }),
             // Overwritten in between: pin what is there now.
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
@@ -306,7 +271,14 @@ pub async fn pin(store: &Store, account: &str, bucket: &str, key: &str) -> Resul
 
 /// Lets a blob go. One that is not there is no error.
 pub async fn unpin(store: &Store, sha256: &str) -> Result<()> {
-    Ok(store.files.unpin(sha256)?)
+    let (files, sha256) = (store.files.clone(), sha256.to_owned());
+    Ok(on_a_thread(move || files.unpin(&sha256)).await?)
+}
+
+async fn on_a_thread<T: Send + 'static>(
+    work: impl FnOnce() -> std::io::Result<T> + Send + 'static,
+) -> std::io::Result<T> {
+    tokio::task::spawn_blocking(work).await.unwrap_or_else(|error| Err(std::io::Error::other(error)))
 }
 
 /// Where the blob with this digest lies.

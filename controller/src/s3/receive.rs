@@ -1,10 +1,12 @@
 //! Takes a body in: from the network to a durable file, with every digest on the way.
 //!
 //! Hashing and writing happen on a thread of their own behind a short queue, so that a large upload
-//! holds up no other request and memory stays bounded. When the request is dropped (the client went
-//! away) the queue ends without its closing word, and the file with it.
+//! holds up no other request and memory stays bounded; there are only so many of these threads. When
+//! the request is dropped (the client went away) the queue ends without its closing word, and the
+//! file with it.
 
 use std::io::Write as _;
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures::StreamExt as _;
@@ -22,6 +24,9 @@ pub const LARGEST_PUT: u64 = 5 << 30;
 
 /// Chunks between the network and the disk.
 const QUEUE: usize = 16;
+
+/// Longest wait for others to have written their files.
+const TURN: Duration = Duration::from_secs(30);
 
 /// A file with all that is known of its bytes.
 #[derive(Debug, Clone)]
@@ -126,10 +131,11 @@ where
         ));
     }
     let (sender, receiver) = mpsc::channel(QUEUE);
-    let writing = {
+    let writing = write(files, {
         let (files, algorithm) = (files.clone(), expected.algorithm);
-        tokio::task::spawn_blocking(move || write_pieces(&files, algorithm, receiver))
-    };
+        move || write_pieces(&files, algorithm, receiver)
+    })
+    .await?;
     let outcome = forward(body, &sender, expected.length).await;
     if outcome.is_ok() {
         // The writer may have failed and gone; its own error is told below.
@@ -147,6 +153,19 @@ where
         .await
         .map_err(|_| s3_error!(InternalError, "the writer of the object ended early"))?
         .map_err(disk_error)
+}
+
+/// Begins `work` on a thread of its own when it is one of not too many that write files.
+pub async fn write<T: Send + 'static>(
+    files: &Files,
+    work: impl FnOnce() -> T + Send + 'static,
+) -> S3Result<tokio::task::JoinHandle<T>> {
+    let turn = files.turn(TURN).await;
+    let turn = turn.ok_or_else(|| s3_error!(SlowDown, "Too much is being written; reduce your request rate."))?;
+    Ok(tokio::task::spawn_blocking(move || {
+        let _turn = turn;
+        work()
+    }))
 }
 
 async fn forward<S, E>(mut body: S, sender: &mpsc::Sender<Piece>, length: Option<u64>) -> S3Result<()>
@@ -194,6 +213,9 @@ fn write_pieces(
 /// words are all that tells them apart.
 fn body_error(error: &dyn std::fmt::Display) -> S3Error {
     let words = error.to_string();
+    if words.contains("RequestTimeout") {
+        return timed_out();
+    }
     if words.contains("Sha256Mismatch") {
         return super::checksum::body_mismatch();
     }
@@ -204,6 +226,14 @@ fn body_error(error: &dyn std::fmt::Display) -> S3Error {
         return s3_error!(InvalidRequest, "The body is not well-formed aws-chunked encoding.");
     }
     s3_error!(IncompleteBody, "The body ended before it was whole: {words}")
+}
+
+/// The body, or more of it, did not come in time.
+pub fn timed_out() -> S3Error {
+    s3_error!(
+        RequestTimeout,
+        "Your socket connection to the server was not read from or written to within the timeout period."
+    )
 }
 
 /// What a full or failing disk is to the client.

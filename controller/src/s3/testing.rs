@@ -155,6 +155,11 @@ impl Client {
         let object = self.store.object(ACCOUNT, "bucket", key).await.ok()?;
         Some(std::fs::read(self.store.files.path(&object.data)).unwrap())
     }
+
+    /// Files that are being written.
+    pub fn unfinished(&self) -> usize {
+        std::fs::read_dir(self.store.files.state().join("s3/tmp")).unwrap().count()
+    }
 }
 
 /// The text of the first element of that name.

@@ -17,7 +17,7 @@ use super::checksum::{Algorithm, Checksum};
 use super::conditions::Conditions;
 use super::files::DataId;
 use super::objects::{Description, Object, replace};
-use super::receive::{Received, Writer, Written};
+use super::receive::{Received, Writer, Written, write};
 use super::store::{Result, Store};
 use super::{buckets, now_ns};
 
@@ -198,13 +198,11 @@ impl Store {
         Store::to_the_end(async move {
             match store.insert_part(&account, &upload, &part).await {
                 Ok(old) => {
-                    if let Some(old) = old {
-                        store.files.remove(&old);
-                    }
+                    store.files.remove(old).await;
                     Ok(part)
                 }
                 Err(error) => {
-                    store.files.remove(&part.data);
+                    store.files.remove([part.data]).await;
                     Err(error)
                 }
             }
@@ -247,9 +245,7 @@ impl Store {
             let parts = parts_of(&mut transaction, &id).await?;
             forget(&mut transaction, &id).await?;
             transaction.commit().await?;
-            for part in &parts {
-                store.files.remove(&part.data);
-            }
+            store.files.remove(parts.into_iter().map(|part| part.data)).await;
             Ok(())
         })
         .await
@@ -294,11 +290,11 @@ impl Store {
             };
             match store.commit_upload(&account, &upload, &object, &claim.conditions).await {
                 Ok(gone) => {
-                    gone.iter().for_each(|data| store.files.remove(data));
+                    store.files.remove(gone).await;
                     Ok(object)
                 }
                 Err(error) => {
-                    store.files.remove(&object.data);
+                    store.files.remove([object.data]).await;
                     Err(error)
                 }
             }
@@ -309,7 +305,7 @@ impl Store {
     /// Writes the parts one after another into a new file.
     async fn join(&self, parts: &[Part], algorithm: Algorithm) -> Result<Written> {
         let (files, parts) = (self.files.clone(), parts.to_vec());
-        let joining = tokio::task::spawn_blocking(move || -> std::io::Result<Written> {
+        let joining = write(&self.files, move || -> std::io::Result<Written> {
             let mut writer = Writer::new(&files, algorithm)?;
             let mut buffer = vec![0; 1 << 20];
             for part in &parts {
@@ -323,7 +319,7 @@ impl Store {
             }
             Ok(writer.end())
         });
-        match joining.await {
+        match joining.await?.await {
             Ok(Err(error)) if error.kind() == std::io::ErrorKind::NotFound => {
                 Err(s3_error!(InvalidPart, "A part was uploaded again while the upload was being completed.").into())
             }
