@@ -1,8 +1,10 @@
 //! How often one caller may ask.
 //!
 //! A token bucket per account, as EC2 has per account and operation, and a smaller one per address
-//! for requests whose signature does not hold, so that guessing keys is slow. Only the Query
-//! services are limited: S3 clients are held back by the disk.
+//! for requests whose signature does not hold, so that who sends many of them is told to wait before
+//! he is told why. That is for clients that repeat a mistake; a secret has 240 bits and needs no such
+//! protection, and a request that is signed well is never held back by it. Only the Query services
+//! are limited: S3 clients are held back by the disk.
 
 use std::collections::HashMap;
 use std::hash::Hash;
