@@ -27,6 +27,8 @@ const FORM_LIMIT: u64 = 16 << 20;
 
 /// Longest wait for a body that is held, and for more of a body that is streamed.
 const PATIENCE: Duration = Duration::from_secs(30);
+/// How long a client that completes an upload hears nothing.
+const SILENCE: Duration = Duration::from_secs(5);
 /// A form is large for a body that is held: it has so many times longer (for 16 MiB, 0.5 Mbit/s).
 const FORM_TIMES: u32 = 10;
 
@@ -35,6 +37,7 @@ const FORM_TIMES: u32 = 10;
 pub struct Gate {
     service: S3Service,
     pub(super) patience: Duration,
+    pub(super) silence: Duration,
 }
 
 impl Gate {
@@ -47,7 +50,7 @@ impl Gate {
         builder.set_auth(Keys(accounts.clone()));
         builder.set_access(Access(accounts));
         builder.set_config(Arc::new(StaticConfigProvider::new(Arc::new(config))));
-        Gate { service: builder.build(), patience: PATIENCE }
+        Gate { service: builder.build(), patience: PATIENCE, silence: SILENCE }
     }
 
     /// Answers one request. `request_id` is the one that the front door gave it.
@@ -56,15 +59,27 @@ impl Gate {
         B: http_body::Body<Data = Bytes> + Send + 'static,
         B::Error: std::error::Error + Send + Sync + 'static,
     {
-        let reply = match before(request, self.patience).await {
-            Ok(request) => self.service.call(request).await.unwrap_or_else(|error| {
-                let source: s3s::StdError = error.into();
-                tracing::error!(%source, request_id, "S3");
-                refusal(s3_error!(InternalError, "We encountered an internal error. Please try again."))
-            }),
-            Err(error) => refusal(error),
+        let request = match before(request, self.patience).await {
+            Ok(request) => request,
+            Err(error) => return after(refusal(error), request_id).await,
         };
-        after(reply, request_id).await
+        let slow = super::keepalive::is_for(request.method(), request.uri());
+        let pending = self.clone().call(request, request_id.to_owned());
+        if !slow {
+            return pending.await;
+        }
+        let mut reply = super::keepalive::answer(Box::pin(pending), self.silence).await;
+        set_ids(reply.headers_mut(), request_id);
+        reply
+    }
+
+    async fn call(self, request: Request<Body>, request_id: String) -> Response<Body> {
+        let reply = self.service.call(request).await.unwrap_or_else(|error| {
+            let source: s3s::StdError = error.into();
+            tracing::error!(%source, request_id, "S3");
+            refusal(s3_error!(InternalError, "We encountered an internal error. Please try again."))
+        });
+        after(reply, &request_id).await
     }
 }
 

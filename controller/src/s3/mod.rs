@@ -10,9 +10,11 @@
 
 pub mod buckets;
 pub mod checksum;
+pub mod completion;
 pub mod conditions;
 pub mod files;
 pub mod gate;
+mod keepalive;
 pub mod listing;
 pub mod objects;
 mod patience;

@@ -17,8 +17,10 @@ use bytes::Bytes;
 use http::{Method, Request};
 use http_body_util::{BodyExt as _, Full};
 
+use super::checksum::Algorithm;
 use super::gate::Gate;
 use super::objects::{Description, Object};
+use super::receive::{Received, Writer};
 use super::service::Service;
 use super::store::Store;
 use crate::state::Database;
@@ -62,11 +64,15 @@ pub async fn store_with(bucket: &str, keys: &[String]) -> Held<Store> {
     Held { value: store, _folder: folder }
 }
 
+/// A durable file with these bytes, that no row names yet.
+pub fn received(store: &Store, bytes: &[u8]) -> Received {
+    let mut writer = Writer::new(&store.files, Algorithm::Crc32).unwrap();
+    writer.write(bytes).unwrap();
+    writer.end().keep(&store.files).unwrap()
+}
+
 pub async fn put_empty(store: &Store, bucket: &str, key: &str) {
-    let received = super::receive::Writer::new(&store.files, super::checksum::Algorithm::Crc32)
-        .and_then(|writer| writer.end().keep(&store.files))
-        .unwrap();
-    let object = Object::of(bucket, key, &received, Description::default());
+    let object = Object::of(bucket, key, &received(store, b""), Description::default());
     store.put_object(ACCOUNT, object, Default::default()).await.unwrap();
 }
 

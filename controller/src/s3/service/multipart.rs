@@ -10,10 +10,11 @@ use super::{
     Reply, Service, account, etag, expect_owner, headers, length, metadata, owner, refuse, refuse_unserved, timestamp,
 };
 use crate::s3::checksum::{Algorithm, Checksum, Stated};
+use crate::s3::completion::{Claim, ClaimedPart};
 use crate::s3::conditions::Conditions;
 use crate::s3::objects::Description;
 use crate::s3::receive::{Expected, disk_error, receive};
-use crate::s3::uploads::{Claim, ClaimedPart, LAST_PART, Upload};
+use crate::s3::uploads::{LAST_PART, Upload};
 
 /// Most parts or uploads on one page.
 const PAGE: usize = 1000;
