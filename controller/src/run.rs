@@ -44,22 +44,25 @@ pub async fn run(config: Config, shutdown: impl Future<Output = ()>) -> Result<(
         let (cloud, stopped) = (cloud.clone(), until_stopped());
         async move { admin::serve(cloud, &socket, stopped).await }
     });
-    let tidy = tokio::spawn(keep_tidy(cloud, until_stopped()));
+    let mut tidy = tokio::spawn(keep_tidy(cloud, until_stopped()));
 
     let early = tokio::select! {
         () = shutdown => None,
         ended = &mut front => Some(ended.map(|served| served.map_err(|e| Error::Config(format!("the endpoint: {e}"))))),
         ended = &mut back => Some(ended),
+        // It ends by itself only when it panicked: what nobody tidies up any more fills the disk, and a controller that is started again does.
+        ended = &mut tidy => Some(ended.map(Ok)),
         ended = &mut admin => Some(ended.map(|served| served.map_err(|e| Error::Config(format!("the admin socket: {e}"))))),
     };
     tracing::info!("ending");
     // Nobody waits any more when all have ended already.
     let _ = stop.send(true);
-    let _ = tokio::join!(tidy, async {
-        if !front.is_finished() {
-            let _ = front.await;
-        }
-    });
+    if !tidy.is_finished() {
+        let _ = tidy.await;
+    }
+    if !front.is_finished() {
+        let _ = front.await;
+    }
     match early {
         None => Ok(()),
         Some(Ok(result)) => result,

@@ -96,6 +96,14 @@ pub struct AddedNode {
     pub serial: String,
 }
 
+/// How a node is removed, in the query.
+#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
+pub struct RemoveNode {
+    /// Its machine is off for good: its instances end with it.
+    #[serde(default)]
+    pub lost: bool,
+}
+
 /// Ids of instances whose termination was begun, and of those that could not be.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub struct EndedInstances {

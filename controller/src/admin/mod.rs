@@ -10,7 +10,7 @@ mod instances;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 
-use axum::extract::{Path as UrlPath, State};
+use axum::extract::{Path as UrlPath, Query, State};
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use axum::routing::{delete, get, post};
@@ -21,7 +21,10 @@ use crate::Cloud;
 use crate::auth::Accounts;
 use crate::auth::accounts::{ADMIN, AccessKey, AccountError};
 use crate::pki::PkiError;
-use api::{AddAccount, AddKey, AddNode, AddedAccount, AddedNode, EndedInstances, Environment, Fault, Health, Status};
+use api::{
+    AddAccount, AddKey, AddNode, AddedAccount, AddedNode, EndedInstances, Environment, Fault, Health, RemoveNode,
+    Status,
+};
 
 /// The socket's name in the state folder.
 pub const SOCKET: &str = "admin.sock";
@@ -58,6 +61,7 @@ fn router(cloud: Cloud) -> Router {
         .route(api::KEYS, post(add_key))
         .route("/v1/keys/{id}", delete(remove_key))
         .route(api::NODES, get(list_nodes).post(add_node))
+        .route("/v1/nodes/{name}", delete(remove_node))
         .route("/v1/traces/{id}", get(trace))
         .route(api::END_INSTANCES, post(end_instances))
         .with_state(cloud)
@@ -162,7 +166,7 @@ async fn list_nodes(State(cloud): State<Cloud>) -> Reply<Vec<crate::nodes::NodeS
 }
 
 /// Makes the node's zone and row, then its certificate, and writes its credentials folder. A node
-/// that is there already gets new credentials, and its old ones are refused from then on.
+/// that is there already gets new credentials; its old ones are refused from then on, and a stream that they opened ends.
 async fn add_node(State(cloud): State<Cloud>, Json(wanted): Json<AddNode>) -> Reply<AddedNode> {
     if !wanted.out.is_absolute() {
         return Err(Refusal(StatusCode::BAD_REQUEST, "the folder for the credentials must be an absolute path".into()));
@@ -173,17 +177,20 @@ async fn add_node(State(cloud): State<Cloud>, Json(wanted): Json<AddNode>) -> Re
     let certificate = cloud.pki.issue_node(&wanted.name, &wanted.zone)?;
     crate::nodes::add(&cloud, &wanted.name, &wanted.zone).await?;
     certificate.write(&wanted.out, &wanted.controller)?;
-    let mut transaction = cloud.db.begin().await?;
-    sqlx::query("INSERT OR REPLACE INTO node_credentials (name, zone, serial, created_ns) VALUES (?, ?, ?, ?)")
-        .bind(&wanted.name)
-        .bind(&wanted.zone)
-        .bind(&certificate.serial)
-        .bind(crate::clock::now())
-        .execute(&mut *transaction)
-        .await?;
-    transaction.commit().await?;
+    crate::nodes::give_credentials(&cloud, &wanted.name, &wanted.zone, &certificate.serial).await?;
     tracing::info!(node = %wanted.name, zone = %wanted.zone, "node added");
     Ok(Json(AddedNode { name: wanted.name, zone: wanted.zone, out: wanted.out, serial: certificate.serial }))
+}
+
+/// Removes a node; the ids of the instances that ended with it because it was lost.
+async fn remove_node(
+    State(cloud): State<Cloud>,
+    UrlPath(name): UrlPath<String>,
+    Query(how): Query<RemoveNode>,
+) -> Reply<Vec<String>> {
+    let ended = crate::nodes::remove(&cloud, &name, how.lost).await?;
+    tracing::info!(node = %name, lost = how.lost, ended = ended.len(), "node removed");
+    Ok(Json(ended.into_iter().map(Into::into).collect()))
 }
 
 async fn trace(State(cloud): State<Cloud>, UrlPath(id): UrlPath<String>) -> Reply<crate::traces::Trace> {

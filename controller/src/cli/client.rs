@@ -33,7 +33,7 @@ impl Admin {
         self.ask(Method::POST, path, body.into()).await
     }
 
-    pub async fn delete(&self, path: &str) -> Result<()> {
+    pub async fn delete<T: DeserializeOwned>(&self, path: &str) -> Result<T> {
         self.ask(Method::DELETE, path, Bytes::new()).await
     }
 

@@ -5,6 +5,7 @@ use std::process::ExitCode;
 
 use clap::Subcommand;
 
+use super::client::segment;
 use super::{CliError, Result, State, print_json};
 use crate::admin::api;
 use crate::nodes::NodeSummary;
@@ -12,7 +13,7 @@ use crate::nodes::NodeSummary;
 #[derive(Debug, Subcommand)]
 pub enum Node {
     /// Add a node and write the folder that its agent is started with; a node that is there already
-    /// gets new credentials, and its old ones are refused
+    /// gets new credentials, its old ones are refused, and it is cut off if they are in use
     Add {
         /// Letters, digits and '-'
         name: String,
@@ -25,6 +26,16 @@ pub enum Node {
         /// Folder to write; copy it to the node
         #[arg(long, value_name = "DIR")]
         out: PathBuf,
+        #[command(flatten)]
+        state: State,
+    },
+    /// Remove a node on which there are no instances; its credentials are refused from then on
+    #[command(visible_alias = "remove")]
+    Rm {
+        name: String,
+        /// The machine is off and does not come back: its instances end with it, without their disks
+        #[arg(long)]
+        lost: bool,
         #[command(flatten)]
         state: State,
     },
@@ -50,6 +61,11 @@ impl Node {
                 let wanted = api::AddNode { name, zone, controller, out };
                 let added: api::AddedNode = state.admin().post(api::NODES, &wanted).await?;
                 println!("{}", added.out.display());
+            }
+            Node::Rm { name, lost, state } => {
+                let path = format!("{}/{}?lost={lost}", api::NODES, segment(&name));
+                let ended: Vec<String> = state.admin().delete(&path).await?;
+                ended.iter().for_each(|instance| println!("{instance}"));
             }
             Node::List { json, state } => {
                 let nodes: Vec<NodeSummary> = state.admin().get(api::NODES).await?;

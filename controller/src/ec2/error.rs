@@ -31,12 +31,13 @@ impl Ec2Error {
         Ec2Error { code: code.into(), message: message.into(), status: StatusCode::BAD_REQUEST }
     }
 
-    /// Our doing: HTTP 500. What happened goes to the log, not to the caller.
+    /// Our doing: HTTP 500. What happened goes to the log, not to the caller. Whether anything was changed is not known here: a commit that failed may
+    /// be on the disk all the same.
     pub fn internal(cause: &dyn std::fmt::Display) -> Ec2Error {
         tracing::error!(%cause, "a request ended in an internal error");
         Ec2Error::new(
             "InternalError",
-            "An internal error has occurred; nothing was changed. The controller's log tells more under this request's id.",
+            "An internal error has occurred; describe what the call was about to see whether it took effect. The controller's log tells more under this request's id.",
             500,
         )
     }

@@ -15,6 +15,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use mallee_agent::api;
 use serde::{Deserialize, Serialize};
 use tokio::sync::{Notify, mpsc, oneshot, watch};
+use tokio_util::sync::DropGuard;
 
 use crate::Cloud;
 
@@ -32,7 +33,7 @@ mod session;
 
 pub use console::ConsoleError;
 pub use facts::{Facts, Kvm};
-pub use registry::{add, list};
+pub use registry::{add, give_credentials, list, remove};
 pub use service::serve;
 
 /// Who is connected.
@@ -41,7 +42,7 @@ pub struct Nodes {
     links: Mutex<HashMap<String, Link>>,
 }
 
-/// The stream of one connected node.
+/// The stream of one connected node. The stream lives for as long as this is in the map: taken out of it or replaced, it ends.
 struct Link {
     /// Tells the stream of now from one that a reconnect has replaced.
     session: u64,
@@ -51,6 +52,8 @@ struct Link {
     heard_ns: i64,
     /// Of the newest network that the node says it has.
     network: watch::Sender<u64>,
+    /// Ends the stream's tasks.
+    _open: DropGuard,
 }
 
 /// A node as an operator sees it.
@@ -92,6 +95,11 @@ impl Nodes {
         let Some(mut network) = self.links().get(node).map(|link| link.network.subscribe()) else { return };
         // An error means that the stream has ended.
         let _ = network.wait_for(|has| *has >= generation.cast_unsigned()).await;
+    }
+
+    /// Ends the node's stream if it has one.
+    pub fn cut(&self, node: &str) {
+        self.links().remove(node);
     }
 
     /// The stream of that session has ended. False when another one has taken its place.

@@ -85,15 +85,21 @@ async fn carry_out(tx: &mut Tx, cloud: &Cloud, one: &Instance, change: &Change) 
     instances::apply(tx, &one.id, change, generation).await?;
     let mut woken: BTreeSet<String> = rewanted.then(|| one.node.clone()).into_iter().collect();
     if change.to == InstanceState::ShuttingDown {
-        addresses::release_instance(tx, &one.id).await?;
-        // It is nobody's neighbour any more, and who gets its address next is no member of its groups.
-        woken.extend(segments::touch_others(tx, cloud, &[&one.node]).await?);
-        let mut concerned = security_groups::nodes_concerned(tx, &one.security_groups).await?;
-        concerned.retain(|node| !woken.contains(node));
-        for node in &concerned {
-            nodes::touch(tx, node).await?;
-        }
-        woken.extend(concerned);
+        let_go(tx, cloud, one, &mut woken).await?;
     }
     Ok(woken)
+}
+
+/// An instance that ends gives back its elastic IPs, is nobody's neighbour any more, and who gets its address next is no member of its groups. Adds
+/// to `woken` the nodes of which something new is wanted by that.
+pub(super) async fn let_go(tx: &mut Tx, cloud: &Cloud, one: &Instance, woken: &mut BTreeSet<String>) -> Result<()> {
+    addresses::release_instance(tx, &one.id).await?;
+    woken.extend(segments::touch_others(tx, cloud, &[&one.node]).await?);
+    let mut concerned = security_groups::nodes_concerned(tx, &one.security_groups).await?;
+    concerned.retain(|node| !woken.contains(node));
+    for node in &concerned {
+        nodes::touch(tx, node).await?;
+    }
+    woken.extend(concerned);
+    Ok(())
 }

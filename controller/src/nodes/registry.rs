@@ -1,11 +1,16 @@
-//! The list of nodes: added by the operator, each with its zone; seen with what they said last.
+//! The list of nodes: added by the operator, each with its zone and its credentials; seen with what they said last; removed.
+//!
+//! A node that gets new credentials or is removed is cut off in the same call: what was given out before it is worth nothing after it. That a
+//! machine is lost is the operator's word, and the one case in which an instance is `terminated` though no node said that it is gone; if the machine
+//! comes back all the same it is refused, and once it is added again it is told to have nothing.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 
-use super::{NodeSummary, segments};
+use super::{NodeSummary, observed, segments};
 use crate::Cloud;
-use crate::error::Result;
-use crate::state::nodes;
+use crate::error::{Error, Result};
+use crate::ids::InstanceId;
+use crate::state::{instances, lifecycle, nodes};
 
 /// Adds a node; its zone and the zone's subnet are there from now on, with the number that the subnet needs.
 pub async fn add(cloud: &Cloud, name: &str, zone: &str) -> Result<()> {
@@ -13,6 +18,48 @@ pub async fn add(cloud: &Cloud, name: &str, zone: &str) -> Result<()> {
     let home = nodes::add(&mut tx, name, zone).await?;
     segments::give_number(&mut tx, cloud, &home.id).await?;
     Ok(tx.commit().await?)
+}
+
+/// Makes the certificate of this serial the node's only one; a stream that another one opened ends.
+pub async fn give_credentials(cloud: &Cloud, name: &str, zone: &str, serial: &str) -> Result<()> {
+    let mut tx = cloud.db.begin().await?;
+    nodes::set_credentials(&mut tx, name, zone, serial).await?;
+    tx.commit().await?;
+    cloud.nodes.cut(name);
+    Ok(())
+}
+
+/// Removes a node on which nothing is. A `lost` one's instances are terminated here and now, and returned: its machine is off and does not come back.
+/// [`Error::Node`] when there is no such node, something is on it, or it is said to be lost and attends.
+pub async fn remove(cloud: &Cloud, name: &str, lost: bool) -> Result<Vec<InstanceId>> {
+    let mut tx = cloud.db.begin().await?;
+    if nodes::find(&mut tx, name).await?.is_none() {
+        return Err(Error::Node(format!("there is no node {name}: see `mallee node list`")));
+    }
+    let here = instances::on_node(&mut tx, name).await?;
+    if !here.is_empty() && !lost {
+        return Err(Error::Node(format!(
+            "node {name} has {} instances: terminate them first, or, if the machine is off for good, say --lost",
+            here.len()
+        )));
+    }
+    if lost && cloud.nodes.connected(name) {
+        return Err(Error::Node(format!(
+            "node {name} is connected, so it is not lost: terminate its instances, and remove it without --lost"
+        )));
+    }
+    let mut woken = BTreeSet::new();
+    for one in &here {
+        instances::apply(&mut tx, &one.id, &lifecycle::lose(one.state), one.generation).await?;
+        observed::let_go(&mut tx, cloud, one, &mut woken).await?;
+    }
+    nodes::remove(&mut tx, name).await?;
+    // The ends of its tunnels are news to the others, whether anything was on it or not.
+    woken.extend(segments::touch_others(&mut tx, cloud, &[name]).await?);
+    tx.commit().await?;
+    cloud.nodes.cut(name);
+    woken.iter().for_each(|node| cloud.nodes.wake(node));
+    Ok(here.into_iter().map(|one| one.id).collect())
 }
 
 /// Every node, by name.

@@ -67,7 +67,7 @@ pub async fn place(
     cloud: &Cloud,
     wanted: &Wanted<'_>,
 ) -> Result<std::result::Result<Vec<String>, Refusal>> {
-    let zones: Vec<String> = sqlx::query_scalar("SELECT DISTINCT zone FROM nodes").fetch_all(&mut **tx).await?;
+    let zones: Vec<String> = nodes::all(tx).await?.into_iter().map(|node| node.zone).collect();
     if let Some(zone) = wanted.zone
         && !zones.iter().any(|known| known == zone)
     {

@@ -42,28 +42,39 @@ struct NodeService {
     cloud: Cloud,
 }
 
-impl NodeService {
-    /// The name of the node that is calling.
-    async fn caller<T>(&self, request: &Request<T>) -> std::result::Result<String, Status> {
+/// Who is calling, as its certificate says.
+struct Caller {
+    name: String,
+    serial: String,
+}
+
+impl Caller {
+    fn of<T>(request: &Request<T>) -> std::result::Result<Caller, Status> {
         let certificates =
             request.peer_certs().ok_or_else(|| Status::unauthenticated("a node's certificate is needed"))?;
         let (name, serial) = certificates
             .first()
             .and_then(|certificate| crate::pki::peer(certificate.as_ref()))
             .ok_or_else(|| Status::unauthenticated("the certificate names no node"))?;
+        Ok(Caller { name, serial })
+    }
+
+    /// The operator gave these credentials out, and has neither replaced them nor removed the node.
+    async fn check(&self, cloud: &Cloud) -> std::result::Result<(), Status> {
         let known: bool = sqlx::query_scalar(
             "SELECT EXISTS (SELECT 1 FROM node_credentials JOIN nodes USING (name) WHERE name = ? AND serial = ?)",
         )
-        .bind(&name)
-        .bind(&serial)
-        .fetch_one(self.cloud.db.pool())
+        .bind(&self.name)
+        .bind(&self.serial)
+        .fetch_one(cloud.db.pool())
         .await
         .map_err(|error| Status::unavailable(error.to_string()))?;
         if known {
-            return Ok(name);
+            return Ok(());
         }
         Err(Status::permission_denied(format!(
-            "these credentials of node {name} are not valid any more: make new ones with `mallee node add`"
+            "these credentials of node {} are not valid any more: make new ones with `mallee node add`",
+            self.name
         )))
     }
 }
@@ -77,8 +88,14 @@ impl Node for NodeService {
         &self,
         request: Request<Streaming<api::FromAgent>>,
     ) -> std::result::Result<Response<Self::AttendStream>, Status> {
-        let node = self.caller(&request).await?;
-        let out = session::begin(self.cloud.clone(), node, request.into_inner());
+        let caller = Caller::of(&request)?;
+        caller.check(&self.cloud).await?;
+        let out = session::begin(self.cloud.clone(), caller.name.clone(), request.into_inner());
+        // Who took the credentials back in between found no stream yet that could be ended.
+        if let Err(refused) = caller.check(&self.cloud).await {
+            self.cloud.nodes.cut(&caller.name);
+            return Err(refused);
+        }
         let stream = futures::StreamExt::map(ReceiverStream::new(out), Ok);
         Ok(Response::new(Box::pin(stream)))
     }
@@ -87,7 +104,7 @@ impl Node for NodeService {
         &self,
         request: Request<api::FetchBlobRequest>,
     ) -> std::result::Result<Response<Self::FetchBlobStream>, Status> {
-        self.caller(&request).await?;
+        Caller::of(&request)?.check(&self.cloud).await?;
         Ok(Response::new(blobs::fetch(&self.cloud, request.into_inner()).await?))
     }
 }

@@ -2,8 +2,8 @@
 //!
 //! The sending task sleeps until the node is woken, computes the node's desired state and sends it;
 //! several wakes while it computes become one. The receiving task takes what the agent says, in
-//! order. Either one's end ends the other, and the node is away until its agent dials again; a new
-//! stream of the same node replaces the old one at once.
+//! order. Either one's end ends the other, and the node is away until its agent dials again. Both end too when the stream's [`Link`] is taken
+//! away: by a new stream of the same node, by new credentials, by the node's removal. What was being written down is written to its end.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -13,6 +13,7 @@ use std::time::Duration;
 use mallee_agent::api;
 use mallee_agent::api::from_agent::Message;
 use tokio::sync::{Notify, mpsc, watch};
+use tokio_util::sync::CancellationToken;
 use tonic::Streaming;
 
 use super::clock_offset::ClockOffset;
@@ -32,6 +33,7 @@ pub(super) fn begin(cloud: Cloud, node: String, incoming: Streaming<api::FromAge
     static SESSIONS: AtomicU64 = AtomicU64::new(1);
     let session = SESSIONS.fetch_add(1, Ordering::Relaxed);
     let (out, outgoing) = mpsc::channel(QUEUE);
+    let end = CancellationToken::new();
     let wake = Arc::new(Notify::new());
     wake.notify_one();
     let link = Link {
@@ -41,22 +43,42 @@ pub(super) fn begin(cloud: Cloud, node: String, incoming: Streaming<api::FromAge
         consoles: HashMap::new(),
         heard_ns: crate::clock::now(),
         network: watch::Sender::new(0),
+        _open: end.clone().drop_guard(),
     };
     cloud.nodes.links().insert(node.clone(), link);
     tracing::info!(node, "node attends");
     tokio::spawn(async move {
-        tokio::select! {
-            () = send(&cloud, &node, &wake, &out) => {}
-            () = receive(&cloud, &node, incoming) => {}
-        }
-        if cloud.nodes.leave(&node, session) {
-            tracing::warn!(node, "node is away");
-        }
+        let attending = Attending { cloud: &cloud, node: &node, session };
+        let sending = async {
+            end.run_until_cancelled(send(&cloud, &node, &wake, &out)).await;
+            end.cancel();
+        };
+        let receiving = async {
+            receive(&cloud, &node, incoming, &end).await;
+            end.cancel();
+        };
+        tokio::join!(sending, receiving);
+        drop(attending);
         if let Err(error) = note_seen(&cloud, &node).await {
             tracing::error!(node, %error, "when the node was last seen could not be written down");
         }
     });
     outgoing
+}
+
+/// A node is not taken for connected once this is gone, also when a task of its stream panicked.
+struct Attending<'a> {
+    cloud: &'a Cloud,
+    node: &'a str,
+    session: u64,
+}
+
+impl Drop for Attending<'_> {
+    fn drop(&mut self) {
+        if self.cloud.nodes.leave(self.node, self.session) {
+            tracing::warn!(node = self.node, "node is away");
+        }
+    }
 }
 
 async fn send(cloud: &Cloud, node: &str, wake: &Notify, out: &mpsc::Sender<api::ToAgent>) {
@@ -86,10 +108,10 @@ async fn send(cloud: &Cloud, node: &str, wake: &Notify, out: &mpsc::Sender<api::
     }
 }
 
-async fn receive(cloud: &Cloud, node: &str, mut incoming: Streaming<api::FromAgent>) {
+async fn receive(cloud: &Cloud, node: &str, mut incoming: Streaming<api::FromAgent>, end: &CancellationToken) {
     let mut clock = ClockOffset::default();
-    loop {
-        match incoming.message().await {
+    while let Some(heard) = end.run_until_cancelled(incoming.message()).await {
+        match heard {
             Ok(Some(said)) => {
                 clock.note(said.sent_unix_ns, crate::clock::unix_ns());
                 if let Some(link) = cloud.nodes.links().get_mut(node) {

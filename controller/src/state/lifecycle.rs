@@ -2,7 +2,7 @@
 //!
 //! Callers *ask* ([`stop`], [`start`], [`terminate`], [`reboot`]); nodes *observe* ([`observe`]).
 //! Asking changes what is wanted; only an observation makes an instance `running`, `stopped` or
-//! `terminated`. The functions here know no database: they are the whole of the rules.
+//! `terminated`, but for the operator's word that its node is lost ([`lose`]). The functions here know no database: they are the whole of the rules.
 //!
 //! ```text
 //!            run                      stop                     terminate (from any)
@@ -208,6 +208,12 @@ pub fn observe(life: Life, observation: Observation) -> Option<Change> {
         (S::ShuttingDown, Observation::Absent) => Some(Change { to: S::Terminated, reason: None }),
         _ => None,
     }
+}
+
+/// Its node is lost, so that nobody is left to observe it. Why an end was begun that was under way is kept.
+pub fn lose(from: InstanceState) -> Change {
+    let reason = StateReason::new("Server.InternalError", "Server.InternalError: The instance's node was lost");
+    Change { to: InstanceState::Terminated, reason: (from != InstanceState::ShuttingDown).then_some(reason) }
 }
 
 /// Failures whose words begin with `Client.` are the caller's (a kernel that cannot be booted).

@@ -1,5 +1,8 @@
 //! Nodes as the database keeps them: where they are, what they said of themselves, and the number of
 //! their desired state.
+//!
+//! A removed node keeps its row until no terminated instance is shown any more that was on it ([`forget_removed`]); to everybody it is gone at
+//! once.
 
 use sqlx::SqliteConnection;
 
@@ -57,30 +60,67 @@ pub async fn add(connection: &mut SqliteConnection, name: &str, zone: &str) -> R
             )));
         }
     }
-    sqlx::query("INSERT INTO nodes (name, zone, added_ns) VALUES (?, ?, ?) ON CONFLICT (name) DO UPDATE SET zone = excluded.zone")
-        .bind(name)
-        .bind(zone)
-        .bind(clock::now())
-        .execute(connection)
-        .await?;
+    sqlx::query(
+        "INSERT INTO nodes (name, zone, added_ns) VALUES (?, ?, ?) \
+         ON CONFLICT (name) DO UPDATE SET zone = excluded.zone, removed_ns = NULL",
+    )
+    .bind(name)
+    .bind(zone)
+    .bind(clock::now())
+    .execute(connection)
+    .await?;
     Ok(home)
 }
 
 /// By name.
 pub async fn all(connection: &mut SqliteConnection) -> Result<Vec<Node>> {
-    let rows: Vec<Row> = sqlx::query_as("SELECT name, zone, generation, facts, last_seen_ns FROM nodes ORDER BY name")
-        .fetch_all(connection)
-        .await?;
+    let rows: Vec<Row> = sqlx::query_as(
+        "SELECT name, zone, generation, facts, last_seen_ns FROM nodes WHERE removed_ns IS NULL ORDER BY name",
+    )
+    .fetch_all(connection)
+    .await?;
     rows.into_iter().map(Node::try_from).collect()
 }
 
 pub async fn find(connection: &mut SqliteConnection, name: &str) -> Result<Option<Node>> {
-    let row: Option<Row> =
-        sqlx::query_as("SELECT name, zone, generation, facts, last_seen_ns FROM nodes WHERE name = ?")
-            .bind(name)
-            .fetch_optional(connection)
-            .await?;
+    let row: Option<Row> = sqlx::query_as(
+        "SELECT name, zone, generation, facts, last_seen_ns FROM nodes WHERE name = ? AND removed_ns IS NULL",
+    )
+    .bind(name)
+    .fetch_optional(connection)
+    .await?;
     row.map(Node::try_from).transpose()
+}
+
+/// Makes the certificate of this serial the node's only one.
+pub async fn set_credentials(connection: &mut SqliteConnection, name: &str, zone: &str, serial: &str) -> Result<()> {
+    sqlx::query("INSERT OR REPLACE INTO node_credentials (name, zone, serial, created_ns) VALUES (?, ?, ?, ?)")
+        .bind(name)
+        .bind(zone)
+        .bind(serial)
+        .bind(clock::now())
+        .execute(connection)
+        .await?;
+    Ok(())
+}
+
+/// Removes a node on which nothing is, with its credentials.
+pub async fn remove(connection: &mut SqliteConnection, name: &str) -> Result<()> {
+    sqlx::query("DELETE FROM node_credentials WHERE name = ?").bind(name).execute(&mut *connection).await?;
+    sqlx::query("UPDATE nodes SET removed_ns = ? WHERE name = ?")
+        .bind(clock::now())
+        .bind(name)
+        .execute(&mut *connection)
+        .await?;
+    forget_removed(connection).await
+}
+
+/// Forgets removed nodes that nothing names any more.
+pub async fn forget_removed(connection: &mut SqliteConnection) -> Result<()> {
+    sqlx::query("DELETE FROM nodes WHERE removed_ns IS NOT NULL AND name NOT IN (SELECT node FROM instances)")
+        .execute(connection)
+        .await?;
+    Ok(())
 }
 
 /// Gives the node's desired state its next number, in the transaction that changes it.
@@ -99,7 +139,8 @@ pub async fn touch(connection: &mut SqliteConnection, name: &str) -> Result<i64>
 
 /// The same for every node but these; their names.
 pub async fn touch_others(connection: &mut SqliteConnection, but: &[&str]) -> Result<Vec<String>> {
-    let names: Vec<(String,)> = sqlx::query_as("SELECT name FROM nodes").fetch_all(&mut *connection).await?;
+    let names: Vec<(String,)> =
+        sqlx::query_as("SELECT name FROM nodes WHERE removed_ns IS NULL").fetch_all(&mut *connection).await?;
     let others: Vec<String> =
         names.into_iter().map(|(name,)| name).filter(|name| !but.contains(&name.as_str())).collect();
     for name in &others {

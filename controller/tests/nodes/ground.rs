@@ -104,15 +104,7 @@ impl Ground {
     pub async fn credentials(&self, name: &str, zone: &str) -> Credentials {
         nodes::add(&self.cloud, name, zone).await.unwrap();
         let made = self.cloud.pki.issue_node(name, zone).unwrap();
-        let mut tx = self.cloud.db.begin().await.unwrap();
-        sqlx::query("INSERT OR REPLACE INTO node_credentials (name, zone, serial, created_ns) VALUES (?, ?, ?, 0)")
-            .bind(name)
-            .bind(zone)
-            .bind(&made.serial)
-            .execute(&mut *tx)
-            .await
-            .unwrap();
-        tx.commit().await.unwrap();
+        nodes::give_credentials(&self.cloud, name, zone, &made.serial).await.unwrap();
         Credentials { authority: made.authority, certificate: made.certificate, key: made.key }
     }
 
@@ -240,6 +232,12 @@ impl PlayedNode {
                 return desired;
             }
         }
+    }
+
+    /// Waits until the controller ends the stream.
+    pub async fn cut(mut self) {
+        let ended = async { while let Ok(Some(_)) = self.heard.message().await {} };
+        tokio::time::timeout(BOUND, ended).await.expect("the stream goes on");
     }
 
     /// The desired state that satisfies `check`; states before it may have been joined into it.

@@ -12,7 +12,7 @@ use crate::Cloud;
 use crate::clock;
 use crate::error::{Error, Result};
 use crate::s3::objects;
-use crate::state::{images, instances, tokens, vpcs};
+use crate::state::{images, instances, nodes, tokens, vpcs};
 
 /// Held from the keeping of a blob to the commit of its row, and while blobs are let go.
 static BLOBS: Mutex<()> = Mutex::const_new(());
@@ -37,8 +37,8 @@ const TERMINATED_SHOWN_NS: i64 = 3600 * 1_000_000_000;
 /// A client token is good for a day at least.
 const TOKEN_KEPT_NS: i64 = 24 * 3600 * 1_000_000_000;
 
-/// Forgets what has been over for long enough: terminated instances, subnets and VPCs that were
-/// deleted and images that were deregistered, once nothing is in them or boots from them any more, old client tokens, blobs that no image names. At the start
+/// Forgets what has been over for long enough: terminated instances; subnets and VPCs that were deleted, nodes that were removed and images that
+/// were deregistered, once nothing shown was in them, on them or booted from them; old client tokens; blobs that no image names. At the start
 /// and every minute.
 pub async fn tidy(cloud: &Cloud) -> Result<()> {
     let locked = lock().await;
@@ -46,6 +46,7 @@ pub async fn tidy(cloud: &Cloud) -> Result<()> {
     let mut tx = cloud.db.begin().await?;
     instances::forget_terminated(&mut tx, now - TERMINATED_SHOWN_NS).await?;
     vpcs::forget_deleted(&mut tx).await?;
+    nodes::forget_removed(&mut tx).await?;
     images::forget_unused(&mut tx).await?;
     tokens::forget_old(&mut tx, now - TOKEN_KEPT_NS).await?;
     tx.commit().await?;
