@@ -97,8 +97,8 @@ fn total_memory_kib(meminfo: &str) -> Option<u64> {
     rest.split_whitespace().next()?.parse().ok()
 }
 
-/// Bytes of the file system of the state folder, not what is free at the moment: what is placed here
-/// is counted by the controller.
+/// MiB of the file system of the state folder, not what is free at the moment. The controller only keeps it: root disks take what their guests
+/// write, so that neither their sizes nor what is free now would say how much more may be placed here.
 fn disk_mib(path: &Path) -> u64 {
     nix::sys::statvfs::statvfs(path).map_or(0, |fs| (fs.blocks() * fs.fragment_size()) >> 20)
 }

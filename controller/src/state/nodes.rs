@@ -104,10 +104,10 @@ pub async fn set_credentials(connection: &mut SqliteConnection, name: &str, zone
     Ok(())
 }
 
-/// Removes a node on which nothing is, with its credentials.
+/// Removes a node on which nothing is, with its credentials and what it said of itself: another machine may get its name.
 pub async fn remove(connection: &mut SqliteConnection, name: &str) -> Result<()> {
     sqlx::query("DELETE FROM node_credentials WHERE name = ?").bind(name).execute(&mut *connection).await?;
-    sqlx::query("UPDATE nodes SET removed_ns = ? WHERE name = ?")
+    sqlx::query("UPDATE nodes SET removed_ns = ?, facts = NULL, last_seen_ns = NULL WHERE name = ?")
         .bind(clock::now())
         .bind(name)
         .execute(&mut *connection)

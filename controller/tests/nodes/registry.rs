@@ -62,7 +62,7 @@ async fn a_node_is_removed_once_nothing_is_on_it() {
     assert!(nodes::remove(&ground.cloud, "n1", false).await.is_err());
     // Its terminated instance is shown still, and another machine may have its name.
     ground.wait_state(&id, "terminated").await;
-    ground.node("n1", "mallee-1b").await;
+    let _again = ground.node("n1", "mallee-1b").await;
     ground.run("1", &[("Placement.AvailabilityZone", "mallee-1b")]).await;
 }
 
@@ -84,8 +84,8 @@ async fn what_was_on_a_lost_node_ends_and_leaves_its_place_to_others() {
     drop(node);
     until("the node to be away", async || !ground.cloud.nodes.connected("n1")).await;
 
-    let mut ended: Vec<String> = Vec::new();
-    ended.extend(nodes::remove(&ground.cloud, "n1", true).await.unwrap().into_iter().map(String::from));
+    let ended = nodes::remove(&ground.cloud, "n1", true).await.unwrap();
+    let mut ended: Vec<String> = ended.into_iter().map(String::from).collect();
     ended.sort();
     let mut expected = ids.clone();
     expected.sort();
