@@ -3,7 +3,9 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::task::JoinSet;
 use tokio::time::MissedTickBehavior;
 
 use crate::backend;
@@ -18,7 +20,11 @@ use crate::service::Service;
 use crate::store::Store;
 
 /// Runs until SIGTERM or SIGINT. The network stays as it is when netd ends: instances go on.
+///
+/// # Errors
+/// What keeps it from starting; and the end of a part that runs as long as netd, since a netd that mends nothing looks like one that does.
 pub async fn run(options: Daemon, limits: Limits) -> Result<()> {
+    raise_descriptor_limit();
     let store = Store::open(&options.state)?;
     let upstreams = match options.dns_upstreams.is_empty() {
         true => Upstreams::File(options.resolv_conf),
@@ -38,15 +44,37 @@ pub async fn run(options: Daemon, limits: Limits) -> Result<()> {
     let node_links = NodeLinks { uplink: options.uplink, trunk: options.trunk, underlay: options.underlay, kernel };
     let (reconciler, given) = Reconciler::new(node_links, backend, store, upstreams);
     let reconciler = Arc::new(reconciler);
+    let mut parts = JoinSet::new();
     let recorder = reconciler.clone();
-    tokio::spawn(async move { recorder.record_leases(given).await });
+    parts.spawn(async move { recorder.record_leases(given).await });
     reconciler.restore().await?;
-    tokio::spawn(mend_forever(reconciler.clone(), options.mend_every));
+    parts.spawn(mend_forever(reconciler.clone(), options.mend_every));
     let end = end_signal()?;
-    Service::new(reconciler).serve(&options.socket, end).await?;
+    let outcome = tokio::select! {
+        served = Service::new(reconciler).serve(&options.socket, end) => served,
+        ended = end_of_a_part(&mut parts) => Err(ended),
+    };
     // A socket that nobody serves would make callers wait instead of connecting anew.
     let _ = std::fs::remove_file(&options.socket);
-    Ok(())
+    outcome
+}
+
+/// Waits for the first of `parts` to end, which none does of itself; why it did.
+async fn end_of_a_part(parts: &mut JoinSet<()>) -> Error {
+    let problem = match parts.join_next().await {
+        Some(Err(error)) => error.to_string(),
+        Some(Ok(())) | None => "what it serves is gone".to_owned(),
+    };
+    Error::Internal(format!("a part of netd ended: {problem}"))
+}
+
+/// Each question that is asked on for an instance holds a descriptor, and so does each socket of a segment; the usual soft limit is for programs that call `select`.
+fn raise_descriptor_limit() {
+    let raised =
+        getrlimit(Resource::RLIMIT_NOFILE).and_then(|(_, hard)| setrlimit(Resource::RLIMIT_NOFILE, hard, hard));
+    if let Err(error) = raised {
+        tracing::warn!(%error, "the limit of open files stays as it is");
+    }
 }
 
 /// Of so many comparisons one reads everything, also what the kernel should have told of.
@@ -77,4 +105,18 @@ fn end_signal() -> Result<impl Future<Output = ()>> {
         }
         tracing::info!("ending; the network stays");
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_part_that_panics_ends_netd_with_an_error() {
+        let mut parts = JoinSet::new();
+        parts.spawn(std::future::pending());
+        parts.spawn(async { panic!("as a test wants it") });
+        let error = end_of_a_part(&mut parts).await.to_string();
+        assert!(error.contains("panicked") && error.contains("as a test wants it"), "{error}");
+    }
 }

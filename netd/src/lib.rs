@@ -9,7 +9,7 @@
 //! parsed and checked as a whole (`desired/`), stored (`store.rs`), compared with what the kernel has
 //! (`links/observed.rs`, `nft/kernel.rs`), and the difference is performed in an order that is safe
 //! at every step (`reconcile.rs`). Packets never pass through netd: it could be killed at any time
-//! and nothing but DHCP would stop.
+//! and nothing but DHCP and DNS would stop.
 //!
 //! What may not happen here: touching a link, table, route or neighbour that netd did not make;
 //! refusing part of a network; knowing an instance's purpose; starting another program, but for the two that write x_tables where the

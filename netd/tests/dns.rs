@@ -165,6 +165,31 @@ fn malformed_questions_and_a_flood_leave_the_server_to_the_others() {
     drop(questions);
 }
 
+/// By nftables alone: iptables has no instances without source check.
+#[test]
+fn an_instance_that_asks_from_many_addresses_has_one_share() {
+    let lab = Lab::new();
+    let mut desired = network(1, 2, &[]);
+    desired.interfaces[0].source_dest_check_off = true;
+    lab.netd.apply(&desired);
+    let (one, two) = (guest(1), guest(2));
+    // Nobody answers these, so each that is asked on holds a place until its patience ends.
+    for source in 100..120 {
+        for id in 0..32 {
+            one.send_udp_from(
+                Ipv4Addr::new(172, 31, 0, source),
+                RESOLVER,
+                53,
+                &question(id, "example.org.", RecordType::A),
+            );
+        }
+    }
+    let questions = name_server(&lab);
+    let answer = ask(&two, RESOLVER, "example.net.", RecordType::A);
+    assert_eq!(address(&answer), Some(Ipv4Addr::new(192, 0, 2, 80)), "{:?}", answer.metadata);
+    drop(questions);
+}
+
 fn a_lease_names_the_resolver_unless_others_are_wanted_and_the_time_servers() {
     use dhcproto::v4::{DhcpOption, OptionCode};
     let lab = Lab::new();

@@ -107,10 +107,24 @@ fn local(question: &Question, view: &View) -> Option<Message> {
     if let Some(zone) = view.zone(name) {
         return Some(in_zone(question, zone, view));
     }
-    match name.parse_arpa_name() {
-        Ok(IpNet::V4(network)) if network.prefix_len() == 32 => reverse(question, network.addr(), view),
+    reverse(question, reverse_of(name)?, view)
+}
+
+/// What a name below `in-addr.arpa` is about.
+struct Reverse {
+    /// `0.10.in-addr.arpa` is 10.0.0.0/16.
+    network: Ipv4Net,
+    /// The name lies below that of the network, as what is asked for DNS service discovery does (RFC 6763, section 11).
+    is_below: bool,
+}
+
+fn reverse_of(name: &Name) -> Option<Reverse> {
+    let labels = name.iter().len();
+    // From the labels of an address down to those of an eighth of all addresses: the longest that says a network.
+    (3..=labels.min(6)).rev().find_map(|count| match name.trim_to(count).parse_arpa_name() {
+        Ok(IpNet::V4(network)) => Some(Reverse { network, is_below: labels > count }),
         _ => None,
-    }
+    })
 }
 
 fn in_zone(question: &Question, zone: &Name, view: &View) -> Message {
@@ -139,20 +153,28 @@ fn in_zone(question: &Question, zone: &Name, view: &View) -> Message {
     reply
 }
 
-/// `None` for an address whose name others may know.
-fn reverse(question: &Question, address: Ipv4Addr, view: &View) -> Option<Message> {
+/// `None` for what others may know.
+fn reverse(question: &Question, about: Reverse, view: &View) -> Option<Message> {
+    let Reverse { network, is_below } = about;
+    let name = &question.query.name;
+    let is_address = network.prefix_len() == 32;
+    let host = view.name_of(network.addr()).filter(|_| is_address);
+    if host.is_none() && !view.holds(&network) && !PRIVATE.iter().any(|private| private.contains(&network)) {
+        return None;
+    }
     let mut reply = question.reply(ResponseCode::NoError);
     reply.metadata.authoritative = true;
-    match (view.name_of(address), question.query.query_type) {
-        (Some(name), RecordType::PTR) => {
-            reply.add_answer(Record::from_rdata(question.query.name.clone(), TTL, RData::PTR(PTR(name))));
+    match (host, question.query.query_type) {
+        (Some(host), RecordType::PTR) if !is_below => {
+            reply.add_answer(Record::from_rdata(name.clone(), TTL, RData::PTR(PTR(host))));
         }
-        (Some(_), _) => deny(&mut reply, &question.query.name),
-        (None, _) if PRIVATE.iter().any(|network| network.contains(&address)) => {
+        (Some(_), _) if !is_below => deny(&mut reply, name),
+        // The name of a network is there, with nothing of its own: one that is not has nothing below it (RFC 8020), and resolvers ask for it on their way (RFC 9156).
+        _ if !is_address && !is_below => deny(&mut reply, name),
+        _ => {
             reply.metadata.response_code = ResponseCode::NXDomain;
-            deny(&mut reply, &question.query.name.base_name());
+            deny(&mut reply, &name.base_name());
         }
-        (None, _) => return None,
     }
     Some(reply)
 }
@@ -240,8 +262,31 @@ mod tests {
     }
 
     #[test]
+    fn what_is_above_or_below_private_addresses_stays_here_too() {
+        for (name, code) in [
+            ("10.in-addr.arpa.", ResponseCode::NoError),
+            ("0.10.in-addr.arpa.", ResponseCode::NoError),
+            ("0.31.172.IN-ADDR.arpa.", ResponseCode::NoError),
+            ("lb._dns-sd._udp.0.0.31.172.in-addr.arpa.", ResponseCode::NXDomain),
+            ("x.4.0.31.172.in-addr.arpa.", ResponseCode::NXDomain),
+            ("0-25.1.168.192.in-addr.arpa.", ResponseCode::NXDomain),
+        ] {
+            let reply = answered(name, RecordType::PTR);
+            assert_eq!(reply.metadata.response_code, code, "{name}");
+            assert!(reply.answers.is_empty() && reply.authorities.len() == 1, "{name}");
+        }
+    }
+
+    #[test]
     fn others_names_are_asked_of_others() {
-        for name in ["example.org.", "1.1.1.1.in-addr.arpa.", "compute.internal."] {
+        for name in [
+            "example.org.",
+            "1.1.1.1.in-addr.arpa.",
+            "172.in-addr.arpa.",
+            "in-addr.arpa.",
+            "x.in-addr.arpa.",
+            "compute.internal.",
+        ] {
             assert!(matches!(ask(name, RecordType::A), Verdict::Forward(..)), "{name}");
         }
     }

@@ -4,16 +4,18 @@
 //! * `answer.rs`: from a query and a view to the answer, or that another must be asked; a pure function.
 //! * `forward.rs`: asking the node's name servers, with everything bounded.
 //! * `server.rs`: the sockets of one segment.
+//! * `load.rs`: how much each asker, each segment and all together may have asked on at one time.
 //!
 //! [`Servers`] keeps one server per segment, on the address behind the gateway's (EC2's "VPC+2") and on
 //! [`DNS_ADDRESS`](crate::api::DNS_ADDRESS). The sockets are bound to the segment's bridge, so that what a server is asked comes from
 //! that segment and no other, also where addresses of two VPCs overlap.
 //!
 //! What may not happen here: an instance learning a name of another VPC; a question about private addresses leaving the
-//! node; one instance's questions using up what there is for the others.
+//! node; one instance's questions using up what there is for the others, or for netd's other work.
 
 mod answer;
 mod forward;
+mod load;
 mod server;
 mod view;
 
@@ -38,11 +40,12 @@ pub fn told_servers(segment: &Segment) -> Vec<Ipv4Addr> {
 pub struct Servers {
     servers: PerSegment<View>,
     upstreams: Arc<Upstreams>,
+    whole: load::Whole,
 }
 
 impl Servers {
     pub fn new(upstreams: Upstreams) -> Self {
-        Self { servers: PerSegment::default(), upstreams: Arc::new(upstreams) }
+        Self { servers: PerSegment::default(), upstreams: Arc::new(upstreams), whole: load::Whole::default() }
     }
 
     /// Makes the servers those of `network`. `index_of` tells a bridge's link index.
@@ -51,7 +54,7 @@ impl Servers {
             network,
             index_of,
             |segment| View::of(network, segment),
-            |segment, _, view| Ok(server::serve(open(segment)?, view, self.upstreams.clone())),
+            |segment, _, view| Ok(server::serve(open(segment)?, view, self.upstreams.clone(), self.whole.clone())),
         )
     }
 }

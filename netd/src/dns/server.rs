@@ -1,13 +1,11 @@
-//! One segment's DNS sockets, and how much each instance may ask at once.
+//! One segment's DNS sockets.
 //!
-//! Answers from the view cost nothing and are always given. Questions that are asked on cost a socket for up to some seconds, so there is a bound
-//! for each instance and one for the segment; a question beyond them is refused at once, which clients understand.
+//! Answers from the view cost nothing and are always given. A question that is asked on, and a connection, need room (`load.rs`).
 
-use std::collections::HashMap;
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4};
+use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
 use std::os::fd::{AsRawFd, OwnedFd};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use hickory_proto::op::Message;
@@ -20,15 +18,13 @@ use tokio::time::timeout;
 
 use super::answer::{Question, Verdict, failure, judge, refusal};
 use super::forward::{Transport, Upstreams, read_framed, write_framed};
+use super::load::{Admitted, Load, Whole};
 use super::view::View;
 use crate::desired::LinkName;
 use crate::error::{Error, Result};
 use crate::per_segment::Told;
 
 const PORT: u16 = 53;
-/// Questions asked on, and connections, at one time: for one instance, and for a segment.
-const MAX_OF_ONE: usize = 32;
-const MAX_OF_ALL: usize = 512;
 /// For a connection without a question (RFC 7766, section 6.2.3, wants a few seconds).
 const IDLE: Duration = Duration::from_secs(5);
 /// Questions over one connection.
@@ -62,15 +58,15 @@ fn open_on(bridge: &LinkName, address: Ipv4Addr, kind: SockType) -> io::Result<O
 }
 
 /// Answers until it is dropped.
-pub async fn serve(sockets: Vec<Sockets>, view: Told<View>, upstreams: Arc<Upstreams>) {
-    let shared = Arc::new(Shared { view, upstreams, load: Arc::default() });
+pub async fn serve(sockets: Vec<Sockets>, view: Told<View>, upstreams: Arc<Upstreams>, whole: Whole) {
+    let shared = Arc::new(Shared { view, upstreams, load: Load::part_of(&whole) });
     let mut tasks = JoinSet::new();
     for Sockets { udp, tcp } in sockets {
         tasks.spawn(serve_udp(Arc::new(udp), shared.clone()));
         tasks.spawn(serve_tcp(tcp, shared.clone()));
     }
-    // They end when this is dropped.
-    while tasks.join_next().await.is_some() {}
+    // None ends before this is dropped. Should one panic, all end, and a server is made anew (`per_segment.rs`).
+    tasks.join_next().await;
 }
 
 struct Shared {
@@ -83,6 +79,11 @@ impl Shared {
     fn judge(&self, bytes: &[u8]) -> Verdict {
         let view = self.view.borrow().clone();
         judge(bytes, &view)
+    }
+
+    fn admit(&self, from: SocketAddr) -> Option<Admitted> {
+        let asker = self.view.borrow().asker(from.ip());
+        Load::admit(&self.load, asker)
     }
 
     /// What the node's name servers say, or that they say nothing.
@@ -112,7 +113,7 @@ async fn serve_udp(socket: Arc<UdpSocket>, shared: Arc<Shared>) {
         match shared.judge(&buffer[..length]) {
             Verdict::Ignore => {}
             Verdict::Answer(reply) => send(&socket, from, reply.to_vec().ok()).await,
-            Verdict::Forward(question, asked) => match Load::admit(&shared.load, from.ip()) {
+            Verdict::Forward(question, asked) => match shared.admit(from) {
                 None => send(&socket, from, refusal(&question).to_vec().ok()).await,
                 Some(admitted) => {
                     let (socket, shared) = (socket.clone(), shared.clone());
@@ -153,7 +154,7 @@ async fn serve_tcp(listener: TcpListener, shared: Arc<Shared>) {
                 Ok((stream, from)) => {
                     let shared = shared.clone();
                     // One too many is closed at once.
-                    if let Some(admitted) = Load::admit(&shared.load, from.ip()) {
+                    if let Some(admitted) = shared.admit(from) {
                         connections.spawn(async move {
                             let ended = serve_connection(stream, &shared).await;
                             tracing::debug!(%from, ?ended, "DNS: connection ended");
@@ -183,84 +184,4 @@ async fn serve_connection(mut stream: TcpStream, shared: &Shared) -> io::Result<
         timeout(IDLE, write_framed(&mut stream, &answer)).await??;
     }
     Ok(())
-}
-
-/// Who asks for how much at present.
-#[derive(Default)]
-struct Load {
-    counts: Mutex<Counts>,
-}
-
-#[derive(Default)]
-struct Counts {
-    by_instance: HashMap<IpAddr, usize>,
-    /// The sum of them all.
-    all: usize,
-}
-
-/// Leave to ask on; given back when it is dropped.
-struct Admitted {
-    load: Arc<Load>,
-    instance: IpAddr,
-}
-
-impl Load {
-    fn admit(load: &Arc<Self>, instance: IpAddr) -> Option<Admitted> {
-        let mut counts = load.counts();
-        let present = counts.by_instance.get(&instance).copied().unwrap_or_default();
-        if counts.all >= MAX_OF_ALL || present >= MAX_OF_ONE {
-            return None;
-        }
-        counts.by_instance.insert(instance, present + 1);
-        counts.all += 1;
-        Some(Admitted { load: load.clone(), instance })
-    }
-
-    fn counts(&self) -> MutexGuard<'_, Counts> {
-        // Nothing that can panic is done between the two changes of a count.
-        self.counts.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl Drop for Admitted {
-    fn drop(&mut self) {
-        let mut counts = self.load.counts();
-        counts.all -= 1;
-        if let Some(present) = counts.by_instance.get_mut(&self.instance) {
-            *present -= 1;
-            if *present == 0 {
-                counts.by_instance.remove(&self.instance);
-            }
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn one_instance_does_not_use_up_what_is_for_all() {
-        let load = Arc::new(Load::default());
-        let [greedy, modest] = [1, 2].map(|n| IpAddr::from([10, 0, 0, n]));
-        let mut admitted: Vec<_> = (0..MAX_OF_ONE).map(|_| Load::admit(&load, greedy).unwrap()).collect();
-        assert!(Load::admit(&load, greedy).is_none());
-        assert!(Load::admit(&load, modest).is_some());
-        admitted.pop();
-        assert!(Load::admit(&load, greedy).is_some());
-        drop(admitted);
-        assert!(load.counts().by_instance.is_empty());
-    }
-
-    #[test]
-    fn a_segment_has_a_bound_and_what_is_given_back_is_there_again() {
-        let load = Arc::new(Load::default());
-        let instance = |n: usize| IpAddr::from([10, 0, (n >> 8) as u8, n as u8]);
-        let mut admitted: Vec<_> = (0..MAX_OF_ALL).map(|n| Load::admit(&load, instance(n)).unwrap()).collect();
-        assert!(Load::admit(&load, instance(MAX_OF_ALL)).is_none());
-        admitted.pop();
-        assert!(Load::admit(&load, instance(MAX_OF_ALL)).is_some());
-        drop(admitted);
-        assert_eq!(load.counts().all, 0);
-    }
 }

@@ -5,14 +5,14 @@
 //! anywhere changes nothing here. A host name that does not follow from the address is known on the instance's own node.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::str::FromStr;
 
 use hickory_proto::rr::Name;
 use ipnet::Ipv4Net;
 
 use crate::api::METADATA_ADDRESS;
-use crate::desired::{Network, Segment};
+use crate::desired::{InterfaceId, Network, Segment};
 
 /// Name of the metadata service within a subnet's domain, as in EC2.
 const METADATA_HOST: &str = "instance-data";
@@ -27,15 +27,21 @@ pub struct View {
     networks: Vec<(Ipv4Net, Name)>,
     /// Host names that do not follow from the address.
     hosts: BTreeMap<Name, Ipv4Addr>,
+    /// Whose the addresses of the segment are.
+    askers: BTreeMap<Ipv4Addr, InterfaceId>,
 }
 
 impl View {
     pub fn of(network: &Network, segment: &Segment) -> Self {
+        let askers = network.interfaces_of(&segment.id).flat_map(|interface| {
+            interface.addresses().map(|address| (address, interface.id.clone())).collect::<Vec<_>>()
+        });
         let mut view = Self {
             segment: segment.id.to_string(),
             zones: BTreeSet::new(),
             networks: Vec::new(),
             hosts: BTreeMap::new(),
+            askers: askers.collect(),
         };
         for other in network.segments.values().filter(|other| other.vpc == segment.vpc) {
             let Some(domain) = zone_of(other) else { continue };
@@ -53,6 +59,19 @@ impl View {
         // The smallest network that an address is in names it.
         view.networks.sort_by_key(|(network, _)| std::cmp::Reverse(network.prefix_len()));
         view
+    }
+
+    /// The interface that asks from an address; none for an address that is no interface's of the segment.
+    pub fn asker(&self, address: IpAddr) -> Option<InterfaceId> {
+        match address {
+            IpAddr::V4(address) => self.askers.get(&address).cloned(),
+            IpAddr::V6(_) => None,
+        }
+    }
+
+    /// Whether all of a network is the VPC's.
+    pub fn holds(&self, network: &Ipv4Net) -> bool {
+        self.networks.iter().any(|(own, _)| own.contains(network))
     }
 
     /// The zone of ours that `name` is in.
@@ -134,6 +153,17 @@ mod tests {
         for stranger in ["ip-10-9-9-9", "ip-172-31-0", "ip-172-31-0-077", "ip-172-31-0-4.x", "nobody"] {
             assert_eq!(of(stranger), None, "{stranger}");
         }
+    }
+
+    #[test]
+    fn all_addresses_of_an_interface_are_one_asker() {
+        let mut network = testing::network();
+        let (id, interface) = network.interfaces.iter_mut().next().unwrap();
+        let (id, first, second) = (id.clone(), interface.ipv4, Ipv4Addr::new(172, 31, 0, 9));
+        interface.secondary = vec![second];
+        let view = View::of(&network, network.segments.values().next().unwrap());
+        assert_eq!([first, second].map(|address| view.asker(address.into())), [Some(id.clone()), Some(id)]);
+        assert_eq!(view.asker(Ipv4Addr::new(172, 31, 0, 200).into()), None);
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! A vocabulary for writing rules, so that `rules.rs` reads as sentences.
+//! A vocabulary for writing rules, so that `rules/` reads as sentences.
 //!
 //! Every condition loads what it looks at into registers from the first on and compares or looks it
 //! up there; conditions do not share registers, so they can be put one after the other freely.
