@@ -19,6 +19,7 @@ use crate::netfilter::{NetfilterSocket, attribute, put};
 // `include/uapi/linux/netfilter/nfnetlink_conntrack.h`
 const GET: u16 = 1;
 const DELETE: u16 = 2;
+const GET_STATISTICS: u16 = 5;
 const TUPLE_ORIGINAL: u16 = 1;
 const TUPLE_REPLY: u16 = 2;
 const MARK: u16 = 8;
@@ -272,13 +273,12 @@ fn end(socket: &mut NetfilterSocket, stale: Vec<(Flow, Vec<u8>)>) -> Result<usiz
     Ok(stale.len())
 }
 
-/// Asks the kernel whether conntrack is there; an error says what is missing.
+/// Asks the kernel whether conntrack is there; an error says what is missing. It is asked for a number and not for its flows, of which there may be very many.
 pub fn probe() -> Result<()> {
     let mut socket = NetfilterSocket::open().map_err(Error::netfilter("opening a netfilter socket"))?;
     socket
-        .dump(message(GET), libc::AF_INET as u8, &[], |_| Ok(None::<()>))
-        .map_err(Error::netfilter("asking for conntrack"))?;
-    Ok(())
+        .ask(message(GET_STATISTICS), libc::AF_INET as u8, |_| Ok(()))
+        .map_err(Error::netfilter("asking for conntrack"))
 }
 
 fn message(kind: u16) -> u16 {

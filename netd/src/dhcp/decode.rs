@@ -18,6 +18,7 @@ const REQUESTED_ADDRESS: u8 = 50;
 const MESSAGE_TYPE: u8 = 53;
 const SERVER_IDENTIFIER: u8 = 54;
 const PARAMETER_REQUEST_LIST: u8 = 55;
+const CLIENT_IDENTIFIER: u8 = 61;
 
 /// The message in `datagram`, with the options that a server looks at; none if it is no DHCP message.
 pub fn decode(datagram: &[u8]) -> Option<Message> {
@@ -56,6 +57,7 @@ fn is_needed(code: u8, value: &[u8]) -> bool {
         MESSAGE_TYPE => value.len() == 1,
         REQUESTED_ADDRESS | SERVER_IDENTIFIER => value.len() == 4,
         PARAMETER_REQUEST_LIST => !value.is_empty(),
+        CLIENT_IDENTIFIER => value.len() >= 2,
         _ => false,
     }
 }

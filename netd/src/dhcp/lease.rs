@@ -34,11 +34,13 @@ pub fn answer<'a>(request: &Message, leases: &'a Leases) -> Option<Answer<'a>> {
     }
     let interface = leases.by_mac.get(&mac)?;
     let segment = &leases.segment;
+    // An answer may go to that address, so it must not be another's.
+    let is_own = request.ciaddr().is_unspecified() || interface.addresses().any(|own| own == request.ciaddr());
     match request.opts().msg_type()? {
-        MessageType::Discover => Some(lease(request, segment, interface, MessageType::Offer)),
-        MessageType::Request => answer_request(request, segment, interface),
+        MessageType::Discover if is_own => Some(lease(request, segment, interface, MessageType::Offer)),
+        MessageType::Request => answer_request(request, segment, interface, is_own),
         // The client has its address otherwise and asks for the rest.
-        MessageType::Inform => Some(information(request, segment, interface)),
+        MessageType::Inform if is_own => Some(information(request, segment, interface)),
         MessageType::Decline => {
             tracing::warn!(interface = %interface.id, ipv4 = %interface.ipv4,
                 "the instance found its address in use by another");
@@ -56,7 +58,12 @@ fn client_mac(request: &Message) -> Option<MacAddress> {
     MacAddress::new(request.chaddr().try_into().ok()?)
 }
 
-fn answer_request<'a>(request: &Message, segment: &Segment, interface: &'a Interface) -> Option<Answer<'a>> {
+fn answer_request<'a>(
+    request: &Message,
+    segment: &Segment,
+    interface: &'a Interface,
+    is_own: bool,
+) -> Option<Answer<'a>> {
     if let Some(DhcpOption::ServerIdentifier(server)) = request.opts().get(OptionCode::ServerIdentifier)
         && *server != segment.gateway
     {
@@ -67,7 +74,7 @@ fn answer_request<'a>(request: &Message, segment: &Segment, interface: &'a Inter
         Some(DhcpOption::RequestedIpAddress(ip)) => *ip,
         _ => request.ciaddr(),
     };
-    if wanted == interface.ipv4 {
+    if wanted == interface.ipv4 && is_own {
         Some(lease(request, segment, interface, MessageType::Ack))
     } else {
         Some(refusal(request, segment))
@@ -105,8 +112,16 @@ fn reply(request: &Message, segment: &Segment, kind: MessageType) -> Message {
         .set_ciaddr(request.ciaddr())
         .set_siaddr(Ipv4Addr::UNSPECIFIED)
         .set_chaddr(request.chaddr());
-    if kind == MessageType::Nak {
-        message.set_ciaddr(Ipv4Addr::UNSPECIFIED).set_flags(Flags::default().set_broadcast());
+    match kind {
+        MessageType::Nak => {
+            message.set_ciaddr(Ipv4Addr::UNSPECIFIED).set_flags(Flags::default().set_broadcast());
+        }
+        MessageType::Offer => _ = message.set_ciaddr(Ipv4Addr::UNSPECIFIED),
+        _ => {}
+    }
+    // RFC 6842, section 3: as it was sent.
+    if let Some(identifier) = request.opts().get(OptionCode::ClientIdentifier) {
+        message.opts_mut().insert(identifier.clone());
     }
     message.opts_mut().insert(DhcpOption::MessageType(kind));
     message.opts_mut().insert(DhcpOption::ServerIdentifier(segment.gateway));
@@ -213,6 +228,47 @@ mod tests {
         assert_eq!((kind_of(&nak), nak.to), (MessageType::Nak, Ipv4Addr::BROADCAST));
         let foreign = DhcpOption::ServerIdentifier(Ipv4Addr::new(172, 31, 0, 200));
         assert!(answer(&request(MessageType::Request, [foreign]), &leases).is_none());
+    }
+
+    #[test]
+    fn nothing_is_sent_to_an_address_that_is_not_the_clients() {
+        let leases = leases();
+        let neighbour = Ipv4Addr::new(172, 31, 0, 9);
+        let with_ciaddr = |kind, address, options: &[DhcpOption]| {
+            let mut request = request(kind, options.iter().cloned());
+            request.set_ciaddr(address);
+            request
+        };
+        for kind in [MessageType::Discover, MessageType::Inform] {
+            assert!(answer(&with_ciaddr(kind, neighbour, &[]), &leases).is_none(), "{kind:?}");
+        }
+        for options in [&[][..], &[DhcpOption::RequestedIpAddress(LEASED)]] {
+            let request = with_ciaddr(MessageType::Request, neighbour, options);
+            let nak = answer(&request, &leases).unwrap();
+            assert_eq!((kind_of(&nak), nak.to), (MessageType::Nak, Ipv4Addr::BROADCAST));
+        }
+        let renewed = with_ciaddr(MessageType::Request, LEASED, &[]);
+        let ack = answer(&renewed, &leases).unwrap();
+        assert_eq!((kind_of(&ack), ack.to, ack.message.ciaddr()), (MessageType::Ack, LEASED, LEASED));
+        let discover = with_ciaddr(MessageType::Discover, LEASED, &[]);
+        let offer = answer(&discover, &leases).unwrap();
+        assert_eq!(offer.message.ciaddr(), Ipv4Addr::UNSPECIFIED);
+    }
+
+    #[test]
+    fn a_clients_identifier_comes_back_as_it_was_sent() {
+        let leases = leases();
+        let identifier = DhcpOption::ClientIdentifier(vec![255, 0, 0, 0, 1, 9]);
+        let wrong = DhcpOption::RequestedIpAddress(Ipv4Addr::new(172, 31, 0, 9));
+        for (kind, options) in [
+            (MessageType::Discover, vec![identifier.clone()]),
+            (MessageType::Inform, vec![identifier.clone()]),
+            (MessageType::Request, vec![identifier.clone(), wrong]),
+        ] {
+            let request = decode(&request(kind, options).to_vec().unwrap()).unwrap();
+            let answer = answer(&request, &leases).unwrap();
+            assert_eq!(answer.message.opts().get(OptionCode::ClientIdentifier), Some(&identifier), "{kind:?}");
+        }
     }
 
     #[test]
