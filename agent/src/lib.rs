@@ -59,4 +59,6 @@ mod spans;
 #[cfg(feature = "daemon")]
 mod store;
 #[cfg(feature = "daemon")]
+mod wait;
+#[cfg(feature = "daemon")]
 mod wanted;

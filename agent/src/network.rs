@@ -2,7 +2,8 @@
 //!
 //! The controller's network is completed with what only the node knows (which user may open which
 //! tap), handed to netd, and handed over again when it changes, when netd comes back after it was
-//! away, and now and then without a reason: to netd that is a comparison and nothing else.
+//! away, and now and then without a reason: to netd that is a comparison and nothing else. One that it says cannot be is handed over again
+//! after longer and longer, since what it lacks may come to the node.
 //!
 //! Where a network differs from the one before in elastic IPs alone, netd is told what differs ([`change`]), for the generation that it has by its own
 //! last answer. Whatever else it answers than that it has made the change, it is handed the whole at once: a change is a shorter way to say
@@ -23,6 +24,7 @@ use tonic::transport::Channel;
 use crate::clock::unix_ns;
 use crate::credentials::chain;
 use crate::news::{self, News};
+use crate::wait::Wait;
 
 const REPEAT: Duration = Duration::from_secs(30);
 const RETRY: Duration = Duration::from_millis(300);
@@ -82,17 +84,33 @@ pub async fn keep(
     status: watch::Sender<Status>,
 ) {
     let mut netd = Netd { client: mallee_netd::api::client(&socket), has: None };
+    let mut refused = Wait::new(RETRY, REPEAT);
     loop {
         let now = desired.borrow_and_update().clone();
         let pause = match now.network {
             None => REPEAT,
-            Some(network) => netd.apply(now.number, network, &status).await,
+            Some(network) => pause_after(netd.apply(now.number, network, &status).await, &mut refused),
         };
         tokio::select! {
-            changed = desired.changed() => if changed.is_err() { return },
-            _ = back.changed() => {}
+            changed = desired.changed() => {
+                if changed.is_err() { return }
+                refused.reset();
+            }
+            _ = back.changed() => refused.reset(),
             () = tokio::time::sleep(pause) => {}
         }
+    }
+}
+
+/// How long to wait before the network is handed over again.
+fn pause_after(outcome: Result<(), tonic::Code>, refused: &mut Wait) -> Duration {
+    match outcome {
+        Ok(()) => {
+            refused.reset();
+            REPEAT
+        }
+        Err(tonic::Code::InvalidArgument) => refused.grow(),
+        Err(_) => RETRY,
     }
 }
 
@@ -104,8 +122,13 @@ struct Netd {
 }
 
 impl Netd {
-    /// Makes netd's network this one; how long to wait before it is handed over again.
-    async fn apply(&mut self, number: u64, network: NodeNetwork, status: &watch::Sender<Status>) -> Duration {
+    /// Makes netd's network this one.
+    async fn apply(
+        &mut self,
+        number: u64,
+        network: NodeNetwork,
+        status: &watch::Sender<Status>,
+    ) -> Result<(), tonic::Code> {
         let asked_unix_ns = unix_ns();
         match self.hand_over(&network).await {
             Ok(reply) => {
@@ -125,13 +148,13 @@ impl Netd {
                     }
                     is_news
                 });
-                REPEAT
+                Ok(())
             }
             Err(refusal) => {
                 let error = in_words(&refusal);
                 tracing::warn!(code = ?refusal.code(), error, "netd did not apply the network");
                 status.send_if_modified(|status| std::mem::replace(&mut status.error, error.clone()) != error);
-                RETRY
+                Err(refusal.code())
             }
         }
     }
@@ -210,5 +233,23 @@ async fn tell_earlier_leases(client: &mut NetworkClient<Channel>, news: &news::S
 async fn tell(news: &news::Sender, instance: &str, unix_ns: u64) {
     if let Ok(id) = instance.parse() {
         let _ = news.send((id, News::Leased { unix_ns })).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_network_that_cannot_be_is_handed_over_less_and_less_often() {
+        let mut refused = Wait::new(RETRY, REPEAT);
+        let mut pause = |outcome| pause_after(outcome, &mut refused);
+        let pauses: Vec<_> = (0..9).map(|_| pause(Err(tonic::Code::InvalidArgument))).collect();
+        assert_eq!(pauses[..3], [RETRY, RETRY * 2, RETRY * 4]);
+        assert_eq!(pauses[7..], [REPEAT, REPEAT]);
+        // A netd that is away may be back at any time.
+        assert_eq!(pause(Err(tonic::Code::Unavailable)), RETRY);
+        assert_eq!(pause(Ok(())), REPEAT);
+        assert_eq!(pause(Err(tonic::Code::InvalidArgument)), RETRY);
     }
 }

@@ -1,7 +1,7 @@
 //! News of instances from those who serve them.
 //!
 //! netd and the metadata service see a guest come up before its VMM can tell of it. They know an instance by its id and no more; what becomes of the
-//! news is its own task's to say (`instance/task.rs`).
+//! news is its own task's to say (`instance/task/report.rs`).
 
 use tokio::sync::mpsc;
 

@@ -1,4 +1,6 @@
-//! One instance's task: compare, do one step, compare again.
+//! One instance's task: compare, do one step, compare again. What it sees and tells is in `task/report.rs`.
+
+mod report;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -14,10 +16,11 @@ use super::state::{AfterEnd, CRASH_WINDOW_S, Step, USER_SHUTDOWN, after_end, nex
 use super::stop::{Manner, end};
 use super::vmm_process::{VmmProcess, kill_all_in, log_end};
 use super::{Handle, Services};
-use crate::api::{InstancePhase, ObservedInstance};
+use crate::api::InstancePhase;
 use crate::clock::unix_ns;
 use crate::ids::InstanceId;
 use crate::news::News;
+use crate::wait::Wait;
 use crate::wanted::Wanted;
 
 /// Between two tries of a step that failed: doubles from the first to the second.
@@ -30,9 +33,6 @@ const SHORT_LIFE: Duration = Duration::from_secs(10);
 
 /// A VMM that has not entered its guest by then hangs.
 const FIRST_RUN_TIMEOUT: Duration = Duration::from_secs(60);
-
-/// Bytes after which a VMM's log is emptied.
-const LOG_LIMIT: u64 = 1 << 20;
 
 pub struct Task {
     id: InstanceId,
@@ -77,8 +77,8 @@ impl Task {
             news,
             life: None,
             restarting: false,
-            retry: Wait::default(),
-            restart: Wait::default(),
+            retry: Wait::new(FIRST_WAIT, LONGEST_WAIT),
+            restart: Wait::new(FIRST_WAIT, LONGEST_WAIT),
         };
         if let Err(trouble) = block_in_place(|| task.adopt()) {
             tracing::error!(instance = %task.id, %trouble, "the instance's VMM could not be looked for");
@@ -386,54 +386,6 @@ impl Task {
         });
     }
 
-    fn read_events(&mut self) {
-        let Some(life) = &mut self.life else { return };
-        let events = life.events.read().unwrap_or_else(|error| {
-            tracing::warn!(instance = %self.id, %error, "the VMM's events cannot be read");
-            Vec::new()
-        });
-        let ran = life.timeline.progress.first_run;
-        let names = SpanNames {
-            trace: self.record.run.as_ref().map(|run| run.trace.clone()).unwrap_or_default(),
-            instance: self.id.clone(),
-            start: self.record.starts,
-        };
-        for event in &events {
-            life.timeline.take(event).into_iter().for_each(|span| self.services.spans.push(span));
-        }
-        if !ran && life.timeline.progress.first_run && !life.adopted {
-            self.services.spans.push(names.span("agent", "running", unix_ns(), 0));
-        }
-    }
-
-    fn take_news(&mut self, news: News) -> Result<(), Trouble> {
-        let start = self.record.starts;
-        let Some(run) = &mut self.record.run else { return Ok(()) };
-        let (seen, part, name, at) = match news {
-            News::Leased { unix_ns } => (&mut run.leased, "netd", "DHCP lease", unix_ns),
-            News::FetchedMetadata { unix_ns } => {
-                (&mut run.fetched_metadata, "agent", "first metadata request", unix_ns)
-            }
-        };
-        if *seen || at < run.started_unix_ns {
-            return Ok(());
-        }
-        *seen = true;
-        let trace = run.trace.clone();
-        self.services.spans.push(self.names(trace, start).span(part, name, at, at));
-        self.save()
-    }
-
-    /// The log is the VMM's own voice, but a guest can make it speak.
-    fn bound_log(&self) {
-        let path = self.folder.log();
-        if std::fs::metadata(&path).is_ok_and(|log| log.len() > LOG_LIMIT)
-            && let Ok(log) = std::fs::OpenOptions::new().write(true).open(&path)
-        {
-            let _ = log.set_len(0);
-        }
-    }
-
     async fn until_wanted_differs(&mut self) {
         let mut changed = self.wanted.clone();
         loop {
@@ -442,48 +394,6 @@ impl Task {
                 Some(_) = self.news.recv() => {}
             }
         }
-    }
-
-    /// The phase of an instance that is being started.
-    fn coming_up(&self) -> InstancePhase {
-        if self.restarting { InstancePhase::Running } else { InstancePhase::Preparing }
-    }
-
-    fn report_current(&self) {
-        let step = next_step(self.wanted.borrow().as_ref(), &self.record, self.life.is_some());
-        match (&self.life, &self.record.rest) {
-            (Some(life), _) if life.timeline.progress.first_run => self.report(InstancePhase::Running, ""),
-            (Some(_), _) => self.report(self.coming_up(), ""),
-            (None, Some(rest)) if step != Step::Launch => {
-                let phase = match rest.kind {
-                    RestKind::Stopped => InstancePhase::Stopped,
-                    RestKind::Failed => InstancePhase::Failed,
-                };
-                self.report(phase, &rest.reason);
-            }
-            (None, None) if step == Step::StayOff => self.report(InstancePhase::Stopped, USER_SHUTDOWN),
-            (None, _) => self.report(self.coming_up(), ""),
-        }
-    }
-
-    fn report(&self, phase: InstancePhase, reason: &str) {
-        let run = self.record.run.as_ref();
-        let row = ObservedInstance {
-            id: self.id.to_string(),
-            phase: phase as i32,
-            reason: reason.to_owned(),
-            reboots: self.record.reboots,
-            leased: run.is_some_and(|run| run.leased),
-            fetched_metadata: run.is_some_and(|run| run.fetched_metadata),
-            vmm_pid: self.life.as_ref().map_or(0, |life| life.process.pid()),
-        };
-        // "Stopped" and "failed" are the end of a life: not to be said any more once a new one is wanted.
-        let is_last_word = matches!(phase, InstancePhase::Stopped | InstancePhase::Failed);
-        self.services.board.put_unless(&self.id, row, || is_last_word && self.wanted.has_changed().unwrap_or(false));
-    }
-
-    fn names(&self, trace: String, start: u64) -> SpanNames {
-        SpanNames { trace, instance: self.id.clone(), start }
     }
 
     fn save(&self) -> Result<(), Trouble> {
@@ -495,44 +405,5 @@ impl Task {
 async fn differs(wanted: &mut watch::Receiver<Option<Wanted>>) {
     if wanted.changed().await.is_err() {
         std::future::pending::<()>().await;
-    }
-}
-
-/// A wait that doubles.
-#[derive(Debug, Default)]
-struct Wait(u32);
-
-impl Wait {
-    /// The time to wait now; the next is twice as long.
-    fn grow(&mut self) -> Duration {
-        self.0 = (self.0 + 1).min(16);
-        self.time()
-    }
-
-    fn time(&self) -> Duration {
-        match self.0 {
-            0 => Duration::ZERO,
-            tries => (FIRST_WAIT * (1 << (tries - 1))).min(LONGEST_WAIT),
-        }
-    }
-
-    fn reset(&mut self) {
-        self.0 = 0;
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_wait_grows_to_its_bound_and_starts_over() {
-        let mut wait = Wait::default();
-        assert_eq!(wait.time(), Duration::ZERO);
-        assert_eq!(wait.grow(), FIRST_WAIT);
-        assert_eq!(wait.grow(), FIRST_WAIT * 2);
-        (0..100).for_each(|_| assert!(wait.grow() <= LONGEST_WAIT));
-        wait.reset();
-        assert_eq!(wait.time(), Duration::ZERO);
     }
 }
