@@ -7,7 +7,10 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
 use tokio::sync::{mpsc, watch};
+use tokio::task::JoinSet;
+use tonic::transport::Channel;
 
+use crate::api::NodeFacts;
 use crate::cgroup::Cgroups;
 use crate::credentials::Credentials;
 use crate::error::{AtPath, Error, Result};
@@ -89,64 +92,45 @@ impl Cli {
 }
 
 impl RunArgs {
+    /// Until the agent is told to end, or a part of it ends that none should be without.
     async fn attend(self) -> Result<()> {
         if !nix::unistd::geteuid().is_root() {
             return Err(Error::NotRoot);
         }
+        let mut parts = JoinSet::new();
+        self.start(&mut parts).await?;
+        tokio::select! {
+            ended = wait_for_end() => ended,
+            ended = end_of_a_part(&mut parts) => Err(ended),
+        }
+    }
+
+    async fn start(&self, parts: &mut JoinSet<()>) -> Result<()> {
         let uids = parse_uids(&self.uid_range)?;
         let credentials = Credentials::read(&self.credentials)?;
         let state = StateDir::take(&self.state)?;
         let stored = state.load_desired();
         let channel = credentials.channel();
 
-        let settings = Arc::new(Settings {
-            vmm: self.vmm.clone().map_or_else(vmm_beside_us, Ok)?,
-            stop_grace: Duration::from_secs(self.stop_grace),
-            disk_root: state.root().to_owned(),
-        });
         let (status_sender, status) = watch::channel(network::Status::default());
         let (facts_sender, facts) = watch::channel(None);
         let (network_sender, desired_network) = watch::channel(network::Desired::default());
         let (desired_sender, desired) = watch::channel(None);
         let (news_sender, news) = mpsc::channel(1024);
         let (back_sender, back) = watch::channel(0);
-
-        let services = Arc::new(Services {
-            instances: state.instances(),
-            settings: Arc::clone(&settings),
-            images: ImageCache::new(
-                state.images(),
-                self.image_cache_mib << 20,
-                Arc::new(ControllerBlobs(channel.clone())),
-            ),
-            desired_network: desired_network.clone(),
-            network: status.clone(),
-            facts: facts.clone(),
-            cgroups: find_cgroups(),
-            board: board::Board::default(),
-            spans: spans::SpanBuffer::default(),
-            boot_id: facts::boot_id(),
-        });
+        let services =
+            Arc::new(self.services(&state, &channel, desired_network.clone(), status.clone(), facts.clone())?);
         let directory = Arc::new(Directory::default());
         let tokens = Tokens::new(state.metadata_key()?);
 
         let zone = self.zone.clone().unwrap_or_else(|| credentials.node.zone.clone());
         tracing::info!(node = credentials.node.name, zone, controller = credentials.node.controller, state = %state.root().display(), "agent starts");
-        tokio::spawn(facts::watch(
-            credentials.node.name.clone(),
-            zone,
-            settings,
-            self.netd_socket.clone(),
-            facts_sender,
-        ));
-        tokio::spawn(network::keep(self.netd_socket.clone(), desired_network, back, status_sender));
-        tokio::spawn(network::follow(self.netd_socket.clone(), back_sender, news_sender.clone()));
-        tokio::spawn(copy_network(status, Arc::clone(&services)));
-        tokio::spawn(server::serve(Arc::new(server::Service {
-            directory: Arc::clone(&directory),
-            tokens,
-            news: news_sender,
-        })));
+        let (settings, socket) = (Arc::clone(&services.settings), self.netd_socket.clone());
+        parts.spawn(facts::watch(credentials.node.name.clone(), zone, settings, socket.clone(), facts_sender));
+        parts.spawn(network::keep(socket.clone(), desired_network, back, status_sender));
+        parts.spawn(network::follow(socket, back_sender, news_sender.clone()));
+        parts.spawn(copy_network(status, Arc::clone(&services)));
+        parts.spawn(server::serve(Arc::new(server::Service::new(Arc::clone(&directory), tokens, news_sender))));
 
         let owners =
             found_on_disk(&state.instances()).into_iter().filter_map(|(id, record)| Some((id, record?.uid))).collect();
@@ -162,11 +146,47 @@ impl RunArgs {
         // The node looks for its running VMMs before the controller hears of it (`Node::run` takes the
         // stored state up before its first wait): the first board that is sent is a whole one.
         let (ready_sender, ready) = tokio::sync::oneshot::channel();
-        tokio::spawn(node.run(desired, news, stored, ready_sender));
+        parts.spawn(node.run(desired, news, stored, ready_sender));
         let _ = ready.await;
-        tokio::spawn(Session { channel, services, facts, desired: desired_sender }.run());
-        wait_for_end().await
+        parts.spawn(Session { channel, services, facts, desired: desired_sender }.run());
+        Ok(())
     }
+
+    fn services(
+        &self,
+        state: &StateDir,
+        channel: &Channel,
+        desired_network: watch::Receiver<network::Desired>,
+        network: watch::Receiver<network::Status>,
+        facts: watch::Receiver<Option<NodeFacts>>,
+    ) -> Result<Services> {
+        let settings = Settings {
+            vmm: self.vmm.clone().map_or_else(vmm_beside_us, Ok)?,
+            stop_grace: Duration::from_secs(self.stop_grace),
+            disk_root: state.root().to_owned(),
+        };
+        let blobs = Arc::new(ControllerBlobs(channel.clone()));
+        Ok(Services {
+            instances: state.instances(),
+            settings: Arc::new(settings),
+            images: ImageCache::new(state.images(), self.image_cache_mib << 20, blobs),
+            desired_network,
+            network,
+            facts,
+            cgroups: find_cgroups(),
+            board: board::Board::default(),
+            spans: spans::SpanBuffer::default(),
+            boot_id: facts::boot_id(),
+        })
+    }
+}
+
+/// Waits for the first of `parts` to end, which none does of itself; why it did.
+async fn end_of_a_part(parts: &mut JoinSet<()>) -> Error {
+    Error::PartEnded(match parts.join_next().await {
+        Some(Err(error)) => error.to_string(),
+        Some(Ok(())) | None => "what it serves is gone".to_owned(),
+    })
 }
 
 fn vmm_beside_us() -> Result<PathBuf> {
@@ -221,6 +241,15 @@ mod tests {
         let cli = Cli::try_parse_from(["mallee-agent", "--credentials", "c", "--state", "s", "--vmm", "v"]).unwrap();
         assert!(cli.run.is_some() && cli.command.is_none());
         assert!(Cli::try_parse_from(["mallee-agent", "show", "--state", "s"]).unwrap().command.is_some());
+    }
+
+    #[tokio::test]
+    async fn a_part_that_panics_ends_the_agent_with_an_error() {
+        let mut parts = JoinSet::new();
+        parts.spawn(std::future::pending());
+        parts.spawn(async { panic!("as a test wants it") });
+        let error = end_of_a_part(&mut parts).await.to_string();
+        assert!(error.contains("panicked") && error.contains("as a test wants it"), "{error}");
     }
 
     #[test]

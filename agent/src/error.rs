@@ -1,5 +1,5 @@
 //! What can keep the agent from starting. What goes wrong later stays with the instance that it
-//! concerns ([`crate::instance::task::Trouble`]) and never ends the agent.
+//! concerns ([`crate::instance::launch::Trouble`]); only the end of a part that all of them need ends the agent.
 
 use std::io;
 use std::path::PathBuf;
@@ -28,6 +28,9 @@ pub enum Error {
 
     #[error("the asynchronous runtime: {0}")]
     Runtime(io::Error),
+
+    #[error("a part of the agent ended: {0}")]
+    PartEnded(String),
 }
 
 pub type Result<T, E = Error> = std::result::Result<T, E>;

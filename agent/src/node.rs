@@ -2,7 +2,7 @@
 //!
 //! The order matters in one place: an instance's user id is chosen and stored before the network is
 //! handed over, since the tap belongs to that user, and before the task starts, since its folder
-//! does. Everything else is up to the tasks, each by itself.
+//! does. Everything else is up to the tasks, each by itself. One that panics leaves its instance as it is until the next housekeeping begins another.
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::io;
@@ -27,6 +27,14 @@ use crate::wanted::{self, Wanted};
 
 /// How often unneeded image parts are looked for, and what could not be set up is tried again.
 const HOUSEKEEPING: Duration = Duration::from_secs(20);
+
+/// An instance's task that ended.
+#[derive(Debug, PartialEq, Eq)]
+struct Ended {
+    id: InstanceId,
+    /// The instance is no more; else the task broke off.
+    is_gone: bool,
+}
 
 /// Where desired state comes from and goes to.
 pub struct Node {
@@ -70,11 +78,15 @@ impl Node {
                     current = Some(new);
                 }
                 Some((id, news)) = news.recv() => self.pass_on(&id, news),
-                Some(id) = gone.recv() => {
+                Some(Ended { id, is_gone }) = gone.recv() => {
                     self.tasks.remove(&id);
-                    self.owners.remove(&id);
-                    // Wanted again meanwhile?
-                    if let Some(current) = &current { self.make_equal(current, &gone_sender) }
+                    if is_gone {
+                        self.owners.remove(&id);
+                        // Wanted again meanwhile?
+                        if let Some(current) = &current { self.make_equal(current, &gone_sender) }
+                    } else {
+                        tracing::error!(instance = %id, "the instance's task broke off; another will be begun");
+                    }
                 }
                 _ = housekeeping.tick() => if let Some(current) = &current {
                     self.make_equal(current, &gone_sender);
@@ -94,7 +106,7 @@ impl Node {
         }
     }
 
-    fn make_equal(&mut self, desired: &DesiredNode, gone: &mpsc::UnboundedSender<InstanceId>) {
+    fn make_equal(&mut self, desired: &DesiredNode, gone: &mpsc::UnboundedSender<Ended>) {
         let mut wanted: BTreeMap<InstanceId, Option<Wanted>> = BTreeMap::new();
         for instance in &desired.instances {
             match wanted::parse(instance) {
@@ -144,7 +156,7 @@ impl Node {
         &mut self,
         id: &InstanceId,
         wanted: Option<&Wanted>,
-        gone: &mpsc::UnboundedSender<InstanceId>,
+        gone: &mpsc::UnboundedSender<Ended>,
     ) -> io::Result<()> {
         let Some(wanted) = wanted.filter(|_| !self.tasks.contains_key(id)) else { return Ok(()) };
         let folder = Folder::of(&self.services.instances, id);
@@ -162,20 +174,10 @@ impl Node {
         Ok(())
     }
 
-    fn begin(
-        &mut self,
-        id: &InstanceId,
-        record: Record,
-        wanted: Option<Wanted>,
-        gone: &mpsc::UnboundedSender<InstanceId>,
-    ) {
+    fn begin(&mut self, id: &InstanceId, record: Record, wanted: Option<Wanted>, gone: &mpsc::UnboundedSender<Ended>) {
         let (task, handle) = Task::take_up(id.clone(), record, Arc::clone(&self.services), wanted);
         self.tasks.insert(id.clone(), handle);
-        let (id, gone) = (id.clone(), gone.clone());
-        tokio::spawn(async move {
-            task.run().await;
-            let _ = gone.send(id);
-        });
+        watch_over(id.clone(), task.run(), gone.clone());
     }
 
     /// An id of the range that no instance has. Records on disk were read first (`owners`), so that an
@@ -228,11 +230,7 @@ impl Node {
     }
 
     /// Folders of instances that are wanted no more and have no task: of before this agent's start.
-    fn remove_unwanted(
-        &mut self,
-        wanted: &BTreeMap<InstanceId, Option<Wanted>>,
-        gone: &mpsc::UnboundedSender<InstanceId>,
-    ) {
+    fn remove_unwanted(&mut self, wanted: &BTreeMap<InstanceId, Option<Wanted>>, gone: &mpsc::UnboundedSender<Ended>) {
         for (id, record) in found_on_disk(&self.services.instances) {
             if self.tasks.contains_key(&id) || wanted.contains_key(&id) {
                 continue;
@@ -272,6 +270,15 @@ impl Node {
     }
 }
 
+/// Runs an instance's task, and tells of its end, whichever it is.
+fn watch_over(id: InstanceId, run: impl Future<Output = ()> + Send + 'static, gone: mpsc::UnboundedSender<Ended>) {
+    let running = tokio::spawn(run);
+    tokio::spawn(async move {
+        let is_gone = running.await.is_ok();
+        let _ = gone.send(Ended { id, is_gone });
+    });
+}
+
 /// Every instance folder with its record; `None` for one without a record that can be read.
 pub fn found_on_disk(instances: &std::path::Path) -> Vec<(InstanceId, Option<Record>)> {
     let Ok(entries) = std::fs::read_dir(instances) else { return Vec::new() };
@@ -287,4 +294,19 @@ pub fn found_on_disk(instances: &std::path::Path) -> Vec<(InstanceId, Option<Rec
 fn place_of(path: &std::path::Path, count: u32) -> u32 {
     let hash: [u8; 32] = Sha256::digest(path.as_os_str().as_encoded_bytes()).into();
     u32::from_le_bytes([hash[0], hash[1], hash[2], hash[3]]) % count
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn the_end_of_a_task_that_panics_is_told_as_well() {
+        let (gone, mut told) = mpsc::unbounded_channel();
+        let id: InstanceId = "i-0123456789abcdef0".parse().unwrap();
+        watch_over(id.clone(), async { panic!("as a test wants it") }, gone.clone());
+        assert_eq!(told.recv().await, Some(Ended { id: id.clone(), is_gone: false }));
+        watch_over(id.clone(), async {}, gone);
+        assert_eq!(told.recv().await, Some(Ended { id, is_gone: true }));
+    }
 }
