@@ -5,9 +5,9 @@
 //! and run again. The order keeps every moment safe:
 //!
 //! 1. what is gone is closed (taps first), segments are made;
-//! 2. the backend's rules: from here on, they are the new ones for every packet; new taps are made meanwhile, and lead nowhere yet;
+//! 2. the backend's rules: from here on, they are the new ones for every packet; new taps are made meanwhile, and are down, so that nothing passes them yet;
 //! 3. flows that contradict the new maps end;
-//! 4. the uplink answers for new addresses, new taps and trunk ports open;
+//! 4. the uplink answers for new addresses, new taps go up, trunk ports open;
 //! 5. new addresses are announced, DHCP and DNS learn of their clients.
 //!
 //! To read all of the kernel's network takes longer than to change it. So what was read is kept for as long as the kernel tells of no other change than netd's own

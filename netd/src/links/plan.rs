@@ -173,7 +173,7 @@ pub enum Step {
 pub struct Plan {
     /// Closing what is gone, and the segments themselves.
     pub before_rules: Vec<Step>,
-    /// Making links that are on no bridge yet, while the rules are written: both take the kernel a while where there are many.
+    /// Making links, which stay down, while the rules are written: both take the kernel a while where there are many.
     pub beside_rules: Vec<Step>,
     /// Opening what is new.
     pub after_rules: Vec<Step>,
@@ -310,11 +310,19 @@ fn plan_bridge(segment: &Segment, found: Option<&Link>, bridging: Bridging, step
     plan_alias_and_up(&segment.bridge, &segment.id.to_string(), found, steps);
 }
 
-/// The alias tells a person what the link is; `ip link` shows it.
 fn plan_alias_and_up(name: &LinkName, alias: &str, found: Option<&Link>, steps: &mut Steps) {
+    plan_alias(name, alias, found, steps);
+    plan_up(name, found, steps);
+}
+
+/// The alias tells a person what the link is; `ip link` shows it.
+fn plan_alias(name: &LinkName, alias: &str, found: Option<&Link>, steps: &mut Steps) {
     if found.and_then(|link| link.alias.as_deref()) != Some(alias) {
         steps.push(Step::SetAlias { name: name.clone(), alias: alias.to_owned() });
     }
+}
+
+fn plan_up(name: &LinkName, found: Option<&Link>, steps: &mut Steps) {
     if !found.is_some_and(|link| link.up) {
         steps.push(Step::SetUp { name: name.clone() });
     }
@@ -407,9 +415,10 @@ fn plan_tap<'a>(
 ) {
     let tap = &interface.tap;
     let found = kept(tap);
-    let steps = &mut plan.after_rules;
+    // Nothing passes a port that is down.
+    let steps = if found.is_none() { &mut plan.beside_rules } else { &mut plan.after_rules };
     if found.is_none() {
-        plan.beside_rules.push(Step::CreateTap {
+        steps.push(Step::CreateTap {
             name: tap.clone(),
             owner: interface.owner_uid,
             multi_queue: interface.queue_pairs > 1,
@@ -419,7 +428,8 @@ fn plan_tap<'a>(
         steps.push(Step::SetMtu { name: tap.clone(), mtu });
     }
     plan_attachment(tap, place, found, &BTreeSet::from([interface.mac]), observed, kept, steps);
-    plan_alias_and_up(tap, &interface.id.to_string(), found, steps);
+    plan_alias(tap, &interface.id.to_string(), found, steps);
+    plan_up(tap, found, &mut plan.after_rules);
 }
 
 /// The port's place on its bridge, and the static forwarding entries for the MACs behind it.
