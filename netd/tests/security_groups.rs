@@ -456,10 +456,113 @@ fn a_hundred_groups_add_nothing_to_what_others_packets_pass() {
     assert_eq!(guests[1].receive_udp().payload, b"by the fifth");
 }
 
+/// More rules of a kind than are worth a set, of both prefixes, and others that overlap with them.
+fn a_group_of_many_rules_lets_in_what_each_of_them_says_and_counts_it() {
+    let lab = Lab::new();
+    let ports = |n: u16| (UDP, i32::from(n), i32::from(n));
+    let networks = ["172.31.0.0/16", "0.0.0.0/0"];
+    let rules = |ports_of: &dyn Fn(usize) -> Vec<u16>| -> Vec<_> {
+        let of = |(n, network): (usize, &&str)| {
+            ports_of(n).into_iter().map(|port| (INGRESS, ports(port), cidr(network))).collect::<Vec<_>>()
+        };
+        let mut rules: Vec<_> = networks.iter().enumerate().flat_map(of).collect();
+        rules.extend([
+            (INGRESS, (UDP, 140, 150), cidr("172.0.0.0/8")),
+            (INGRESS, (TCP, 101, 101), cidr("172.31.0.0/16")),
+            last(),
+        ]);
+        rules
+    };
+    let first = rules(&|n| if n == 0 { (100..112).collect() } else { (200..212).collect() });
+    let mut desired = guarded(2, group("sg-1", &first));
+    lab.netd.apply(&desired);
+    let (one, two) = (guest(1), guest(2));
+    let open = |port: u16| (100..112).contains(&port) || (200..212).contains(&port) || (140..151).contains(&port);
+    let asked = [99, 100, 101, 111, 112, 139, 140, 150, 151, 199, 200, 211, 212, 20_000];
+    let frames: Vec<_> = asked.iter().map(|port| to_port(2, *port)).chain([tcp_syn(2, 100), tcp_syn(2, 101)]).collect();
+    let expected: Vec<_> = asked.iter().map(|port| open(*port)).chain([false, true]).collect();
+    assert_eq!(arrived(&two, 2, &one, &frames), expected);
+    // From outside: what is for everybody, and nothing else.
+    let socket = lab.outside_socket();
+    for port in [100, 140, 205, LAST] {
+        socket.send_to(format!("outside {port}").as_bytes(), (public(1), port)).unwrap();
+    }
+    one.await_frame("the last", |frame| has(&[frame.to_vec()], format!("outside {LAST}").as_bytes()).then_some(()));
+    let came = |port: u16| has(&one.frames(), format!("outside {port}").as_bytes());
+    assert_eq!([100, 140, 205].map(came), [false, false, true]);
+    let counted = || -> Vec<u64> {
+        lab.netd
+            .show()
+            .security_group_rules
+            .iter()
+            .filter(|rule| rule.security_group == "sg-1")
+            .map(|rule| rule.packets)
+            .collect()
+    };
+    // In the order of the rules: those of the first network, those of the second, the three others.
+    let mut wanted = vec![0; first.len()];
+    for rule in [0, 1, 11, 12, 17, 23, 25] {
+        wanted[rule] = 1;
+    }
+    (wanted[24], wanted[26]) = (2, 2);
+    assert_eq!(counted(), wanted);
+
+    // One rule of a kind goes and another comes: those that stay keep what they counted.
+    let second = rules(&|n| if n == 0 { (100..111).chain([300]).collect() } else { (200..212).collect() });
+    desired.security_groups.last_mut().unwrap().rules = group("sg-1", &second).rules;
+    desired.generation += 1;
+    assert!(lab.netd.apply(&desired).changed);
+    wanted[11] = 0;
+    assert_eq!(counted(), wanted);
+    assert_eq!(arrived(&two, 2, &one, &[to_port(2, 300), to_port(2, 106)]), [true, true]);
+    desired.generation += 1;
+    assert!(!lab.netd.apply(&desired).changed, "nothing differs");
+    // Too few to be worth it, and then none.
+    for few in [3, 0] {
+        let third = rules(&|_| (100..100 + few).collect());
+        desired.security_groups.last_mut().unwrap().rules = group("sg-1", &third).rules;
+        desired.generation += 1;
+        assert!(lab.netd.apply(&desired).changed);
+        assert_eq!(
+            arrived(&two, 2, &one, &[to_port(2, 102), to_port(2, 107), to_port(2, 145)]),
+            [few > 0, false, true]
+        );
+    }
+}
+
+/// What somebody took out of a group's set, or put into it, is mended; another netd finds the sets as they should be.
+#[test]
+fn the_set_of_a_groups_rules_is_mended() {
+    let mut lab = Lab::new();
+    let rules: Vec<_> = (100..112).map(|n| (INGRESS, (UDP, n, n), cidr("172.31.0.0/16"))).chain([last()]).collect();
+    let mut desired = guarded(2, group("sg-1", &rules));
+    lab.netd.apply(&desired);
+    let set = || run("nft -s list set ip mallee inbound_sg-1/16");
+    let whole = set();
+    assert!(whole.contains("sgr-14: udp 104 from 172.31.0.0/16"), "{whole}");
+    assert!(!run("nft list chain ip mallee inbound_sg-1").contains("sgr-14"));
+    run("nft delete element ip mallee inbound_sg-1/16 { udp . 104 . 172.31.0.0 }");
+    run("nft add element ip mallee inbound_sg-1/16 { tcp . 22 . 172.31.0.0 }");
+    assert_ne!(set(), whole);
+    desired.generation += 1;
+    assert!(lab.netd.apply(&desired).changed);
+    assert_eq!(set(), whole);
+    lab.netd.kill();
+    lab.netd.start();
+    desired.generation += 1;
+    assert!(!lab.netd.apply(&desired).changed, "nothing differs");
+    desired.security_groups.pop();
+    put(&mut desired, 1, &[OPEN]);
+    desired.generation += 1;
+    lab.netd.apply(&desired);
+    assert!(!run("nft list ruleset").contains("sg-1"));
+}
+
 on_each_backend! {
     nothing_comes_in_unless_a_rule_allows_it,
     what_an_instance_asks_is_answered_and_only_that,
     each_kind_of_rule_lets_in_what_it_says,
+    a_group_of_many_rules_lets_in_what_each_of_them_says_and_counts_it,
     a_rule_that_goes_closes_to_new_connections_and_lets_old_ones_be,
     what_leaves_is_judged_too_and_the_gateways_services_are_not,
     an_interface_in_no_group_has_its_gateway_and_nothing_else,

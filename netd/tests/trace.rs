@@ -27,6 +27,11 @@ fn rules(said: &Value) -> Vec<&str> {
     said["steps"].as_array().unwrap().iter().map(|step| step["rule"].as_str().unwrap()).collect()
 }
 
+fn rules_of<'a>(said: &'a Value, chain: &str) -> Vec<&'a str> {
+    let steps = said["steps"].as_array().unwrap().iter();
+    steps.filter(|step| step["chain"] == chain).map(|step| step["rule"].as_str().unwrap()).collect()
+}
+
 /// Instance 1 lets in nothing but [`OPEN_PORT`] and has a public address; 2 is its neighbour, with another; 3 is on another subnet of
 /// the VPC, 4 in another VPC.
 fn desired() -> NodeNetwork {
@@ -98,6 +103,21 @@ fn what_is_said_of_a_packet_is_what_becomes_of_one() {
             assert_eq!(rules(&said).last(), Some(&rule));
         }
     }
+}
+
+#[test]
+fn of_many_rules_the_one_that_lets_it_pass_is_named() {
+    let lab = Lab::new();
+    let mut desired = desired();
+    let rules: Vec<_> = (0..20).map(|n| (INGRESS, (UDP, 100 + n, 100 + n), everywhere())).collect();
+    desired.security_groups.last_mut().unwrap().rules.extend(group("sg-2", &rules).rules);
+    lab.netd.apply(&desired);
+    for (port, rule) in [(100, "sgr-20: udp 100 from 0.0.0.0/0"), (119, "sgr-219: udp 119 from 0.0.0.0/0")] {
+        let said = trace(&lab, "i-2", &private(1).to_string(), &format!("udp {port}"));
+        assert!(rules_of(&said, "inbound_sg-1").contains(&rule), "{said:#}");
+    }
+    let said = trace(&lab, "i-2", &private(1).to_string(), "tcp 119");
+    assert_eq!(rules_of(&said, "inbound_sg-1"), [""; 0], "{said:#}");
 }
 
 #[test]

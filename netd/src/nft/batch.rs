@@ -18,8 +18,8 @@ use crate::error::{Error, Result};
 use crate::netfilter::{NetfilterSocket, Refusal};
 
 /// Elements in one message. A list of elements is one attribute, whose length has 16 bits; an
-/// element of the longest key takes less than 64 bytes.
-const ELEMENTS_PER_MESSAGE: usize = 512;
+/// element with the longest key or name takes less than 200 bytes.
+const ELEMENTS_PER_MESSAGE: usize = 256;
 /// The most elements that the kernel adds to a set by itself: the `nft` program's own choice. Beyond it, nothing is measured.
 const ELEMENTS_OF_KERNEL: u32 = 65_535;
 /// `NFT_SET_EXPR`
@@ -71,12 +71,12 @@ impl Transaction {
 
     /// Makes what grows with the network as it is in `table`, and the sets, which hold `held`, hold `elements`. The rest of the table is as it
     /// should be (see [`Found::has_layout_of`]). Rules that stay keep what they counted.
-    pub fn change_table<'a>(
+    pub fn change_table<'a, 'b>(
         &mut self,
         table: &Table,
         found: &Found,
         held: impl Fn(&Set) -> &'a Elements,
-        elements: impl Fn(&Set) -> &'a Elements,
+        elements: impl Fn(&Set) -> &'b Elements,
     ) {
         for set in table.sets.iter().filter(|set| !found.sets.contains(&*set.name)) {
             self.add_set(table, set);
@@ -166,7 +166,7 @@ impl Transaction {
             for chunk in elements.chunks(ELEMENTS_PER_MESSAGE) {
                 let mut message = SetMessage::named(table, &set.name);
                 for (key, value) in chunk {
-                    message.add_element(key, value, set.value == Some(Type::Verdict));
+                    message.add_element(set, key, value);
                 }
                 let name = format!("{} elements of set {}", chunk.len(), set.name);
                 self.add(name, &ElementsMessage(message), kind);
@@ -300,18 +300,20 @@ impl SetMessage {
         unsafe { sys::nftnl_set_set_u32(self.set.as_ptr(), attribute as u16, value) };
     }
 
-    /// Adds an element; with `jump`, its value is the name of the chain that is jumped to.
-    fn add_element(&mut self, key: &[u8], value: &[u8], jump: bool) {
+    /// Adds an element; what its value is depends on the set (see [`Elements`]).
+    fn add_element(&mut self, set: &Set, key: &[u8], value: &[u8]) {
         // SAFETY: no argument; null is checked.
         let element = NonNull::new(unsafe { sys::nftnl_set_elem_alloc() }).unwrap_or_else(|| out_of_memory());
         let put = |attribute: u32, bytes: &[u8]| {
-            // SAFETY: `element` is live; `bytes.len()` bytes are copied into its 64-byte data.
+            // SAFETY: `element` is live; `bytes.len()` bytes are copied: user data into memory of their own, all else into its 64-byte data.
             unsafe {
                 sys::nftnl_set_elem_set(element.as_ptr(), attribute as u16, bytes.as_ptr().cast(), bytes.len() as u32);
             }
         };
         put(sys::NFTNL_SET_ELEM_KEY, key);
-        if jump {
+        if set.named {
+            put(sys::NFTNL_SET_ELEM_USERDATA, &comment(value));
+        } else if set.value == Some(Type::Verdict) {
             put(sys::NFTNL_SET_ELEM_VERDICT, &libc::NFT_JUMP.to_ne_bytes());
             put(sys::NFTNL_SET_ELEM_CHAIN, &[value, &[0]].concat());
         } else if !value.is_empty() {
@@ -327,6 +329,13 @@ impl Drop for SetMessage {
         // SAFETY: the set is owned here and not used again; its elements go with it.
         unsafe { sys::nftnl_set_free(self.set.as_ptr()) };
     }
+}
+
+/// User data of an element with nothing but a comment, as the `nft` program writes it: type (`NFTNL_UDATA_SET_ELEM_COMMENT`), length, text with a NUL.
+fn comment(text: &[u8]) -> Vec<u8> {
+    // A name is an id and a few words: far from 254 bytes.
+    let text = &text[..text.len().min(254)];
+    [&[0, text.len() as u8 + 1], text, &[0]].concat()
 }
 
 /// Writes a message's header into `buffer`.

@@ -5,6 +5,7 @@ use std::net::Ipv4Addr;
 
 use super::kernel;
 use super::layout::{Set, Table, is_grown};
+use super::rules::folded::chain_of_set;
 use super::{any_tables, open, rules};
 use crate::backend::{Counter, Counters};
 use crate::desired::LinkName;
@@ -36,16 +37,22 @@ pub fn read() -> Result<Counters> {
     for table in [&ip, &bridge] {
         let found = kernel::read_rules(&mut socket, table).map_err(Error::netfilter("reading the groups' rules"))?;
         for (chain, rules) in found.into_iter().filter(|(chain, _)| is_grown(chain)) {
-            for rule in rules {
-                // As `rules/groups.rs` writes both. One rule of a group may be several here.
-                let (Some((_, group)), Some((id, _))) = (chain.split_once('_'), rule.comment.split_once(':')) else {
-                    continue;
-                };
-                *counters.group_rules.entry((group.to_owned(), id.to_owned())).or_default() += rule.counter;
-            }
+            rules.iter().for_each(|rule| count(&mut counters, &chain, &rule.comment, rule.counter));
+        }
+        let folded = kernel::counters_of_folded(&mut socket, table);
+        for (set, elements) in folded.map_err(Error::netfilter("reading the sets of groups' rules"))? {
+            let chain = chain_of_set(&set).unwrap_or_default();
+            elements.iter().for_each(|(name, counter)| count(&mut counters, chain, name, *counter));
         }
     }
     Ok(counters)
+}
+
+/// Adds what a rule or an element counted. One rule of a group may be several of these; chains and names are as `rules/groups.rs` writes them.
+fn count(counters: &mut Counters, chain: &str, name: &str, counter: Counter) {
+    if let (Some((_, group)), Some((id, _))) = (chain.split_once('_'), name.split_once(':')) {
+        *counters.group_rules.entry((group.to_owned(), id.to_owned())).or_default() += counter;
+    }
 }
 
 /// The sum over the tables, by keys of four bytes; one that does not have the set adds nothing.

@@ -7,6 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 
 use super::layout::{Elements, NO_ELEMENTS, Set, Table, is_grown};
+use super::rules::folded::chain_of_set;
 use crate::backend::Counter;
 use crate::netfilter::{NetfilterSocket, attribute, attributes, number, put, text};
 
@@ -27,6 +28,7 @@ const ELEMENTS_LIST: u16 = 3;
 const LIST_ELEMENT: u16 = 1;
 const ELEMENT_KEY: u16 = 1;
 const ELEMENT_DATA: u16 = 2;
+const ELEMENT_USERDATA: u16 = 6;
 const ELEMENT_EXPR: u16 = 7;
 const ELEMENT_EXPRESSIONS: u16 = 11;
 const DATA_VALUE: u16 = 1;
@@ -36,7 +38,7 @@ const EXPR_NAME: u16 = 1;
 const EXPR_DATA: u16 = 2;
 const COUNTER_BYTES: u16 = 1;
 const COUNTER_PACKETS: u16 = 2;
-/// Type of a comment in a rule's user data (`NFTNL_UDATA_RULE_COMMENT`).
+/// Type of a comment in a rule's user data (`NFTNL_UDATA_RULE_COMMENT`), and in an element's (`NFTNL_UDATA_SET_ELEM_COMMENT`).
 const USERDATA_COMMENT: u8 = 0;
 const GENERATION_ID: u16 = 1;
 
@@ -127,6 +129,23 @@ pub fn counters(socket: &mut NetfilterSocket, table: &Table, set: &str) -> io::R
     Ok(entries.into_iter().map(|entry| (entry.key, entry.counter)).collect())
 }
 
+/// What the sets of groups' rules have counted: of each, its name, and the elements' names with their counters.
+#[expect(clippy::type_complexity, reason = "a list of named lists")]
+pub fn counters_of_folded(
+    socket: &mut NetfilterSocket,
+    table: &Table,
+) -> io::Result<Vec<(String, Vec<(String, Counter)>)>> {
+    let names = read_set_names(socket, table)?;
+    let folded = names.into_iter().filter(|name| chain_of_set(name).is_some());
+    let counted = |element: Element| (text(&element.value), element.counter);
+    folded
+        .map(|name| {
+            let elements = read_elements(socket, table, &name)?;
+            Ok((name, elements.into_iter().map(counted).collect()))
+        })
+        .collect()
+}
+
 pub(super) fn kind(message: i32) -> u16 {
     (libc::NFNL_SUBSYS_NFTABLES << 8) as u16 | message as u16
 }
@@ -197,7 +216,7 @@ fn read_counter(expression: &[u8]) -> io::Result<Counter> {
     Ok(Counter { packets: number(COUNTER_PACKETS)?, bytes: number(COUNTER_BYTES)? })
 }
 
-/// The comment in a rule's user data, which is a list of type, length and value, a byte each.
+/// The comment in user data, which is a list of type, length and value, a byte each.
 fn comment(mut userdata: &[u8]) -> Option<String> {
     while let [kind, length, rest @ ..] = userdata {
         let value = rest.get(..usize::from(*length))?;
@@ -242,7 +261,10 @@ fn read_element(element: &[u8]) -> io::Result<Element> {
     };
     Ok(Element {
         key: value_of(ELEMENT_KEY)?,
-        value: value_of(ELEMENT_DATA)?,
+        value: match attribute(element, ELEMENT_USERDATA)?.and_then(comment) {
+            Some(name) => name.into_bytes(),
+            None => value_of(ELEMENT_DATA)?,
+        },
         counter: match attribute(element, ELEMENT_EXPR)? {
             Some(expression) => read_counter(expression)?,
             None => counter_among(attribute(element, ELEMENT_EXPRESSIONS)?.unwrap_or_default())?,

@@ -29,7 +29,7 @@ pub fn is_ordered(name: &str) -> bool {
 }
 
 /// The elements of a set or map: key to value (empty in a set), as they lie in registers. The value in a verdict map is the name of the
-/// chain that is jumped to.
+/// chain that is jumped to; in a set whose elements are named, their name.
 pub type Elements = BTreeMap<Vec<u8>, Vec<u8>>;
 
 pub static NO_ELEMENTS: Elements = Elements::new();
@@ -43,6 +43,10 @@ pub enum Type {
     LinkName,
     /// In the host's byte order.
     Number,
+    /// One byte.
+    Protocol,
+    /// Two bytes, the larger first.
+    Port,
     /// Only as a value: the number of a VPC, and an address in it.
     Place,
     /// Only as a value: a jump to a chain.
@@ -54,6 +58,8 @@ impl Type {
         match self {
             Self::Ipv4 => 7,
             Self::Ether => 9,
+            Self::Protocol => 12,
+            Self::Port => 13,
             // Printed as a mark is.
             Self::Number => 19,
             Self::LinkName => 41,
@@ -65,7 +71,7 @@ impl Type {
     /// Bytes in registers: padded to four, as every part of a concatenation is.
     const fn length(self) -> u32 {
         match self {
-            Self::Ipv4 | Self::Number => 4,
+            Self::Ipv4 | Self::Number | Self::Protocol | Self::Port => 4,
             Self::Ether | Self::Place => 8,
             Self::LinkName | Self::Verdict => 16,
         }
@@ -82,6 +88,8 @@ pub struct Set {
     pub value: Option<Type>,
     /// Each element counts the packets that it matched.
     pub counting: bool,
+    /// Each element says in a comment what it is.
+    pub named: bool,
     /// Each element matches only what is beyond this, and counts that alone.
     pub limit: Option<Limit>,
 }

@@ -10,7 +10,7 @@
 //! * `batch.rs`: writes a difference as one netlink batch, which is one transaction.
 //! * `ruleset.rs`: from a network to the difference, by what is known of the kernel or read from it.
 //!
-//! Rules do not depend on the network, but for those of security groups: they only name sets and maps. So an ordinary change, such as
+//! Rules do not depend on the network, but for those of security groups: they only name sets and maps (and many rules of a group are elements too). So an ordinary change, such as
 //! moving an elastic IP, touches map elements and nothing else, and a packet costs the same with one
 //! instance as with thousands. A change of a group touches the rules that differ. Only when the other rules in the kernel are not those
 //! of this program (a new version, or somebody's `nft flush ruleset`) is a table made anew, in the same transaction.
@@ -211,6 +211,27 @@ pub fn rule_names() -> Result<BTreeMap<(u32, u64), String>> {
         }
     }
     Ok(names)
+}
+
+/// Of each group's chain in which an element of a set has let a packet pass, what that element is: by the table's family and the chain's name. Where packets pass but
+/// one, the rule that let it pass.
+pub fn elements_passed() -> Result<BTreeMap<(u32, String), String>> {
+    let mut socket = open()?;
+    let mut passed = BTreeMap::new();
+    for table in any_tables() {
+        let counters = kernel::counters_of_folded(&mut socket, &table);
+        for (set, elements) in counters.map_err(Error::netfilter("reading the sets of groups' rules"))? {
+            let Some(chain) = rules::folded::chain_of_set(&set) else { continue };
+            let element = elements.into_iter().find(|(_, counter)| counter.packets > 0);
+            passed.extend(element.map(|(name, _)| ((table.family as u32, chain.to_owned()), name)));
+        }
+    }
+    Ok(passed)
+}
+
+/// Whether a rule of this purpose looks up others in a set, of which [`elements_passed`] tells.
+pub fn is_lookup_of_rules(purpose: &str) -> bool {
+    purpose.starts_with(rules::folded::PURPOSE)
 }
 
 fn open() -> Result<NetfilterSocket> {

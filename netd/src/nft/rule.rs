@@ -22,6 +22,9 @@ pub enum Field {
     EtherSource,
     Ipv4Source,
     Ipv4Destination,
+    Layer4Protocol,
+    /// Of TCP and UDP.
+    DestinationPort,
     ArpSenderMac,
     ArpSenderIp,
     /// `chaddr` of a DHCP message (RFC 2131, section 2), counted from the UDP header.
@@ -47,6 +50,8 @@ impl Field {
             Self::EtherSource => payload(Header::Link, 6, 6),
             Self::Ipv4Source => payload(Header::Network, 12, 4),
             Self::Ipv4Destination => payload(Header::Network, 16, 4),
+            Self::Layer4Protocol => Expr::Meta { key: Meta::Layer4Protocol, to },
+            Self::DestinationPort => payload(Header::Transport, 2, 2),
             Self::ArpSenderMac => payload(Header::Network, 8, 6),
             Self::ArpSenderIp => payload(Header::Network, 14, 4),
             Self::DhcpClientMac => payload(Header::Transport, 8 + 28, 6),
@@ -64,6 +69,7 @@ impl Field {
             Self::InputName | Self::OutputName => 4,
             Self::EtherDestination | Self::EtherSource | Self::ArpSenderMac | Self::DhcpClientMac => 2,
             Self::Ipv4Source | Self::Ipv4Destination | Self::ArpSenderIp => 1,
+            Self::Layer4Protocol | Self::DestinationPort => 1,
             Self::Mark | Self::ConnectionVpc | Self::AnswersZone | Self::ConnectionMark | Self::Number(_) => 1,
         }
     }
@@ -240,6 +246,20 @@ impl Rule {
             _ => Some(Expr::Mask { from: FIRST, to: FIRST, mask: network.netmask().octets().to_vec() }),
         };
         self.with([load]).with(mask).with([Expr::Compare { from: FIRST, equal: true, value }])
+    }
+
+    /// The packet's protocol, its destination port, and the network of this prefix that the address is in, are in the set. A packet of a protocol without ports has
+    /// something else where the port would be, and is in no set of services for its protocol.
+    pub fn service_found(self, address: Field, prefix: u8, set: &Set) -> Self {
+        let network = Register(2);
+        let mask = u32::MAX.checked_shl(32 - u32::from(prefix)).unwrap_or(0).to_be_bytes().to_vec();
+        self.with([
+            Field::Layer4Protocol.load(FIRST),
+            Field::DestinationPort.load(Register(1)),
+            address.load(network),
+            Expr::Mask { from: network, to: network, mask },
+            Expr::Lookup { set: set.name.clone(), set_id: set.id, from: FIRST, found: Found::Nothing, inverted: false },
+        ])
     }
 
     pub fn state(self, state: State) -> Self {

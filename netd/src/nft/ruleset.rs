@@ -12,7 +12,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::batch::Transaction;
 use super::contents::Contents;
 use super::kernel::{self, Found};
-use super::layout::{Set, Table, is_grown};
+use super::layout::{Elements, Name, Set, Table, is_grown};
+use super::rules::folded::{self, chain_of_set};
 use super::rules::{self, chain_of};
 use super::{TABLE, open};
 use crate::bridging::Bridging;
@@ -73,25 +74,33 @@ impl Ruleset {
         let contents = Contents::of(network);
         let differs =
             |group: &SecurityGroup| known.as_ref().is_none_or(|known| known.groups.get(&group.id) != Some(group));
+        let folded = folded::elements(network.security_groups.values().filter(|group| differs(group)));
         let tables = rules::tables(self.uplink.as_str(), self.bridging, &self.limits, network, differs);
         let mut transaction = Transaction::new();
         for (at, table) in tables.iter().enumerate() {
             match &known {
                 Some(known) => {
                     let found = known.found(&mut socket, at, table, network)?;
-                    let held = |set: &Set| known.contents.of_set(table, set);
-                    transaction.change_table(table, &found, held, |set| contents.of_set(table, set));
+                    let was_folded = folded::elements(known.groups_changed_in(network));
+                    let held = |set: &Set| of_set(&was_folded, &known.contents, table, set);
+                    transaction.change_table(table, &found, held, |set| of_set(&folded, &contents, table, set));
                 }
-                None => change_from_kernel(&mut transaction, &mut socket, table, &contents)?,
+                None => {
+                    let wanted = |set: &Set| of_set(&folded, &contents, table, set);
+                    change_from_kernel(&mut transaction, &mut socket, table, wanted)?;
+                }
             }
         }
         let wrote = transaction.commit(&mut socket)?;
-        let kept = |at: usize| known.as_ref().map(|known| known.chains_kept(at, network)).unwrap_or_default();
-        let chains = [0, 1].map(|at| {
-            let made = tables[at].chains.iter().map(|chain| chain.name.to_string());
-            kept(at).into_iter().chain(made).collect()
-        });
-        let sets = [0, 1].map(|at| tables[at].sets.iter().map(|set| set.name.to_string()).collect());
+        let (mut chains, mut sets) = ([BTreeSet::new(), BTreeSet::new()], [BTreeSet::new(), BTreeSet::new()]);
+        for (at, table) in tables.iter().enumerate() {
+            if let Some(known) = &known {
+                chains[at] = known.chains_kept(at, network);
+                sets[at] = known.sets_kept(at, &chains[at]);
+            }
+            chains[at].extend(table.chains.iter().map(|chain| chain.name.to_string()));
+            sets[at].extend(table.sets.iter().map(|set| set.name.to_string()));
+        }
         let generation = if wrote { next(generation) } else { generation };
         let groups = network.security_groups.clone();
         self.known = Some(Known { generation, version, groups, contents, chains, sets });
@@ -125,7 +134,7 @@ impl Ruleset {
 }
 
 impl Known {
-    /// A table as it is, but for what stays in any case: the chains of groups that are the same in `network`. The rules are those of chains
+    /// A table as it is, but for what stays in any case: the chains and sets of rules of groups that are the same in `network`. The rules are those of chains
     /// that may change.
     fn found(&self, socket: &mut NetfilterSocket, at: usize, table: &Table, network: &Network) -> Result<Found> {
         let kept = self.chains_kept(at, network);
@@ -135,7 +144,8 @@ impl Known {
             let found = kernel::read_rules_of(socket, table, &chain.name);
             rules.insert(chain.name.to_string(), found.map_err(Error::netfilter("reading rules"))?);
         }
-        Ok(Found { chains, rules, sets: self.sets[at].clone(), elements: BTreeMap::new() })
+        let sets = self.sets[at].difference(&self.sets_kept(at, &kept)).cloned().collect();
+        Ok(Found { chains, rules, sets, elements: BTreeMap::new() })
     }
 
     /// The chains of groups that are in `network` as they were.
@@ -145,22 +155,38 @@ impl Known {
             same.flat_map(|group| [Direction::Inbound, Direction::Outbound].map(|way| chain_of(&group.id, way)));
         chains.filter(|name| self.chains[at].contains(name)).collect()
     }
+
+    /// The sets of rules of these chains.
+    fn sets_kept(&self, at: usize, chains: &BTreeSet<String>) -> BTreeSet<String> {
+        let kept = |name: &&String| chain_of_set(name).is_some_and(|chain| chains.contains(chain));
+        self.sets[at].iter().filter(kept).cloned().collect()
+    }
+
+    /// The groups as they were that are others in `network`, or are not there.
+    fn groups_changed_in<'a>(&'a self, network: &'a Network) -> impl Iterator<Item = &'a SecurityGroup> {
+        self.groups.values().filter(|group| network.security_groups.get(&group.id) != Some(group))
+    }
 }
 
-fn change_from_kernel(
+/// The elements of a set: those of groups' rules are apart from all others.
+fn of_set<'a>(folded: &'a BTreeMap<Name, Elements>, contents: &'a Contents, table: &Table, set: &Set) -> &'a Elements {
+    folded.get(&set.name).unwrap_or_else(|| contents.of_set(table, set))
+}
+
+fn change_from_kernel<'a>(
     transaction: &mut Transaction,
     socket: &mut NetfilterSocket,
     table: &Table,
-    contents: &Contents,
+    wanted: impl Fn(&Set) -> &'a Elements,
 ) -> Result<()> {
     let found = kernel::read(socket, table).map_err(Error::netfilter("reading nftables"))?;
     match found {
         Some(found) if found.has_layout_of(table) => {
-            transaction.change_table(table, &found, |set| found.elements(set), |set| contents.of_set(table, set));
+            transaction.change_table(table, &found, |set| found.elements(set), wanted);
         }
         _ => {
             tracing::info!(family = ?table.family, "making the nftables table anew");
-            transaction.replace_table(table, |set| contents.of_set(table, set));
+            transaction.replace_table(table, wanted);
         }
     }
     Ok(())

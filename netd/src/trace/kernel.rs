@@ -39,16 +39,26 @@ impl Listener {
         Ok(Self { socket, rules: nft::rule_names()? })
     }
 
-    /// The rules that were passed.
+    /// The rules that were passed. Where a rule looks up others in a set, the one that it found: no other packet than this one was there to be counted.
     pub fn steps(&mut self) -> Result<Vec<Step>> {
         let kind = (libc::NFNL_SUBSYS_NFTABLES << 8) as u16 | MESSAGE;
         let rules = &self.rules;
-        self.socket.heard(kind, |entry| read(entry, rules)).map_err(Error::netfilter("reading a trace"))
+        let heard = self.socket.heard(kind, |entry| read(entry, rules)).map_err(Error::netfilter("reading a trace"))?;
+        let mut found = nft::elements_passed()?;
+        let named = |(family, mut step): (u32, Step)| {
+            if nft::is_lookup_of_rules(&step.rule)
+                && let Some(rule) = found.remove(&(family, step.chain.clone()))
+            {
+                step.rule = rule;
+            }
+            step
+        };
+        Ok(heard.into_iter().map(named).collect())
     }
 }
 
-/// A rule that said something; policies and rules of others' tables do not.
-fn read(entry: &[u8], rules: &BTreeMap<(u32, u64), String>) -> io::Result<Option<Step>> {
+/// A rule that said something, and its family; policies and rules of others' tables do not.
+fn read(entry: &[u8], rules: &BTreeMap<(u32, u64), String>) -> io::Result<Option<(u32, Step)>> {
     let number = |kind| -> io::Result<Option<u32>> {
         Ok(attribute(entry, kind)?.and_then(|value| value.try_into().ok()).map(u32::from_be_bytes))
     };
@@ -69,10 +79,11 @@ fn read(entry: &[u8], rules: &BTreeMap<(u32, u64), String>) -> io::Result<Option
         }
         _ => String::new(),
     };
-    Ok(Some(Step {
+    let step = Step {
         family: if family == libc::NFPROTO_BRIDGE as u32 { "bridge" } else { "ip" },
         chain: attribute(entry, TRACE_CHAIN)?.map(text).unwrap_or_default(),
         rule: rule.clone(),
         verdict,
-    }))
+    };
+    Ok(Some((family, step)))
 }

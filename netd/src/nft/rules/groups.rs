@@ -5,17 +5,19 @@
 //! are nor on how many members they have, but only on how many rules its own interface's groups have, and only for the first packet of a
 //! connection. Peers that are groups are sets of their members' addresses.
 //!
+//! Many rules of a kind are elements of a set, which one rule of the chain looks up (`folded.rs`).
+//!
 //! Rules lead on to [`ALLOWED_IN`] or [`ALLOWED_OUT`], each counting what it lets pass, and their order means nothing. What none of them accepts comes back and is dropped. So does what
 //! belongs to an interface that is in no group.
 
 use std::borrow::Cow;
 
-use ipnet::Ipv4Net;
-
-use super::{DENIED_IN, DENIED_OUT, INBOUND, OUTBOUND, chain};
-use crate::desired::{Direction, GroupId, GroupRule, Network, Peer, SecurityGroup, Traffic};
+use super::folded::{self, Party};
+use super::{DENIED_IN, DENIED_OUT, INBOUND, OUTBOUND, chain, set};
+use crate::desired::{Direction, GroupId, GroupRule, Network, SecurityGroup, Traffic};
 use crate::nft::expr::Header;
 use crate::nft::layout::{Chain, Name, Set, Table, Type};
+use crate::nft::rule::Field;
 use crate::nft::rule::Field::{Ipv4Destination, Ipv4Source, Mark};
 use crate::nft::rule::Rule;
 
@@ -58,59 +60,63 @@ pub fn chain_of(group: &GroupId, direction: Direction) -> String {
 
 /// The set of a group's members.
 pub fn members_of(group: &GroupId) -> Set {
-    Set {
-        name: Cow::Owned(format!("members_{group}")),
-        id: MEMBERS_SET_ID,
-        key: &[Type::Ipv4],
-        value: None,
-        counting: false,
-        limit: None,
-    }
+    Set { name: Cow::Owned(format!("members_{group}")), ..set("", MEMBERS_SET_ID, &[Type::Ipv4]) }
 }
 
-/// Adds the chains of the groups that are `asked` for, and the sets that the rules of all name.
+/// Adds the chains of the groups that are `asked` for, with their sets, and the sets of members that the rules of all name.
 pub fn grow(table: &mut Table, network: &Network, asked: impl Fn(&SecurityGroup) -> bool) {
     table.sets.extend(network.peer_groups().into_iter().map(members_of));
     for group in network.security_groups.values().filter(|group| asked(group)) {
         for direction in [Direction::Inbound, Direction::Outbound] {
-            table.chains.push(group_chain(group, direction));
+            grow_by(table, group, direction);
         }
     }
 }
 
-fn group_chain(group: &SecurityGroup, direction: Direction) -> Chain {
-    let rules = group.rules.iter().filter(|rule| rule.direction == direction).flat_map(rules_of).collect();
-    Chain { name: Cow::Owned(chain_of(&group.id, direction)), base: None, rules }
+fn grow_by(table: &mut Table, group: &SecurityGroup, direction: Direction) {
+    let folded = folded::fold(group, direction);
+    let mut rules: Vec<Rule> = folded.rest.into_iter().map(|(rule, party)| rule_of(rule, party)).collect();
+    for prefix in folded.sets.into_keys() {
+        let set = folded::set_of(&group.id, direction, prefix);
+        let purpose = format!("{}, {} networks of /{prefix}", folded::PURPOSE, folded::way(direction));
+        let rule = Rule::new(Name::Owned(purpose)).service_found(address_in(direction), prefix, &set);
+        rules.push(rule.goto(allowed(direction)));
+        table.sets.push(set);
+    }
+    table.chains.push(Chain { name: Cow::Owned(chain_of(&group.id, direction)), base: None, rules });
 }
 
-/// The nftables rules of a group's rule: one for each network that its peer is.
-fn rules_of(rule: &GroupRule) -> Vec<Rule> {
-    let direction = rule.direction;
-    let (field, way) = match direction {
-        Direction::Inbound => (Ipv4Source, "from"),
-        Direction::Outbound => (Ipv4Destination, "to"),
-    };
-    let start = |peer: String| {
-        let purpose = format!("{}: {} {way} {peer}", rule.id, name_of(rule.traffic));
-        of_traffic(Rule::new(Name::Owned(purpose)), rule.traffic)
-    };
-    let with_network = |network: &Ipv4Net| start(network.to_string()).within(field, *network);
-    let matching = match &rule.peer {
-        Peer::Networks(networks) => networks.iter().map(with_network).collect(),
-        Peer::Group(group) => {
-            let rule = start(group.to_string()).found(&[field], &members_of(group));
-            vec![match direction {
-                // Whoever comes by way of an elastic IP comes from outside, whatever address it has.
-                Direction::Inbound => rule.not_through_elastic_ip(),
-                Direction::Outbound => rule,
-            }]
-        }
-    };
-    let allowed = match direction {
+/// The address of who is at the other end.
+fn address_in(direction: Direction) -> Field {
+    match direction {
+        Direction::Inbound => Ipv4Source,
+        Direction::Outbound => Ipv4Destination,
+    }
+}
+
+fn allowed(direction: Direction) -> &'static str {
+    match direction {
         Direction::Inbound => ALLOWED_IN,
         Direction::Outbound => ALLOWED_OUT,
+    }
+}
+
+/// The nftables rule of a group's rule, for one party.
+fn rule_of(rule: &GroupRule, party: Party) -> Rule {
+    let address = address_in(rule.direction);
+    let start = of_traffic(Rule::new(Name::Owned(folded::purpose(rule, party))), rule.traffic);
+    let matching = match party {
+        Party::Network(network) => start.within(address, network),
+        Party::Group(group) => {
+            let found = start.found(&[address], &members_of(group));
+            match rule.direction {
+                // Whoever comes by way of an elastic IP comes from outside, whatever address it has.
+                Direction::Inbound => found.not_through_elastic_ip(),
+                Direction::Outbound => found,
+            }
+        }
     };
-    matching.into_iter().map(|rule| rule.count().goto(allowed)).collect()
+    matching.count().goto(allowed(rule.direction))
 }
 
 fn of_traffic(rule: Rule, traffic: Traffic) -> Rule {
@@ -126,7 +132,7 @@ fn of_traffic(rule: Rule, traffic: Traffic) -> Rule {
     }
 }
 
-fn name_of(traffic: Traffic) -> String {
+pub fn name_of(traffic: Traffic) -> String {
     let any = |number: Option<u8>| number.map_or("any".to_owned(), |number| number.to_string());
     match traffic {
         Traffic::All => "all traffic".to_owned(),

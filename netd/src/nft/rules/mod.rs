@@ -17,7 +17,7 @@
 //!
 //! * `ipv4.rs`: the table for IPv4, which routed packets pass.
 //! * `bridge.rs`: the table for frames: anti-spoofing, and what passes between neighbours.
-//! * `groups.rs`: security groups, in both.
+//! * `groups.rs`, `folded.rs`: security groups, in both.
 //! * `limits.rs`: how much one instance may use of what all share, in both.
 //! * `vpcs.rs`: how VPCs with the same addresses are kept apart, in both.
 //! * `trunk.rs`: what comes from other nodes and goes there, in both.
@@ -34,6 +34,7 @@
 //! networks are none of netd's business.
 
 mod bridge;
+pub mod folded;
 mod groups;
 mod ipv4;
 pub mod limits;
@@ -54,19 +55,25 @@ pub use groups::{chain_of, members_of};
 // --- sets and maps of the table `ip` ---
 
 const fn set(name: &'static str, id: u32, key: &'static [Type]) -> Set {
-    Set { name: Cow::Borrowed(name), id, key, value: None, counting: false, limit: None }
+    Set { name: Cow::Borrowed(name), id, key, value: None, counting: false, named: false, limit: None }
 }
 
 const fn map(name: &'static str, id: u32, key: &'static [Type], value: Type) -> Set {
-    Set { name: Cow::Borrowed(name), id, key, value: Some(value), counting: false, limit: None }
+    let mut map = set(name, id, key);
+    map.value = Some(value);
+    map
 }
 
 const fn counting(name: &'static str, id: u32, key: &'static [Type]) -> Set {
-    Set { name: Cow::Borrowed(name), id, key, value: None, counting: true, limit: None }
+    let mut set = set(name, id, key);
+    set.counting = true;
+    set
 }
 
 const fn counting_map(name: &'static str, id: u32, key: &'static [Type], value: Type) -> Set {
-    Set { name: Cow::Borrowed(name), id, key, value: Some(value), counting: true, limit: None }
+    let mut map = map(name, id, key, value);
+    map.counting = true;
+    map
 }
 
 const fn by_group(name: &'static str, id: u32) -> Set {
