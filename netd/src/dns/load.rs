@@ -5,7 +5,7 @@
 //! clients understand.
 //!
 //! Who asks is an interface and not an address: one that has many addresses, or whose source check is off, asks no more than another. All that is no interface's of
-//! the segment, such as who sits behind an instance that routes for others, is one asker. An instance that routes can ask in a neighbour's name, as it can do all else in it.
+//! the segment, such as who sits behind an instance that routes for others, is one asker. No instance asks in a neighbour's name, not even one that routes (`nft/rules/bridge.rs`).
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
