@@ -52,6 +52,8 @@ const WANTED: &[&str] = &[
     "nft_hash",
     "nft_fib_inet",
     "nft_log",
+    "nf_flow_table_inet",
+    "nft_flow_offload",
     // shaping
     "sch_ingress",
     "sch_htb",
