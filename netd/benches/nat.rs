@@ -2,7 +2,8 @@
 //!
 //! `cargo bench -p mallee-netd --bench nat`, as root; a part of `make bench`. Nodes, instances and outsides are network namespaces, so that the kernel is at
 //! both ends of each flow and nothing is measured of a VMM: behind netd's bridge the tap's place is taken by a veth of the same name, which its rules
-//! judge as they would the tap. The three ways are measured in turns, many times each, and what counts is the ratio of neighbours in time. The
+//! judge as they would the tap. Where the kernel has flow tables (`src/nft/rules/fast_path.rs`), netd is measured with and without its own, and the plain ruleset too.
+//! The ways are measured in turns, many times each, and what counts is the ratio of neighbours in time. The
 //! first argument that is a folder gets the figures as JSON. With the name of a way, packets go that way alone, for a profiler to look at.
 
 #[path = "../tests/common/mod.rs"]
@@ -11,12 +12,16 @@ mod report;
 
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, SocketAddrV4, TcpListener, TcpStream, UdpSocket};
+use std::path::Path;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use common::{Host, Lab, OUTSIDE, network, private, public, run};
 use report::{Report, arguments};
 
 const ROUNDS: usize = 40;
+/// There where the kernel has flow tables.
+const FLOW_TABLES: &str = "/proc/sys/net/netfilter/nf_flowtable_udp_timeout";
 /// For a profiler.
 const LOOK: Duration = Duration::from_secs(20);
 const SLICE: Duration = Duration::from_millis(200);
@@ -38,12 +43,19 @@ struct Way {
     outside: Host,
     instance: Host,
     to: Ipv4Addr,
+    /// The client's socket of the flow that is answered.
+    answered: Arc<OnceLock<UdpSocket>>,
     /// What is between them.
     _node: Box<dyn std::any::Any>,
 }
 
 fn main() {
-    let ways = [by_netd(), by_plain_rules(), by_bridge()];
+    let mut ways = vec![by_netd("netd", &[])];
+    if Path::new(FLOW_TABLES).exists() {
+        ways.push(by_netd("netd without its fast path", &["--fast-path", "off"]));
+        ways.push(by_plain_rules("a plain ruleset with a flow table", PLAIN_FLOW_TABLE));
+    }
+    ways.extend([by_plain_rules("a plain ruleset", ""), by_bridge()]);
     for way in &ways {
         way.listen();
         // Neighbours get to know one another.
@@ -67,12 +79,12 @@ fn main() {
 }
 
 /// Measures each way in turns; reports what each reached, and the first as a part of the others.
-fn compare(report: &mut Report, what: &str, ways: &[Way; 3], measure: impl Fn(&Way) -> f64) {
-    let rounds: Vec<[f64; 3]> = (0..ROUNDS).map(|_| [0, 1, 2].map(|at: usize| measure(&ways[at]))).collect();
+fn compare(report: &mut Report, what: &str, ways: &[Way], measure: impl Fn(&Way) -> f64) {
+    let rounds: Vec<Vec<f64>> = (0..ROUNDS).map(|_| ways.iter().map(&measure).collect()).collect();
     for (at, way) in ways.iter().enumerate() {
         report.add(&format!("{what}, {}", way.name), rounds.iter().map(|round| round[at]).collect());
     }
-    for at in [1, 2] {
+    for at in 1..ways.len() {
         let ratios = rounds.iter().map(|round| round[0] / round[at]).collect();
         report.add(&format!("{what}, {} as a part of {}", ways[0].name, ways[at].name), ratios);
     }
@@ -135,9 +147,18 @@ impl Way {
     fn send(&self, flow: Flow) -> (f64, Duration, Duration) {
         let before = self.received();
         let to = SocketAddrV4::new(self.to, UDP_PORT);
+        let kept = self.answered.clone();
         let (took, spent) = self.outside.within(move || {
-            let socket = UdpSocket::bind("0.0.0.0:0").unwrap();
-            socket.connect(to).unwrap();
+            let open = || {
+                let socket = UdpSocket::bind("0.0.0.0:0").unwrap();
+                socket.connect(to).unwrap();
+                socket
+            };
+            let mut of_one_way = None;
+            let socket = match flow {
+                Flow::Answered => kept.get_or_init(open),
+                Flow::OneWay => of_one_way.insert(open()),
+            };
             if flow == Flow::Answered {
                 // A question may be lost among what was sent before.
                 socket.set_read_timeout(Some(Duration::from_millis(100))).unwrap();
@@ -189,8 +210,8 @@ fn instance(port: &str, address: Ipv4Addr, prefix: u8, gateway: Option<Ipv4Addr>
     instance
 }
 
-fn by_netd() -> Way {
-    let lab = Lab::new();
+fn by_netd(name: &'static str, flags: &[&str]) -> Way {
+    let lab = Lab::with(flags);
     lab.netd.apply(&network(1, 1, &[(1, 1)]));
     run("ip link del tpeni1");
     let instance = instance("tpeni1", private(1), 20, Some(common::GATEWAY));
@@ -198,7 +219,7 @@ fn by_netd() -> Way {
     run("bridge link set dev tpeni1 learning off flood off");
     run("bridge fdb replace 02:00:00:00:01:01 dev tpeni1 master static");
     let Lab { outside, netd } = lab;
-    Way { name: "netd", outside, instance, to: public(1), _node: Box::new(netd) }
+    Way { name, outside, instance, to: public(1), answered: Arc::default(), _node: Box::new(netd) }
 }
 
 /// NAT for one address, and a firewall that lets connections in to it.
@@ -214,7 +235,14 @@ table ip plain {
     }
 }";
 
-fn by_plain_rules() -> Way {
+/// What a person would add for flows that there are.
+const PLAIN_FLOW_TABLE: &str = "
+table ip plain {
+    flowtable fast { hook ingress priority filter; devices = { pub0, br0 }; }
+    chain fast { type filter hook forward priority filter - 1; meta l4proto { tcp, udp } flow add @fast; }
+}";
+
+fn by_plain_rules(name: &'static str, more: &'static str) -> Way {
     let node = Host::new();
     let tid = node.tid;
     let (outside, instance) = node.within(move || {
@@ -232,12 +260,12 @@ fn by_plain_rules() -> Way {
         run("ip link set port0 master br0");
         std::fs::write("/proc/sys/net/ipv4/ip_forward", "1").unwrap();
         let rules = std::env::temp_dir().join(format!("mallee-nat-{tid}.nft"));
-        std::fs::write(&rules, PLAIN).unwrap();
+        std::fs::write(&rules, format!("{PLAIN}{more}")).unwrap();
         run(&format!("nft -f {}", rules.display()));
         std::fs::remove_file(rules).unwrap();
         (outside, instance)
     });
-    Way { name: "a plain ruleset", outside, instance, to: public(1), _node: Box::new(node) }
+    Way { name, outside, instance, to: public(1), answered: Arc::default(), _node: Box::new(node) }
 }
 
 fn by_bridge() -> Way {
@@ -257,5 +285,5 @@ fn by_bridge() -> Way {
         run("ip link set port0 master br0");
         (outside, instance)
     });
-    Way { name: "a bare bridge", outside, instance, to: public(1), _node: Box::new(node) }
+    Way { name: "a bare bridge", outside, instance, to: public(1), answered: Arc::default(), _node: Box::new(node) }
 }

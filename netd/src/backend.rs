@@ -36,16 +36,24 @@ pub enum BackendKind {
     Iptables,
 }
 
+/// Whether packets of connections that there are may pass by the rules.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum FastPath {
+    /// Where the kernel and the backend can.
+    Auto,
+    Off,
+}
+
 /// The backend that was asked for.
-pub fn choose(kind: BackendKind, uplink: LinkName, limits: Limits) -> Result<Arc<dyn Backend>> {
+pub fn choose(kind: BackendKind, fast_path: FastPath, uplink: LinkName, limits: Limits) -> Result<Arc<dyn Backend>> {
     match kind {
-        BackendKind::Nftables => Ok(Arc::new(Nftables::new(uplink, limits)?)),
+        BackendKind::Nftables => Ok(Arc::new(Nftables::new(uplink, limits, fast_path)?)),
         BackendKind::Iptables => Ok(Arc::new(Iptables::new(uplink, limits)?)),
         BackendKind::Auto => match nft::probe() {
-            Ok(()) => choose(BackendKind::Nftables, uplink, limits),
+            Ok(()) => choose(BackendKind::Nftables, fast_path, uplink, limits),
             Err(missing) => {
                 tracing::warn!(%missing, "no nftables here; taking iptables");
-                choose(BackendKind::Iptables, uplink, limits)
+                choose(BackendKind::Iptables, fast_path, uplink, limits)
                     .map_err(|error| Error::Backend(format!("there is no backend: {missing}; {error}")))
             }
         },
@@ -67,6 +75,11 @@ pub trait Backend: fmt::Debug + Send + Sync {
 
     /// How it judges what passes between two instances on one bridge. The bridges and their ports are made for that.
     fn bridging(&self) -> Bridging;
+
+    /// Whether packets of connections that there are pass by its rules.
+    fn has_fast_path(&self) -> bool {
+        false
+    }
 
     /// Refuses what this backend cannot serve in whole. It serves any elastic IPs, which may change without its being asked.
     fn check(&self, network: &Network) -> Result<(), InvalidNetwork>;

@@ -19,6 +19,7 @@ pub fn detect(backend: &dyn Backend) -> HashMap<String, String> {
         ("conntrack".into(), reason(conntrack::probe())),
         ("security-groups".into(), String::new()),
         ("limits".into(), String::new()),
+        ("fast-path".into(), String::new()),
     ]);
     // What the kernel lacks says more than that the backend does without it.
     for (name, reason) in backend.missing() {

@@ -8,7 +8,7 @@ use clap::{Args, Parser, Subcommand};
 use ipnet::Ipv4Net;
 
 use crate::api::DEFAULT_SOCKET;
-use crate::backend::BackendKind;
+use crate::backend::{BackendKind, FastPath};
 use crate::desired::LinkName;
 use crate::limits::Limits;
 
@@ -55,6 +55,10 @@ pub struct Daemon {
     /// What judges and translates packets: nf_tables, or x_tables by `iptables-legacy-restore`. `auto` is nftables where the kernel has it.
     #[arg(long, value_enum, default_value_t = BackendKind::Auto)]
     pub backend: BackendKind,
+    /// Whether packets of connections that there are pass by the rules for routed ones, the host's own among them, where the kernel can bring them on by
+    /// itself (flow tables). `off` is for a host whose rules look at each packet.
+    #[arg(long, value_enum, default_value_t = FastPath::Auto)]
+    pub fast_path: FastPath,
     /// How often the kernel is compared with the desired network and mended, in seconds.
     #[arg(long, default_value = "10", value_parser = seconds)]
     pub mend_every: Duration,

@@ -7,21 +7,28 @@
 //!
 //! Addresses mean nothing without their VPC. Which one a flow was opened from is told by the zone of its first packet's addresses, and which one it was opened
 //! to by way of an elastic IP is told by the lower half of its mark (`nft/rules/vpcs.rs`; the upper half is the backend's own).
+//!
+//! A flow may be in a *flow table*, netd's (`nft/rules/fast_path.rs`) or one of the host's own. It takes no packet more of a flow that has ended here, but kernels before
+//! 6.4 refuse to end such a flow, and pass over it where they end flows by pattern. What they do take is a new time for it: with none left, the next look at it ends it.
 
 use std::collections::BTreeSet;
 use std::io;
 use std::net::Ipv4Addr;
+use std::path::Path;
+use std::sync::LazyLock;
 
 use crate::desired::{ElasticChange, ElasticIp, Network, VpcNumber};
 use crate::error::{Error, Result};
 use crate::netfilter::{NetfilterSocket, attribute, put};
 
 // `include/uapi/linux/netfilter/nfnetlink_conntrack.h`
+const NEW: u16 = 0;
 const GET: u16 = 1;
 const DELETE: u16 = 2;
 const GET_STATISTICS: u16 = 5;
 const TUPLE_ORIGINAL: u16 = 1;
 const TUPLE_REPLY: u16 = 2;
+const TIMEOUT: u16 = 7;
 const MARK: u16 = 8;
 const ID: u16 = 12;
 /// Of a flow both of whose tuples are in one zone; else each tuple has its own.
@@ -38,6 +45,13 @@ const IP_V4_SOURCE: u16 = 1;
 const IP_V4_DESTINATION: u16 = 2;
 /// `NLA_F_NESTED`
 const NESTED: u16 = 1 << 15;
+
+/// Where a kernel that has flow tables tells a time of theirs (`Documentation/networking/nf_conntrack-sysctl.rst`).
+const FLOW_TABLES: &str = "/proc/sys/net/netfilter/nf_flowtable_udp_timeout";
+/// The first kernel that ends flows that are in a flow table.
+const ENDS_ALL: (u32, u32) = (6, 4);
+/// The kernel gives a flow in a flow table a new day now and then, which may be in between.
+const EXPIRY_ATTEMPTS: usize = 8;
 
 /// A flow's addresses: as its first packet had them, and as its answers have them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -151,7 +165,7 @@ impl Conntrack {
     pub fn end_stale_flows(&mut self, network: &Network, new_holders: &BTreeSet<Place>) -> Result<usize> {
         let judge = Judge::new(network, new_holders);
         let mut socket = self.socket.take().map_or_else(open, Ok)?;
-        let stale = list(&mut socket, |flow| judge.is_stale(flow))?;
+        let stale = list(&mut socket, &[], |flow| judge.is_stale(flow))?;
         let ended = end(&mut socket, stale)?;
         self.socket = Some(socket);
         Ok(ended)
@@ -182,6 +196,18 @@ fn end_moved_flows(socket: &mut NetfilterSocket, network: &Network, change: &Ela
     Ok(())
 }
 
+/// Whether the kernel ends no flow by pattern that is in a flow table. It does not say so.
+static PASSES_OVER_FLOW_TABLES: LazyLock<bool> = LazyLock::new(|| {
+    let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
+    Path::new(FLOW_TABLES).exists() && version(&release).is_none_or(|version| version < ENDS_ALL)
+});
+
+/// The first two numbers of a kernel's release.
+fn version(release: &str) -> Option<(u32, u32)> {
+    let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map(str::parse);
+    Some((numbers.next()?.ok()?, numbers.next()?.ok()?))
+}
+
 /// For a kernel that cannot end by pattern, which says so.
 fn end_listed_flows(socket: &mut NetfilterSocket, network: &Network, change: &ElasticChange) -> Result<()> {
     let moved = change.addresses();
@@ -189,7 +215,7 @@ fn end_listed_flows(socket: &mut NetfilterSocket, network: &Network, change: &El
         let place = || network.elastic_ips.get(&address).map(|elastic| network.place_of(elastic));
         moved.contains(&address).then(place)
     };
-    let stale = list(socket, |flow: &Flow| flow.contradicts(standing))?;
+    let stale = list(socket, &[], |flow: &Flow| flow.contradicts(standing))?;
     end(socket, stale)?;
     Ok(())
 }
@@ -220,24 +246,39 @@ fn patterns(public: Ipv4Addr, before: Standing) -> Vec<Pattern> {
     std::iter::once(inbound).chain(private.map(outbound)).collect()
 }
 
-/// Has the kernel end every flow that the pattern fits.
-fn end_by(socket: &mut NetfilterSocket, pattern: &Pattern) -> io::Result<()> {
-    let mut attributes = Vec::new();
-    let mut filter = Vec::new();
-    for (tuple, flags, source, destination) in [
-        (TUPLE_ORIGINAL, FILTER_ORIGINAL, pattern.source, pattern.destination),
-        (TUPLE_REPLY, FILTER_REPLY, pattern.reply_source, pattern.reply_destination),
-    ] {
-        let mut addresses = Vec::new();
-        put(&mut addresses, IP_V4_SOURCE, &source.unwrap_or(Ipv4Addr::UNSPECIFIED).octets());
-        put(&mut addresses, IP_V4_DESTINATION, &destination.unwrap_or(Ipv4Addr::UNSPECIFIED).octets());
-        put(&mut attributes, tuple | NESTED, &nested(TUPLE_IP, &addresses));
-        let asked =
-            if source.is_some() { BY_SOURCE } else { 0 } | if destination.is_some() { BY_DESTINATION } else { 0 };
-        put(&mut filter, flags, &asked.to_ne_bytes());
+impl Pattern {
+    /// As the kernel is told.
+    fn attributes(&self) -> Vec<u8> {
+        let mut attributes = Vec::new();
+        let mut filter = Vec::new();
+        for (tuple, flags, source, destination) in [
+            (TUPLE_ORIGINAL, FILTER_ORIGINAL, self.source, self.destination),
+            (TUPLE_REPLY, FILTER_REPLY, self.reply_source, self.reply_destination),
+        ] {
+            let mut addresses = Vec::new();
+            put(&mut addresses, IP_V4_SOURCE, &source.unwrap_or(Ipv4Addr::UNSPECIFIED).octets());
+            put(&mut addresses, IP_V4_DESTINATION, &destination.unwrap_or(Ipv4Addr::UNSPECIFIED).octets());
+            put(&mut attributes, tuple | NESTED, &nested(TUPLE_IP, &addresses));
+            let asked =
+                if source.is_some() { BY_SOURCE } else { 0 } | if destination.is_some() { BY_DESTINATION } else { 0 };
+            put(&mut filter, flags, &asked.to_ne_bytes());
+        }
+        put(&mut attributes, FILTER | NESTED, &filter);
+        attributes
     }
-    put(&mut attributes, FILTER | NESTED, &filter);
-    socket.request(message(DELETE), libc::AF_INET as u8, 0, &attributes)
+}
+
+/// Has the kernel end every flow that the pattern fits.
+fn end_by(socket: &mut NetfilterSocket, pattern: &Pattern) -> Result<()> {
+    let attributes = pattern.attributes();
+    socket
+        .request(message(DELETE), libc::AF_INET as u8, 0, &attributes)
+        .map_err(Error::netfilter("ending flows by pattern"))?;
+    if *PASSES_OVER_FLOW_TABLES {
+        let left = list(socket, &attributes, |_| true)?;
+        end(socket, left)?;
+    }
+    Ok(())
 }
 
 fn nested(kind: u16, inner: &[u8]) -> Vec<u8> {
@@ -250,9 +291,13 @@ fn open() -> Result<NetfilterSocket> {
     NetfilterSocket::open().map_err(Error::netfilter("opening a netfilter socket"))
 }
 
-/// The flows that are stale, with what names each.
-fn list(socket: &mut NetfilterSocket, is_stale: impl Fn(&Flow) -> bool) -> Result<Vec<(Flow, Vec<u8>)>> {
-    let stale = socket.dump(message(GET), libc::AF_INET as u8, &[], |entry| {
+/// The flows that are stale, of all or of those that a pattern fits, with what names each.
+fn list(
+    socket: &mut NetfilterSocket,
+    pattern: &[u8],
+    is_stale: impl Fn(&Flow) -> bool,
+) -> Result<Vec<(Flow, Vec<u8>)>> {
+    let stale = socket.dump(message(GET), libc::AF_INET as u8, pattern, |entry| {
         Ok(match read_flow(entry)? {
             Some(flow) if is_stale(&flow) => Some((flow, identity(entry)?)),
             _ => None,
@@ -263,7 +308,7 @@ fn list(socket: &mut NetfilterSocket, is_stale: impl Fn(&Flow) -> bool) -> Resul
 
 fn end(socket: &mut NetfilterSocket, stale: Vec<(Flow, Vec<u8>)>) -> Result<usize> {
     for (flow, identity) in &stale {
-        match socket.request(message(DELETE), libc::AF_INET as u8, 0, identity) {
+        match end_one(socket, identity) {
             Ok(()) => tracing::debug!(?flow, "ended a flow"),
             // It ended by itself, or another took its place.
             Err(error) if error.raw_os_error() == Some(libc::ENOENT) => {}
@@ -271,6 +316,21 @@ fn end(socket: &mut NetfilterSocket, stale: Vec<(Flow, Vec<u8>)>) -> Result<usiz
         }
     }
     Ok(stale.len())
+}
+
+fn end_one(socket: &mut NetfilterSocket, identity: &[u8]) -> io::Result<()> {
+    let mut no_time = identity.to_vec();
+    put(&mut no_time, TIMEOUT, &0_u32.to_be_bytes());
+    let mut outcome = socket.request(message(DELETE), libc::AF_INET as u8, 0, identity);
+    for _ in 0..EXPIRY_ATTEMPTS {
+        if !outcome.as_ref().is_err_and(|error| error.raw_os_error() == Some(libc::EBUSY)) {
+            break;
+        }
+        socket.request(message(NEW), libc::AF_INET as u8, 0, &no_time)?;
+        // What looks for it finds that its time is over, and ends it.
+        outcome = socket.request(message(DELETE), libc::AF_INET as u8, 0, identity);
+    }
+    outcome
 }
 
 /// Asks the kernel whether conntrack is there; an error says what is missing. It is asked for a number and not for its flows, of which there may be very many.

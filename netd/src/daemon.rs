@@ -30,8 +30,9 @@ pub async fn run(options: Daemon, limits: Limits) -> Result<()> {
         true => Upstreams::File(options.resolv_conf),
         false => Upstreams::Fixed(options.dns_upstreams),
     };
-    let (kind, uplink, limits) = (options.backend, options.uplink.clone(), limits.settled());
-    let backend = off_thread(move || backend::choose(kind, uplink, limits)).await?;
+    let (kind, fast_path) = (options.backend, options.fast_path);
+    let (uplink, limits) = (options.uplink.clone(), limits.settled());
+    let backend = off_thread(move || backend::choose(kind, fast_path, uplink, limits)).await?;
     tracing::info!(backend = backend.name(), "judging and translating packets");
     let kernel = Kernel::probe(&Links::connect()?, backend.bridging()).await?;
     for missing in [&kernel.vlan, &kernel.vxlan].into_iter().filter_map(|outcome| outcome.as_ref().err()) {

@@ -304,7 +304,8 @@ impl Reconciler {
             self.end_stale_flows(network, new_holders.collect()).await?;
             state.flows_checked = true;
         }
-        let settings_changed = sysctl::apply(network, self.uplink_name(), site.ground.bridging)?;
+        let settings_changed =
+            sysctl::apply(network, self.uplink_name(), site.ground.bridging, self.backend.has_fast_path())?;
         let opened = links.perform(&plan.after_rules).await;
         if !state.alone {
             self.remove_other_backends().await?;

@@ -15,6 +15,11 @@ use crate::error::{Error, Result};
 /// bridge itself knows connections, it would only cost time.
 const BRIDGED_FRAMES: &str = "bridge/bridge-nf-call-iptables";
 
+/// Conntrack sums up what it looks at and leaves the sum with the packet, as one that the kernel made itself. The flow table brings the packet on with that, which routing would have
+/// taken off, and a device that hands packets to another part of the kernel (veth) makes it a wrong one: UDP then drops what is longer than 76 bytes, by a sum of which it
+/// was told that it cannot err (`udp4_csum_init`). So where there is a fast path, nobody sums up on the way: the receiver does, and drops what is wrong.
+const SUMS_OF_CONNTRACK: &str = "netfilter/nf_conntrack_checksum";
+
 /// Memory in which fragments wait for the rest of their packets, in bytes, and for how long, in seconds (`Documentation/networking/ip-sysctl.rst`).
 /// When it is full, the kernel takes no fragment of anybody's until some have waited in vain. By default it is 4 MiB, and the time 30 s: less than
 /// one instance may send in that time. With these, an instance that sends as many fragments as it may
@@ -65,7 +70,7 @@ fn optional(path: String, value: &'static str) -> Setting {
 }
 
 /// Sets what the node as a whole needs and what each bridge needs. Returns whether anything changed.
-pub fn apply(network: &Network, uplink: &LinkName, bridging: Bridging) -> Result<bool> {
+pub fn apply(network: &Network, uplink: &LinkName, bridging: Bridging, fast_path: bool) -> Result<bool> {
     let mut settings = vec![
         setting("ipv4/ip_forward".into(), "1"),
         // A hairpin packet leaves by the interface it came in; no instance should be told to take
@@ -79,6 +84,7 @@ pub fn apply(network: &Network, uplink: &LinkName, bridging: Bridging) -> Result
         at_least("ipv4/ipfrag_high_thresh".into(), FRAGMENTS_MEMORY),
         setting("ipv4/ipfrag_time".into(), FRAGMENTS_WAIT),
     ];
+    settings.extend(fast_path.then(|| setting(SUMS_OF_CONNTRACK.into(), "0")));
     settings.extend(NEIGHBOURS.map(|(name, least)| at_least(format!("ipv4/neigh/default/{name}"), least)));
     for segment in network.segments.values() {
         settings.extend(bridge_settings(&segment.bridge));

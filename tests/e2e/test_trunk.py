@@ -242,6 +242,59 @@ def test_an_elastic_ip_moves_between_nodes(place):
     assert lost == [(PINGS, 0)] * 2
 
 
+def test_connections_take_the_fast_path_and_end_with_their_address(place):
+    """What goes on through an elastic IP is in the node's flow table: TCP at once, UDP after two seconds. It is counted, and when the address moves it ends."""
+    assert "no fast-path" not in place.cloud.node(place.near.node, "mallee-netd", "show").stdout
+    session = subprocess.Popen(["ssh", "-i", place.key_file, *guests.SSH_OPTIONS, f"root@{place.address}", "cat"],
+                               stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1)
+    echo(session, "first")
+    wait_for("the session in the flow table", lambda: in_flow_table(place, place.linux.node, "tcp", place.address))
+    echo(session, "second")
+    with (guests.elastic_ip(place.ec2, place.near.id) as (allocation, address),
+          socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client):
+        wait_for("the probe to answer", lambda: who_answers(address) == place.near.address)
+        client.connect((address, 7))
+        client.settimeout(2)
+        wait_for("the flow in the flow table",
+                 lambda: asked(client) and in_flow_table(place, place.near.node, "udp", address))
+        before = counted(place, place.near.node, address)
+        assert all(asked(client) for _ in range(20))
+        after = counted(place, place.near.node, address)
+        assert [later - earlier for earlier, later in zip(before, after)] == [20, 20]
+        place.ec2.associate_address(AllocationId=allocation, InstanceId=place.far.id, AllowReassociation=True)
+        wait_for("the other to answer", lambda: who_answers(address) == place.far.address)
+        wait_for("the end of the flow", lambda: not in_flow_table(place, place.near.node, "udp", address))
+        assert asked(client), "the same socket asks the other instance now"
+    echo(session, "third")
+    session.stdin.close()
+    assert session.wait(timeout=20) == 0
+
+
+def echo(session, line):
+    session.stdin.write(line + "\n")
+    assert session.stdout.readline() == line + "\n"
+
+
+def asked(client):
+    """Whether a question is answered; one may be lost while the address moves."""
+    client.send(b"?")
+    try:
+        return client.recv(64) == b"?"
+    except OSError:
+        return False
+
+
+def in_flow_table(place, node, protocol, address):
+    lines = place.cloud.node(node, "conntrack", "-L", "-p", protocol).stdout.splitlines()
+    return any("[OFFLOAD]" in line and f"dst={address} " in line for line in lines)
+
+
+def counted(place, node, address):
+    """Packets to the elastic IP and from it, as the node draws them."""
+    drawn = place.cloud.node(node, "mallee-netd", "show").stdout
+    return [int(count) for count in re.search(rf"{re.escape(address)} ⇄ .* (\d+) packets in, (\d+) out", drawn).groups()]
+
+
 class SteadyAsking:
     """The Linux guest pings another instance by its private address, at most fifty times a second, while the elastic IP moves."""
 

@@ -107,6 +107,7 @@ impl Backend for Iptables {
                 "source-check-off",
                 "the iptables backend refuses interfaces without source check; it needs nftables",
             ),
+            ("fast-path", "the iptables backend has none: each packet goes through all rules"),
             (
                 "limits",
                 "the iptables backend bounds how fast an instance opens connections, asks its gateway and asks for leases, and nothing else: not its ARP, \

@@ -11,8 +11,9 @@ use nftnl::nftnl_sys as sys;
 use nftnl::{Batch, MsgType, NlMsg, Policy};
 
 use super::expr::{c_string, counter, limit, out_of_memory};
+use super::flowtable::DevicesMessage;
 use super::kernel::{Found, FoundRule};
-use super::layout::{Chain, Elements, NO_ELEMENTS, Set, Table, Type, is_grown, is_ordered};
+use super::layout::{Chain, Elements, Flowtable, NO_ELEMENTS, Set, Table, Type, is_grown, is_ordered};
 use super::rule::Rule;
 use crate::error::{Error, Result};
 use crate::netfilter::{NetfilterSocket, Refusal};
@@ -55,6 +56,7 @@ impl Transaction {
         for set in &table.sets {
             self.add_set(table, set);
         }
+        self.change_devices(table, &BTreeSet::new());
         for chain in &table.chains {
             self.add_chain(table, chain);
         }
@@ -80,6 +82,9 @@ impl Transaction {
     ) {
         for set in table.sets.iter().filter(|set| !found.sets.contains(&*set.name)) {
             self.add_set(table, set);
+        }
+        if let Some(found) = &found.devices {
+            self.change_devices(table, found);
         }
         for chain in table.chains.iter().filter(|chain| !found.chains.contains(&*chain.name)) {
             self.add_chain(table, chain);
@@ -133,6 +138,17 @@ impl Transaction {
 
     fn add_set(&mut self, table: &Table, set: &Set) {
         self.add(format!("set {}", set.name), &SetMessage::new(table, set), MsgType::Add);
+    }
+
+    /// Makes the devices of the table's flow table, if it has one, those that it is to have.
+    fn change_devices(&mut self, table: &Table, found: &BTreeSet<String>) {
+        let Some(Flowtable { name, devices }) = &table.flowtable else { return };
+        for message in DevicesMessage::all(table, name, found.difference(devices)) {
+            self.add(format!("taking devices out of flow table {name}"), &message, MsgType::Del);
+        }
+        for message in DevicesMessage::all(table, name, devices.difference(found)) {
+            self.add(format!("flow table {name}"), &message, MsgType::Add);
+        }
     }
 
     fn add_chain(&mut self, table: &Table, chain: &Chain) {
@@ -224,8 +240,11 @@ fn difference<'a>(found: &'a Elements, wanted: &'a Elements) -> (Vec<(&'a [u8], 
 
 fn new_chain<'a>(chain: &Chain, table: &'a nftnl::Table) -> nftnl::Chain<'a> {
     let mut nft_chain = nftnl::Chain::new(c_string(&chain.name), table);
-    if let Some(base) = chain.base {
+    if let Some(base) = &chain.base {
         nft_chain.set_hook(base.hook, base.priority);
+        if let Some(device) = &base.device {
+            nft_chain.set_device(c_string(device));
+        }
         nft_chain.set_type(base.kind);
         // What none of the rules speaks of is none of netd's business.
         nft_chain.set_policy(Policy::Accept);
@@ -342,7 +361,13 @@ fn comment(text: &[u8]) -> Vec<u8> {
 ///
 /// # Safety
 /// `buffer` has room for the largest netlink message, as `NlMsg::write` promises.
-unsafe fn header(buffer: *mut c_void, kind: i32, family: u16, flags: i32, sequence: u32) -> *mut libc::nlmsghdr {
+pub(super) unsafe fn header(
+    buffer: *mut c_void,
+    kind: i32,
+    family: u16,
+    flags: i32,
+    sequence: u32,
+) -> *mut libc::nlmsghdr {
     // SAFETY: the caller's promise.
     unsafe {
         sys::nftnl_nlmsg_build_hdr(buffer.cast(), kind as u16, family, (flags | libc::NLM_F_ACK) as u16, sequence)

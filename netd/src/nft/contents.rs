@@ -32,6 +32,7 @@ impl Contents {
         contents.add_members(network);
         contents.add_vpcs(network);
         contents.add_trunks(network);
+        contents.add_crossings(network);
         contents
     }
 
@@ -89,8 +90,10 @@ impl Contents {
             let private = place(vpc, elastic.private);
             self.put_both(&rules::EIP_IN, public.clone(), private.clone());
             self.put_both(&rules::EIP_OUT, private, public.clone());
-            self.put(ProtoFamily::Ipv4, &rules::EIP_VPC, public.clone(), number(vpc.get()));
-            self.put_ip(&rules::EIP_OUT_COUNT, public);
+            for family in [ProtoFamily::Ipv4, ProtoFamily::NetDev] {
+                self.put(family, &rules::EIP_VPC, public.clone(), number(vpc.get()));
+                self.put(family, &rules::EIP_OUT_COUNT, public.clone(), Vec::new());
+            }
         }
     }
 

@@ -15,10 +15,10 @@ use crate::netfilter::{NetfilterSocket, text};
 /// Reads the counters back from the kernel.
 pub fn read() -> Result<Counters> {
     let mut socket = open()?;
-    let [ip, bridge] = any_tables();
+    let [ip, bridge, devices] = any_tables();
     let mut counters = Counters {
-        elastic_in: by(Ipv4Addr::from, &mut socket, &[&ip], &rules::EIP_VPC)?,
-        elastic_out: by(Ipv4Addr::from, &mut socket, &[&ip], &rules::EIP_OUT_COUNT)?,
+        elastic_in: by(Ipv4Addr::from, &mut socket, &[&ip, &devices], &rules::EIP_VPC)?,
+        elastic_out: elastic_out(&mut socket, &ip, &devices)?,
         spoofed: by_link(&mut socket, &bridge, &rules::SPOOFED)?,
         foreign: by_link(&mut socket, &bridge, &rules::FOREIGN)?,
         denied_in: by(u32::from_ne_bytes, &mut socket, &[&ip, &bridge], &rules::DENIED_IN)?,
@@ -53,6 +53,18 @@ fn count(counters: &mut Counters, chain: &str, name: &str, counter: Counter) {
     if let (Some((_, group)), Some((id, _))) = (chain.split_once('_'), name.split_once(':')) {
         *counters.group_rules.entry((group.to_owned(), id.to_owned())).or_default() += counter;
     }
+}
+
+/// Bytes of the header of a frame that is about to leave, which the table of devices counts too.
+const FRAME_HEADER: u64 = 14;
+
+fn elastic_out(socket: &mut NetfilterSocket, ip: &Table, devices: &Table) -> Result<BTreeMap<Ipv4Addr, Counter>> {
+    let mut sums = by(Ipv4Addr::from, socket, &[ip], &rules::EIP_OUT_COUNT)?;
+    for (address, Counter { packets, bytes }) in by(Ipv4Addr::from, socket, &[devices], &rules::EIP_OUT_COUNT)? {
+        let bytes = bytes.saturating_sub(packets * FRAME_HEADER);
+        *sums.entry(address).or_default() += Counter { packets, bytes };
+    }
+    Ok(sums)
 }
 
 /// The sum over the tables, by keys of four bytes; one that does not have the set adds nothing.

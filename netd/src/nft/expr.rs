@@ -50,6 +50,8 @@ pub enum Meta {
     OutputGroup,
     Layer4Protocol,
     Mark,
+    /// Whom the frame is for, in the host's byte order.
+    ForWhom,
 }
 
 impl Meta {
@@ -61,6 +63,7 @@ impl Meta {
             Self::OutputGroup => libc::NFT_META_OIFGROUP,
             Self::Layer4Protocol => libc::NFT_META_L4PROTO,
             Self::Mark => libc::NFT_META_MARK,
+            Self::ForWhom => libc::NFT_META_PKTTYPE,
         };
         number as u32
     }
@@ -234,6 +237,10 @@ pub enum Expr {
         from: Register,
         to: Register,
     },
+    /// Puts the packet's connection into the flow table, or ends the rule where it cannot be there.
+    IntoFlowtable {
+        name: &'static str,
+    },
     Verdict(Verdict),
 }
 
@@ -378,6 +385,11 @@ impl Expression for Expr {
                 expr.u32(sys::NFTNL_EXPR_MASQ_FLAGS, NAT_PORTS_GIVEN);
                 expr.u32(sys::NFTNL_EXPR_MASQ_REG_PROTO_MIN, from.raw());
                 expr.u32(sys::NFTNL_EXPR_MASQ_REG_PROTO_MAX, to.raw());
+                expr.done()
+            }
+            Self::IntoFlowtable { name } => {
+                let mut expr = Raw::new("flow_offload");
+                expr.text(sys::NFTNL_EXPR_FLOW_TABLE_NAME, name);
                 expr.done()
             }
             Self::Verdict(verdict) => {

@@ -6,6 +6,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 
+use super::flowtable::read_devices;
 use super::layout::{Elements, NO_ELEMENTS, Set, Table, is_grown};
 use super::rules::folded::chain_of_set;
 use crate::backend::Counter;
@@ -60,6 +61,8 @@ pub struct Found {
     pub sets: BTreeSet<String>,
     /// What is in the sets, but for those whose elements are the kernel's own affair.
     pub elements: BTreeMap<String, Elements>,
+    /// Those of its flow table, where it has one.
+    pub devices: Option<BTreeSet<String>>,
 }
 
 impl Found {
@@ -77,6 +80,7 @@ impl Found {
             && fixed_chains().all(chain_is_as_wanted)
             && self.sets.iter().filter(|name| !is_grown(name)).count() == fixed_sets().count()
             && fixed_sets().all(|set| self.sets.contains(&*set.name))
+            && self.devices.is_some() == table.flowtable.is_some()
     }
 
     pub fn elements(&self, set: &Set) -> &Elements {
@@ -106,6 +110,10 @@ pub fn read(socket: &mut NetfilterSocket, table: &Table) -> io::Result<Option<Fo
         rules: read_rules(socket, table)?,
         sets: read_set_names(socket, table)?.into_iter().collect(),
         elements: BTreeMap::new(),
+        devices: match &table.flowtable {
+            Some(flowtable) => read_devices(socket, table, flowtable.name)?,
+            None => None,
+        },
     };
     let is_of_kernel = |name: &str| table.sets.iter().any(|set| set.name == name && set.is_of_kernel());
     for name in found.sets.iter().filter(|name| !is_of_kernel(name)) {
@@ -272,6 +280,6 @@ fn read_element(element: &[u8]) -> io::Result<Element> {
     })
 }
 
-fn terminated(name: &str) -> Vec<u8> {
+pub(super) fn terminated(name: &str) -> Vec<u8> {
     [name.as_bytes(), &[0]].concat()
 }

@@ -4,7 +4,7 @@
 //! each group's members. Growth is told by its name, so that what is left of a group that is gone is known for what it is.
 
 use std::borrow::Cow;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::hash::{Hash, Hasher};
 
 use nftnl::{ChainType, Hook, Priority, ProtoFamily};
@@ -154,11 +154,26 @@ impl Set {
 }
 
 /// Where a base chain hooks in.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub struct Base {
     pub kind: ChainType,
     pub hook: Hook,
     pub priority: Priority,
+    /// In the family of devices, which of them.
+    pub device: Option<String>,
+}
+
+/// What brings packets of the connections that it knows on their way as soon as one of its devices hands them up.
+#[derive(Debug, Clone)]
+pub struct Flowtable {
+    pub name: &'static str,
+    /// They are there already.
+    pub devices: BTreeSet<String>,
+}
+
+impl Flowtable {
+    /// Among what looks at a packet that a device hands up.
+    pub const PRIORITY: i32 = 0;
 }
 
 #[derive(Debug, Clone)]
@@ -176,16 +191,22 @@ pub struct Table {
     pub sets: Vec<Set>,
     /// In an order in which a chain comes before those that jump to it.
     pub chains: Vec<Chain>,
+    pub flowtable: Option<Flowtable>,
 }
 
 impl Table {
+    /// netd's table of the family, by name alone.
+    pub fn empty(family: ProtoFamily) -> Self {
+        Self { family, name: super::TABLE, sets: Vec::new(), chains: Vec::new(), flowtable: None }
+    }
+
     /// The comment of a rule in the kernel: what it is for, and a digest of what it does, so that a
     /// rule of another version of netd, or for another uplink, is told from this one.
     pub fn comment(&self, chain: &Chain, rule: &Rule) -> String {
         let mut subject = Fnv1a::default();
         chain.name.hash(&mut subject);
         rule.exprs.hash(&mut subject);
-        if let Some(base) = chain.base {
+        if let Some(base) = &chain.base {
             // The library's own types cannot be hashed.
             format!("{base:?}").hash(&mut subject);
         }

@@ -4,6 +4,7 @@
 //! * `layout.rs`: a table as data: its sets, maps, chains and rules.
 //! * `rules/`: **the rules themselves**; whoever wants to know what happens to a packet reads this.
 //! * `contents.rs`: what the sets and maps hold for a given desired network.
+//! * `flowtable.rs`: flow tables, which connections that there are go by.
 //! * `kernel.rs`: reads a table back from the kernel.
 //! * `counters.rs`: what the tables have counted.
 //! * `foreign.rs`: what of others' drops packets of instances, to be told.
@@ -15,12 +16,13 @@
 //! instance as with thousands. A change of a group touches the rules that differ. Only when the other rules in the kernel are not those
 //! of this program (a new version, or somebody's `nft flush ruleset`) is a table made anew, in the same transaction.
 //!
-//! Only the tables named [`TABLE`] in the `ip` and `bridge` families are ever written.
+//! Only the tables named [`TABLE`] in the `ip`, `bridge` and `netdev` families are ever written.
 
 mod batch;
 mod contents;
 mod counters;
 mod expr;
+mod flowtable;
 mod foreign;
 mod kernel;
 mod layout;
@@ -36,7 +38,7 @@ use nftnl::ProtoFamily;
 
 pub use foreign::drop_policies;
 
-use crate::backend::{Backend, Counters};
+use crate::backend::{Backend, Counters, FastPath};
 use crate::bridging::Bridging;
 use crate::desired::{ElasticChange, InvalidNetwork, LinkName, Network};
 use crate::error::{Error, Result};
@@ -44,6 +46,7 @@ use crate::limits::Limits;
 use crate::netfilter::NetfilterSocket;
 use batch::Transaction;
 use layout::Table;
+use rules::Node;
 use ruleset::Ruleset;
 
 /// Name of netd's tables.
@@ -56,17 +59,17 @@ pub struct Nftables {
     ruleset: Mutex<Ruleset>,
     /// Options of the kernel without which no network can be limited, and so none is taken.
     missing: Vec<&'static str>,
+    /// Why every packet goes through the rules; nothing where those of connections that there are do not.
+    no_fast_path: String,
 }
 
 impl Nftables {
     /// Finds out what this kernel's nf_tables can do.
-    pub fn new(uplink: LinkName, limits: Limits) -> Result<Self> {
+    pub fn new(uplink: LinkName, limits: Limits, fast_path: FastPath) -> Result<Self> {
         let bridging = Bridging::detect()?;
-        Ok(Self {
-            bridging,
-            ruleset: Mutex::new(Ruleset::new(uplink, bridging, limits)),
-            missing: missing_for_limits()?,
-        })
+        let no_fast_path = fast_path_problem(fast_path, bridging)?;
+        let node = Node { uplink, bridging, limits, fast_path: no_fast_path.is_empty() };
+        Ok(Self { bridging, ruleset: Mutex::new(Ruleset::new(node)), missing: missing_for_limits()?, no_fast_path })
     }
 
     /// What the kernel lacks for limits, if anything.
@@ -88,6 +91,10 @@ impl Backend for Nftables {
 
     fn bridging(&self) -> Bridging {
         self.bridging
+    }
+
+    fn has_fast_path(&self) -> bool {
+        self.no_fast_path.is_empty()
     }
 
     fn check(&self, _network: &Network) -> Result<(), InvalidNetwork> {
@@ -114,8 +121,11 @@ impl Backend for Nftables {
     }
 
     fn missing(&self) -> Vec<(&'static str, String)> {
-        let limits = self.without_limits().unwrap_or_default();
-        let missing = [("security-groups", self.bridging.problem().to_owned()), ("limits", limits)];
+        let missing = [
+            ("security-groups", self.bridging.problem().to_owned()),
+            ("limits", self.without_limits().unwrap_or_default()),
+            ("fast-path", self.no_fast_path.clone()),
+        ];
         missing.into_iter().filter(|(_, problem)| !problem.is_empty()).collect()
     }
 }
@@ -136,14 +146,30 @@ pub fn clean() -> Result<bool> {
 /// Asks the kernel whether nf_tables is there at all; an error says what is missing.
 pub fn probe() -> Result<()> {
     let mut socket = open()?;
-    let [ip, _] = any_tables();
+    let [ip, ..] = any_tables();
     kernel::exists(&mut socket, &ip).map_err(Error::netfilter("asking for nf_tables"))?;
     Ok(())
 }
 
 /// The tables by name alone.
-fn any_tables() -> [Table; 2] {
-    rules::tables("unused", Bridging::Apart, &Limits::default(), &Network::default(), |_| true)
+fn any_tables() -> [Table; 3] {
+    [ProtoFamily::Ipv4, ProtoFamily::Bridge, ProtoFamily::NetDev].map(Table::empty)
+}
+
+/// Why connections that there are cannot pass by the rules, or nothing where they can.
+fn fast_path_problem(asked: FastPath, bridging: Bridging) -> Result<String> {
+    let problem = match asked {
+        FastPath::Off => "turned off (`--fast-path off`): each packet goes through all rules",
+        FastPath::Auto if bridging != Bridging::Conntrack => {
+            "it needs bridges that know connections: load the module `nf_conntrack_bridge` (CONFIG_NF_CONNTRACK_BRIDGE) and start netd again"
+        }
+        FastPath::Auto if !takes(&rules::fast_path::needed())? => {
+            "this kernel has no flow tables for IPv4 (CONFIG_NF_FLOW_TABLE, CONFIG_NF_FLOW_TABLE_INET, CONFIG_NFT_FLOW_OFFLOAD), or no rules for what leaves \
+             by a device (CONFIG_NETFILTER_EGRESS): each packet goes through all rules"
+        }
+        FastPath::Auto => "",
+    };
+    Ok(problem.to_owned())
 }
 
 /// Whether rules on a bridge may ask for a frame's connection.
@@ -165,14 +191,19 @@ fn missing_for_limits() -> Result<Vec<&'static str>> {
 /// Whether the kernel takes such a rule and these sets. Found out by asking for them, in a table that is gone again at the end of the same transaction.
 fn has(family: ProtoFamily, sets: Vec<layout::Set>, rule: rule::Rule) -> Result<bool> {
     let chains = vec![layout::Chain { name: "probe".into(), base: None, rules: vec![rule] }];
-    let table = Table { family, name: "mallee_probe", sets, chains };
+    takes(&[Table { family, name: rules::PROBE, sets, chains, flowtable: None }])
+}
+
+fn takes(tables: &[Table]) -> Result<bool> {
     let mut transaction = Transaction::new();
-    transaction.replace_table(&table, |_| &layout::NO_ELEMENTS);
-    transaction.delete_table(&table);
+    for table in tables {
+        transaction.replace_table(table, |_| &layout::NO_ELEMENTS);
+        transaction.delete_table(table);
+    }
     match transaction.commit(&mut open()?) {
         Ok(_) => Ok(true),
         Err(Error::Netfilter { source, .. }) if source.kind() != std::io::ErrorKind::PermissionDenied => {
-            tracing::debug!(%source, ?table, "this kernel does not take these rules");
+            tracing::debug!(%source, ?tables, "this kernel does not take these rules");
             Ok(false)
         }
         Err(error) => Err(error),
@@ -188,10 +219,14 @@ pub fn trace(from: Ipv4Addr, to: Ipv4Addr) -> Result<()> {
             rule = rule.ether_type(rules::ETHER_IPV4);
         }
         let rules = vec![rule.source_is(from).destination_is(to).traced()];
-        let base =
-            Some(layout::Base { kind: nftnl::ChainType::Filter, hook: nftnl::Hook::PreRouting, priority: first });
+        let base = Some(layout::Base {
+            kind: nftnl::ChainType::Filter,
+            hook: nftnl::Hook::PreRouting,
+            priority: first,
+            device: None,
+        });
         let chains = vec![layout::Chain { name: "trace".into(), base, rules }];
-        let table = Table { family, name: "mallee_trace", sets: vec![], chains };
+        let table = Table { family, name: "mallee_trace", sets: vec![], chains, flowtable: None };
         transaction.replace_table(&table, |_| &layout::NO_ELEMENTS);
     }
     transaction.commit(&mut open()?)?;
@@ -246,8 +281,10 @@ mod tests {
     #[test]
     fn a_kernel_without_limits_is_refused_by_its_option() {
         let (uplink, limits): (LinkName, _) = ("pub0".parse().unwrap(), Limits::default());
-        let ruleset = Mutex::new(Ruleset::new(uplink, Bridging::Apart, limits));
-        let nftables = Nftables { bridging: Bridging::Apart, ruleset, missing: vec!["CONFIG_NFT_LIMIT"] };
+        let ruleset = Mutex::new(Ruleset::new(Node { uplink, bridging: Bridging::Apart, limits, fast_path: false }));
+        let no_fast_path = String::new();
+        let missing = vec!["CONFIG_NFT_LIMIT"];
+        let nftables = Nftables { bridging: Bridging::Apart, ruleset, missing, no_fast_path };
         let refused = nftables.check(&testing::network()).unwrap_err();
         assert!(refused.problem.contains("CONFIG_NFT_LIMIT"), "{refused}");
     }

@@ -85,6 +85,8 @@ pub enum State {
     EstablishedOrRelated = 2 | 4,
 }
 
+/// `IPS_ASSURED` of `ct status`: TCP that is established, or UDP that was answered for two seconds and more.
+const STATUS_ASSURED: u32 = 1 << 2;
 /// `IPS_CONFIRMED` of `ct status`: the kernel has the connection in its table.
 const STATUS_CONFIRMED: u32 = 1 << 3;
 /// `IPS_DST_NAT` of `ct status`: the destination was translated.
@@ -215,9 +217,23 @@ impl Rule {
     }
 
     pub fn output_is(self, link: &str) -> Self {
+        self.link_is(Field::OutputName, link)
+    }
+
+    pub fn input_is(self, link: &str) -> Self {
+        self.link_is(Field::InputName, link)
+    }
+
+    fn link_is(self, field: Field, link: &str) -> Self {
         let mut value = link.as_bytes().to_vec();
         value.resize(MAX_LINK_NAME + 1, 0);
-        self.with([Field::OutputName.load(FIRST), Expr::Compare { from: FIRST, equal: true, value }])
+        self.with([field.load(FIRST), Expr::Compare { from: FIRST, equal: true, value }])
+    }
+
+    /// The frame is not one that a device only overheard, which the node takes no further.
+    pub fn not_for_others(self) -> Self {
+        let value = u32::from(libc::PACKET_OTHERHOST).to_ne_bytes()[..1].to_vec();
+        self.with([Expr::Meta { key: Meta::ForWhom, to: FIRST }, Expr::Compare { from: FIRST, equal: false, value }])
     }
 
     /// The packet is for `address`.
@@ -278,6 +294,11 @@ impl Rule {
     /// The connection's destination was not translated.
     pub fn not_through_elastic_ip(self) -> Self {
         self.conntrack_bits(Conntrack::Status, STATUS_DESTINATION_NAT, true)
+    }
+
+    /// The connection has shown that it goes on: the kernel would not forget it for lack of room.
+    pub fn assured(self) -> Self {
+        self.conntrack_bits(Conntrack::Status, STATUS_ASSURED, false)
     }
 
     /// The packet is the first of its connection, which is not in the kernel's table yet.
@@ -423,6 +444,11 @@ impl Rule {
     pub fn ether_source_by(self, field: Field, map: &Set) -> Self {
         let set = Expr::SetPayload { header: Header::Link, offset: 6, length: 6, from: FIRST };
         self.lookup(&[field], map, Found::In(FIRST), false).with([set])
+    }
+
+    /// Puts the packet's connection into the table's flow table; the rule ends where it is there already, or cannot be.
+    pub fn into_flowtable(self, name: &'static str) -> Self {
+        self.with([Expr::IntoFlowtable { name }])
     }
 
     /// Translates the source to the address of the link that the packet leaves by, and its port to one of these.

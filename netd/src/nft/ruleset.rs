@@ -9,24 +9,25 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use nftnl::ProtoFamily;
+use nix::net::if_::if_nametoindex;
+
 use super::batch::Transaction;
 use super::contents::Contents;
 use super::kernel::{self, Found};
 use super::layout::{Elements, Name, Set, Table, is_grown};
+use super::rules::Node;
+use super::rules::fast_path::FLOWTABLE;
 use super::rules::folded::{self, chain_of_set};
 use super::rules::{self, chain_of};
-use super::{TABLE, open};
-use crate::bridging::Bridging;
-use crate::desired::{Direction, ElasticChange, GroupId, LinkName, Network, SecurityGroup};
+use super::{flowtable, open};
+use crate::desired::{Direction, ElasticChange, GroupId, Network, SecurityGroup};
 use crate::error::{Error, Result};
-use crate::limits::Limits;
 use crate::netfilter::NetfilterSocket;
 
 #[derive(Debug)]
 pub struct Ruleset {
-    uplink: LinkName,
-    bridging: Bridging,
-    limits: Limits,
+    node: Node,
     /// Open for as long as it works: to close a socket, the kernel waits until what its transactions removed is gone for every packet, some ten
     /// milliseconds.
     socket: Option<NetfilterSocket>,
@@ -42,13 +43,15 @@ struct Known {
     groups: BTreeMap<GroupId, SecurityGroup>,
     contents: Contents,
     /// Of each table, the names of its chains and sets.
-    chains: [BTreeSet<String>; 2],
-    sets: [BTreeSet<String>; 2],
+    chains: Vec<BTreeSet<String>>,
+    sets: Vec<BTreeSet<String>>,
+    /// Of the flow table.
+    devices: Option<BTreeSet<String>>,
 }
 
 impl Ruleset {
-    pub fn new(uplink: LinkName, bridging: Bridging, limits: Limits) -> Self {
-        Self { uplink, bridging, limits, socket: None, known: None }
+    pub fn new(node: Node) -> Self {
+        Self { node, socket: None, known: None }
     }
 
     /// From now on nothing is known: everything is read again.
@@ -66,8 +69,13 @@ impl Ruleset {
     pub fn apply(&mut self, network: &Network, version: u64) -> Result<bool> {
         let mut socket = self.socket()?;
         let generation = kernel::generation(&mut socket).map_err(Error::netfilter("reading nftables"))?;
-        let known = self.known.take().filter(|known| known.generation == generation);
-        if known.as_ref().is_some_and(|known| known.version == version) {
+        let devices = self.devices(&mut socket)?;
+        let known = self.known.take().filter(|known| {
+            // With its uplink goes what there is in the table of devices.
+            let has_uplink = devices.as_ref().is_some_and(|devices| devices.contains(self.node.uplink.as_str()));
+            known.generation == generation && has_uplink == self.node.fast_path
+        });
+        if known.as_ref().is_some_and(|known| known.version == version && known.devices == devices) {
             (self.known, self.socket) = (known, Some(socket));
             return Ok(false);
         }
@@ -75,12 +83,16 @@ impl Ruleset {
         let differs =
             |group: &SecurityGroup| known.as_ref().is_none_or(|known| known.groups.get(&group.id) != Some(group));
         let folded = folded::elements(network.security_groups.values().filter(|group| differs(group)));
-        let tables = rules::tables(self.uplink.as_str(), self.bridging, &self.limits, network, differs);
+        let mut tables = rules::tables(&self.node, network, differs);
+        // A bridge that could not be made keeps no other from its place.
+        for flowtable in tables.iter_mut().filter_map(|table| table.flowtable.as_mut()) {
+            flowtable.devices.retain(|device| if_nametoindex(device.as_str()).is_ok());
+        }
         let mut transaction = Transaction::new();
         for (at, table) in tables.iter().enumerate() {
             match &known {
                 Some(known) => {
-                    let found = known.found(&mut socket, at, table, network)?;
+                    let found = known.found(&mut socket, at, table, network, devices.clone())?;
                     let was_folded = folded::elements(known.groups_changed_in(network));
                     let held = |set: &Set| of_set(&was_folded, &known.contents, table, set);
                     transaction.change_table(table, &found, held, |set| of_set(&folded, &contents, table, set));
@@ -91,8 +103,11 @@ impl Ruleset {
                 }
             }
         }
+        if known.is_none() && !self.node.fast_path {
+            delete_if_there(&mut transaction, &mut socket, &Table::empty(ProtoFamily::NetDev))?;
+        }
         let wrote = transaction.commit(&mut socket)?;
-        let (mut chains, mut sets) = ([BTreeSet::new(), BTreeSet::new()], [BTreeSet::new(), BTreeSet::new()]);
+        let (mut chains, mut sets) = (vec![BTreeSet::new(); tables.len()], vec![BTreeSet::new(); tables.len()]);
         for (at, table) in tables.iter().enumerate() {
             if let Some(known) = &known {
                 chains[at] = known.chains_kept(at, network);
@@ -101,11 +116,21 @@ impl Ruleset {
             chains[at].extend(table.chains.iter().map(|chain| chain.name.to_string()));
             sets[at].extend(table.sets.iter().map(|set| set.name.to_string()));
         }
+        let devices = tables.into_iter().find_map(|table| table.flowtable).map(|flowtable| flowtable.devices);
         let generation = if wrote { next(generation) } else { generation };
         let groups = network.security_groups.clone();
-        self.known = Some(Known { generation, version, groups, contents, chains, sets });
+        self.known = Some(Known { generation, version, groups, contents, chains, sets, devices });
         self.socket = Some(socket);
         Ok(wrote)
+    }
+
+    /// Those of the flow table, of which the kernel takes what goes, without a new generation.
+    fn devices(&self, socket: &mut NetfilterSocket) -> Result<Option<BTreeSet<String>>> {
+        if !self.node.fast_path {
+            return Ok(None);
+        }
+        let table = Table::empty(ProtoFamily::Ipv4);
+        flowtable::read_devices(socket, &table, FLOWTABLE).map_err(Error::netfilter("reading the flow table"))
     }
 
     /// Makes the change in one transaction that says nothing of other elastic IPs; `network` is as it is after it. What the maps hold of those that
@@ -115,8 +140,8 @@ impl Ruleset {
         let gone = Contents::of_elastic_ips(network, change.before.iter());
         let new = Contents::of_elastic_ips(network, change.after.iter());
         let mut transaction = Transaction::new();
-        for (family, sets) in rules::elastic_ip_sets(self.bridging) {
-            let table = Table { family, name: TABLE, sets: vec![], chains: vec![] };
+        for (family, sets) in rules::elastic_ip_sets(&self.node) {
+            let table = Table::empty(family);
             for set in sets {
                 transaction.change_elements(&table, &set, gone.of_set(&table, &set), new.of_set(&table, &set));
             }
@@ -136,7 +161,14 @@ impl Ruleset {
 impl Known {
     /// A table as it is, but for what stays in any case: the chains and sets of rules of groups that are the same in `network`. The rules are those of chains
     /// that may change.
-    fn found(&self, socket: &mut NetfilterSocket, at: usize, table: &Table, network: &Network) -> Result<Found> {
+    fn found(
+        &self,
+        socket: &mut NetfilterSocket,
+        at: usize,
+        table: &Table,
+        network: &Network,
+        devices: Option<BTreeSet<String>>,
+    ) -> Result<Found> {
         let kept = self.chains_kept(at, network);
         let chains: BTreeSet<String> = self.chains[at].difference(&kept).cloned().collect();
         let mut rules = BTreeMap::new();
@@ -145,7 +177,7 @@ impl Known {
             rules.insert(chain.name.to_string(), found.map_err(Error::netfilter("reading rules"))?);
         }
         let sets = self.sets[at].difference(&self.sets_kept(at, &kept)).cloned().collect();
-        Ok(Found { chains, rules, sets, elements: BTreeMap::new() })
+        Ok(Found { chains, rules, sets, elements: BTreeMap::new(), devices })
     }
 
     /// The chains of groups that are in `network` as they were.
@@ -188,6 +220,13 @@ fn change_from_kernel<'a>(
             tracing::info!(family = ?table.family, "making the nftables table anew");
             transaction.replace_table(table, wanted);
         }
+    }
+    Ok(())
+}
+
+fn delete_if_there(transaction: &mut Transaction, socket: &mut NetfilterSocket, table: &Table) -> Result<()> {
+    if kernel::exists(socket, table).map_err(Error::netfilter("reading nftables"))? {
+        transaction.delete_table(table);
     }
     Ok(())
 }

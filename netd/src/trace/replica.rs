@@ -17,7 +17,7 @@ use rtnetlink::{LinkMessageBuilder, LinkUnspec, RouteMessageBuilder};
 
 use super::packet::{End, Endpoints, Packet, Seen, Traffic};
 use crate::api::{CapabilitiesReply, Interface, NodeNetwork, tap_name};
-use crate::backend::Backend;
+use crate::backend::{Backend, FastPath};
 use crate::desired::{LinkName, MacAddress};
 use crate::dns::Upstreams;
 use crate::error::{Error, Result};
@@ -77,7 +77,10 @@ impl Replica {
 
         let state = State(std::env::temp_dir().join(format!("mallee-trace-{:016x}", rand::random::<u64>())));
         let uplink_name = uplink.clone();
-        let backend = off_thread(move || Nftables::new(uplink_name, Limits::default().settled())).await?;
+        let has_fast_path = node.capabilities.get("fast-path").is_some_and(String::is_empty);
+        let fast_path = if has_fast_path { FastPath::Auto } else { FastPath::Off };
+        let limits = Limits::default().settled();
+        let backend = off_thread(move || Nftables::new(uplink_name, limits, fast_path)).await?;
         let kernel = Kernel::probe(&links, backend.bridging()).await?;
         let node_links = NodeLinks { uplink, trunk, underlay, kernel };
         let upstreams = Upstreams::Fixed(Vec::new());

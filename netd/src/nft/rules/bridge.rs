@@ -44,6 +44,7 @@ pub fn table(bridging: Bridging, limits: &Limits) -> Table {
             vpcs::VPC_OF,
         ],
         chains: limits::frames().into(),
+        flowtable: None,
     };
     table.chains.extend(from_instance());
     table.chains.extend([frames_in(), frames_to_node(), frames_between()]);

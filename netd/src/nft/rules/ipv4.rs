@@ -61,6 +61,7 @@ pub fn table(uplink: &str, limits: &Limits) -> Table {
             count_out(),
             leaving(),
         ],
+        flowtable: None,
     };
     table.sets.extend(vpcs::ipv4_sets());
     table.chains.extend(vpcs::ipv4_chains());

@@ -10,6 +10,7 @@
 //!                              │ [elastic_in]      public destination → private
 //!                              │ [node_input]      to the node: metadata, DHCP, ping; nothing else
 //!                              │ [forward]         to_instance, from_instance
+//!                              │ [flows]           does its connection go on by the fast path? (`fast_path.rs`)
 //!                              │ [elastic_out]     private source → public, or masquerade
 //!                              └ [leaving]         may the instance have this, as it gets it (groups_in)?
 //!  other nodes ─trunk▶ [bridge: from_trunk]     is it of an instance that is there? (`trunk.rs`)
@@ -21,6 +22,7 @@
 //! * `limits.rs`: how much one instance may use of what all share, in both.
 //! * `vpcs.rs`: how VPCs with the same addresses are kept apart, in both.
 //! * `trunk.rs`: what comes from other nodes and goes there, in both.
+//! * `fast_path.rs`: how connections that there are pass by all that, and what is counted in a third table, that of devices, since they do.
 //!
 //! Rules name sets and maps and never an instance, so they are the same on every node but for the uplink's name, how the kernel can judge
 //! between neighbours, a chain for each security group and VPC, and two where there is a trunk. What is in the sets is in `contents.rs`.
@@ -34,6 +36,7 @@
 //! networks are none of netd's business.
 
 mod bridge;
+pub mod fast_path;
 pub mod folded;
 mod groups;
 mod ipv4;
@@ -48,7 +51,7 @@ use nftnl::{ChainType, Hook, ProtoFamily};
 use super::layout::{Base, Chain, Set, Table, Type};
 use super::rule::Rule;
 use crate::bridging::Bridging;
-use crate::desired::{MAX_GROUPS, Network, SecurityGroup};
+use crate::desired::{LinkName, MAX_GROUPS, Network, SecurityGroup};
 use crate::limits::Limits;
 pub use groups::{chain_of, members_of};
 
@@ -146,32 +149,48 @@ pub const SELVES: Set = set("selves", 8, &[Type::LinkName, Type::LinkName]);
 pub const ETHER_IPV4: u16 = 0x0800;
 const DHCP_SERVER: u16 = 67;
 
-/// netd's two tables: that of IPv4, then that of bridges. Of security groups, they have the chains of those that are `asked` for.
-pub fn tables(
-    uplink: &str,
-    bridging: Bridging,
-    limits: &Limits,
-    network: &Network,
-    asked: impl Fn(&SecurityGroup) -> bool,
-) -> [Table; 2] {
-    let mut tables = [ipv4::table(uplink, limits), bridge::table(bridging, limits)];
+/// What rules depend on that is a node's own.
+#[derive(Debug, Clone)]
+pub struct Node {
+    pub uplink: LinkName,
+    pub bridging: Bridging,
+    pub limits: Limits,
+    pub fast_path: bool,
+}
+
+/// Name of tables that are there for the time of a question.
+pub const PROBE: &str = "mallee_probe";
+
+/// netd's tables: that of IPv4, that of bridges, and with a fast path that of devices. Of security groups, they have the chains of those that are `asked` for.
+pub fn tables(node: &Node, network: &Network, asked: impl Fn(&SecurityGroup) -> bool) -> Vec<Table> {
+    let uplink = node.uplink.as_str();
+    let mut tables = vec![ipv4::table(uplink, &node.limits), bridge::table(node.bridging, &node.limits)];
     let judging = |table: &&mut Table| table.sets.contains(&DENIED_IN);
     for table in tables.iter_mut().filter(judging) {
         groups::grow(table, network, &asked);
         vpcs::grow(table, network);
     }
     tables.iter_mut().for_each(|table| trunk::grow(table, network));
+    if node.fast_path {
+        fast_path::grow(&mut tables[0], uplink, network);
+        tables.push(fast_path::counting(uplink));
+    }
     tables
 }
 
 /// The sets that say what elastic IPs stand for, of each table.
-pub fn elastic_ip_sets(bridging: Bridging) -> [(ProtoFamily, Vec<Set>); 2] {
-    let of_bridges = if bridging == Bridging::Conntrack { vec![EIP_IN, EIP_OUT] } else { vec![] };
-    [(ProtoFamily::Ipv4, vec![EIP_IN, EIP_OUT, EIP_VPC, EIP_OUT_COUNT]), (ProtoFamily::Bridge, of_bridges)]
+pub fn elastic_ip_sets(node: &Node) -> [(ProtoFamily, Vec<Set>); 3] {
+    let of_devices = if node.fast_path { vec![EIP_VPC, EIP_OUT_COUNT] } else { vec![] };
+    let of_bridges = if node.bridging == Bridging::Conntrack { vec![EIP_IN, EIP_OUT] } else { vec![] };
+    [
+        (ProtoFamily::Ipv4, vec![EIP_IN, EIP_OUT, EIP_VPC, EIP_OUT_COUNT]),
+        (ProtoFamily::Bridge, of_bridges),
+        (ProtoFamily::NetDev, of_devices),
+    ]
 }
 
 fn base(kind: ChainType, hook: Hook, priority: i32) -> Option<Base> {
-    Some(Base { kind, hook, priority })
+    Some(Base { kind, hook, priority, device: None })
 }
 
 fn chain(name: &'static str, base: Option<Base>, rules: Vec<Rule>) -> Chain {
