@@ -6,20 +6,10 @@ use std::fs::{self, File};
 use std::io::Write;
 use std::path::PathBuf;
 
-use common::{Lab, OUTSIDE, ask, elastic, guest, network, public, run};
-use mallee_netd::api::{ElasticIpChange, NodeNetwork};
+use common::{Lab, OUTSIDE, ask, change, guest, network, public, run};
+use mallee_netd::api::NodeNetwork;
 use nix::mount::{MsFlags, mount, umount};
 use nix::sched::{CloneFlags, unshare};
-
-/// From a generation to the next, addresses that stand for instances from then on, and addresses that stand for nothing.
-fn change(base: u64, associate: &[(u8, u8)], release: &[u8]) -> ElasticIpChange {
-    ElasticIpChange {
-        base,
-        generation: base + 1,
-        associate: associate.iter().map(|(p, n)| elastic(*p, *n)).collect(),
-        release: release.iter().map(|p| public(*p).to_string()).collect(),
-    }
-}
 
 fn entries_of(n: u8) -> usize {
     let address = format!("={} ", public(n));

@@ -9,8 +9,8 @@ use std::path::Path;
 use std::time::Duration;
 
 use common::guest::ECHO_PORT;
-use common::{Lab, OUTSIDE, ask, elastic, eventually, guest, guest_at, network, private, public, run, segment};
-use mallee_netd::api::{ElasticIp, ElasticIpChange, NodeNetwork};
+use common::{Lab, OUTSIDE, ask, change, elastic, eventually, guest, guest_at, network, private, public, run, segment};
+use mallee_netd::api::{ElasticIp, NodeNetwork};
 use nix::sys::socket::{setsockopt, sockopt};
 
 const NAME: &str = "fast-path";
@@ -45,15 +45,6 @@ fn counted(lab: &Lab, n: u8) -> [u64; 4] {
     let shown = lab.netd.show();
     let state = shown.elastic_ips.iter().find(|state| state.public_ip == public(n).to_string()).unwrap();
     [state.in_packets, state.in_bytes, state.out_packets, state.out_bytes]
-}
-
-fn change(base: u64, associate: &[(u8, u8)], release: &[u8]) -> ElasticIpChange {
-    ElasticIpChange {
-        base,
-        generation: base + 1,
-        associate: associate.iter().map(|(p, n)| elastic(*p, *n)).collect(),
-        release: release.iter().map(|p| public(*p).to_string()).collect(),
-    }
 }
 
 #[test]

@@ -393,6 +393,16 @@ pub fn public(n: u8) -> Ipv4Addr {
     Ipv4Addr::new(198, 51, 100, 129 + n)
 }
 
+/// From a generation to the next, addresses that stand for instances from then on, and addresses that stand for nothing.
+pub fn change(base: u64, associate: &[(u8, u8)], release: &[u8]) -> api::ElasticIpChange {
+    api::ElasticIpChange {
+        base,
+        generation: base + 1,
+        associate: associate.iter().map(|(p, n)| elastic(*p, *n)).collect(),
+        release: release.iter().map(|p| public(*p).to_string()).collect(),
+    }
+}
+
 /// Public address `p` stands for instance `n`.
 pub fn elastic(p: u8, n: u8) -> api::ElasticIp {
     api::ElasticIp { public_ip: public(p).to_string(), private_ip: private(n).to_string(), segment: "subnet-1".into() }
