@@ -15,6 +15,8 @@
 //! * **Whoever was misled is put right soon after the old node let go**: within [`FIRST_PAUSE`], or within as long as both nodes had the address if
 //!   that is more. It holds where both have had it for two seconds at most: then comes the last announcement.
 //!
+//! More than a few at once are a node's that starts, where nothing has moved a moment ago: those are announced twice, as the RFC has it, or the segment would be flooded.
+//!
 //! To listen on the uplink for the other's announcements instead would not do: a kernel's answer to one asker is heard by nobody else, and neither node could
 //! tell who of the two came later.
 
@@ -36,6 +38,8 @@ const FIRST_PAUSE: Duration = Duration::from_millis(16);
 /// How often the time since the first announcement doubles: to 2048 ms. RFC 5227, section 1.1, has `ANNOUNCE_INTERVAL` (2 s) between the first and the
 /// last.
 const DOUBLINGS: u32 = 7;
+/// Addresses at once that are announced so often.
+const FEW: usize = 64;
 const ETHER_ARP: u16 = 0x0806;
 const REQUEST: u16 = 1;
 const REPLY: u16 = 2;
@@ -62,15 +66,15 @@ impl Announcer {
         held.extend(new);
     }
 
-    /// Announces `addresses` at once, and those still held again and again for two seconds: 18 short frames for each in all. Nobody waits for it: a thousand take
-    /// some ten milliseconds each time.
+    /// Announces `addresses` at once, and those still held again and again for two seconds: 18 short frames in all for each of a few, and 4 of many. Nobody waits for
+    /// it: a thousand take some ten milliseconds each time.
     pub fn announce(&self, uplink_index: u32, mac: MacAddress, addresses: Vec<Ipv4Addr>) {
         if addresses.is_empty() {
             return;
         }
         let (announcer, addresses) = (self.clone(), Arc::new(addresses));
         tokio::spawn(async move {
-            for pause in pauses() {
+            for pause in pauses(addresses.len()) {
                 tokio::time::sleep(pause).await;
                 let (announcer, addresses) = (announcer.clone(), addresses.clone());
                 let failed = Error::io("announcing elastic IPs by ARP on the uplink");
@@ -103,10 +107,13 @@ impl Announcer {
     }
 }
 
-/// Before each announcement of an address, counted from the one before.
-fn pauses() -> impl Iterator<Item = Duration> {
+/// Before each announcement of so many addresses, counted from the one before.
+fn pauses(addresses: usize) -> Vec<Duration> {
+    if addresses > FEW {
+        return vec![Duration::ZERO, FIRST_PAUSE * 2_u32.pow(DOUBLINGS)];
+    }
     let doubling = (0..DOUBLINGS).map(|n| FIRST_PAUSE * 2_u32.pow(n));
-    [Duration::ZERO, FIRST_PAUSE].into_iter().chain(doubling)
+    [Duration::ZERO, FIRST_PAUSE].into_iter().chain(doubling).collect()
 }
 
 fn send(socket: &OwnedFd, uplink_index: u32, frame: &[u8]) -> io::Result<()> {
@@ -160,18 +167,21 @@ mod tests {
     use super::*;
 
     /// When an address is announced, counted from the first time.
-    fn moments() -> Vec<Duration> {
+    fn moments(addresses: usize) -> Vec<Duration> {
         let since_first = |since: &mut Duration, pause| {
             *since += pause;
             Some(*since)
         };
-        pauses().scan(Duration::ZERO, since_first).collect()
+        pauses(addresses).into_iter().scan(Duration::ZERO, since_first).collect()
     }
 
     #[test]
     fn the_last_announcement_comes_after_the_interval_of_the_rfc() {
-        let last = moments().into_iter().next_back().unwrap();
-        assert!((Duration::from_secs(2)..Duration::from_secs(3)).contains(&last), "{last:?}");
+        for addresses in [1, FEW, FEW + 1] {
+            let last = moments(addresses).into_iter().next_back().unwrap();
+            assert!((Duration::from_secs(2)..Duration::from_secs(3)).contains(&last), "{last:?}");
+        }
+        assert_eq!(moments(FEW + 1).len(), 2);
     }
 
     proptest! {
@@ -179,7 +189,7 @@ mod tests {
         #[test]
         fn who_was_misled_is_put_right_soon_after_the_old_node_let_go(both_us in 0_u64..2_000_000) {
             let let_go = Duration::from_micros(both_us);
-            let next = moments().into_iter().find(|moment| *moment >= let_go).unwrap();
+            let next = moments(1).into_iter().find(|moment| *moment >= let_go).unwrap();
             prop_assert!(next - let_go <= let_go.max(FIRST_PAUSE), "next told {next:?}");
         }
     }
