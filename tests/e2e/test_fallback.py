@@ -87,14 +87,14 @@ def modules(release):
 
 @pytest.fixture
 def without_nf_tables(lab):
-    loaded = r"$(sed -n 's/^\(nft_[^ ]*\|nf_tables\) .*/\1/p' /proc/modules)"
+    loaded = r"$(sed -n 's/^\(nft_[^ ]*\|nf_flow_table_inet\|nf_tables\) .*/\1/p' /proc/modules)"
     # A module goes when those that need it are gone.
     lab.node("sh", "-c", f"""
         for round in 1 2 3 4; do for name in {loaded}; do rmmod $name 2>/dev/null; done; done
         [ -z "{loaded}" ]""")
     yield
     # As they are numbered, each comes after those that it needs.
-    lab.node("sh", "-c", "for file in /lib/modules/mallee/*nf_tables.ko /lib/modules/mallee/*nft_*.ko; do insmod $file; done")
+    lab.node("sh", "-c", "cd /lib/modules/mallee && for file in *nf_tables.ko *nft_*.ko *nf_flow_table_inet.ko; do insmod $file; done")
 
 
 @contextlib.contextmanager
