@@ -19,7 +19,7 @@ use std::sync::LazyLock;
 
 use crate::desired::{ElasticChange, ElasticIp, Network, VpcNumber};
 use crate::error::{Error, Result};
-use crate::netfilter::{NetfilterSocket, attribute, put};
+use crate::netfilter::{NESTED, NetfilterSocket, attribute, put};
 
 // `include/uapi/linux/netfilter/nfnetlink_conntrack.h`
 const NEW: u16 = 0;
@@ -43,8 +43,6 @@ const TUPLE_IP: u16 = 1;
 const TUPLE_ZONE: u16 = 3;
 const IP_V4_SOURCE: u16 = 1;
 const IP_V4_DESTINATION: u16 = 2;
-/// `NLA_F_NESTED`
-const NESTED: u16 = 1 << 15;
 
 /// Where a kernel that has flow tables tells a time of theirs (`Documentation/networking/nf_conntrack-sysctl.rst`).
 const FLOW_TABLES: &str = "/proc/sys/net/netfilter/nf_flowtable_udp_timeout";

@@ -272,6 +272,9 @@ fn malformed() -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, "the kernel sent a netlink message that cannot be read")
 }
 
+/// `NLA_F_NESTED`: the attribute's value is attributes.
+pub const NESTED: u16 = 1 << 15;
+
 /// The attributes in `bytes`, as type and value; a malformed one is an error.
 pub fn attributes(bytes: &[u8]) -> impl Iterator<Item = io::Result<(u16, &[u8])>> {
     NlasIterator::new(bytes).map(|attribute| {

@@ -28,7 +28,10 @@ use crate::api::NodeNetwork;
 use crate::backend::{self, Backend};
 use crate::bridging::Bridging;
 use crate::conntrack::Conntrack;
-use crate::desired::{ElasticChange, ElasticIp, InterfaceId, LinkName, Network, VpcId, VpcNumber, parse_elastic_ips};
+use crate::desired::{
+    ElasticChange, ElasticIp, InterfaceId, InvalidNetwork, LinkName, Network, Surroundings, VpcId, VpcNumber,
+    parse_elastic_ips,
+};
 use crate::dhcp::{Given, Servers};
 use crate::error::{Error, Result};
 use crate::links::{Ground, Known, Links, NodeLinks, Observed, Plan, Site, Step, Uplink, check_names, plan};
@@ -155,15 +158,19 @@ impl Reconciler {
             self.check_generation(generation, current.rest.generation)?;
         }
         let changed = match state.same_but_for_elastic_ips(message, &site) {
-            Ok(elastic_ips) => self.take_elastic_ips(&mut state, &site, generation, &elastic_ips).await?,
+            Ok(elastic_ips) => {
+                let changed = self.take_elastic_ips(&mut state, &site, generation, &elastic_ips).await?;
+                self.converge(&mut state, &links, &site).await? || changed
+            }
             Err(message) => {
                 let observed = state.known.observe(&links).await?;
-                self.take_whole(&mut state, *message, &site, &observed)?;
-                state.known.keep(observed);
-                false
+                if let Err(error) = self.take_whole(&mut state, *message, &site, &observed) {
+                    state.known.keep(observed);
+                    return Err(error);
+                }
+                self.converge_from(observed, &mut state, &links, &site).await?
             }
         };
-        let changed = self.converge(&mut state, &links, &site).await? || changed;
         Ok(Outcome { generation, changed, took: start.elapsed() })
     }
 
@@ -216,8 +223,7 @@ impl Reconciler {
 
     /// What is refused must leave the network as it is, so that all that can be known before is asked before it is stored.
     fn take_whole(&self, state: &mut State, mut message: NodeNetwork, site: &Site, observed: &Observed) -> Result<()> {
-        let network = Network::parse(&message, &site.around)?;
-        self.backend.check(&network)?;
+        let network = self.parse(&message, &site.around)?;
         check_names(&network, observed)?;
         state.stored = false;
         self.store.save(&message)?;
@@ -225,6 +231,13 @@ impl Reconciler {
         message.elastic_ips.clear();
         state.set(message, network, Some(site.clone()));
         Ok(())
+    }
+
+    /// A network that can be on this node. The backend may be another than the one that it was stored with.
+    fn parse(&self, message: &NodeNetwork, around: &Surroundings) -> Result<Network, InvalidNetwork> {
+        let network = Network::parse(message, around)?;
+        self.backend.check(&network)?;
+        Ok(network)
     }
 
     /// Takes up the stored network, if there is one. Called once, before the first call is served.
@@ -240,12 +253,7 @@ impl Reconciler {
             Err(Error::NoUplink(_)) => Default::default(),
             Err(error) => return Err(error),
         };
-        let network = Network::parse(&message, &around).and_then(|network| {
-            // The backend may be another than it was stored with.
-            self.backend.check(&network)?;
-            Ok(network)
-        });
-        match network {
+        match self.parse(&message, &around) {
             Ok(network) => {
                 message.elastic_ips.clear();
                 state.set(message, network, None);
@@ -267,7 +275,7 @@ impl Reconciler {
         let site = links.site(&self.node_links).await?;
         // The node's own addresses may be others than when the network was handed over.
         if state.site.as_ref() != Some(&site) {
-            match Network::parse(&current.message(), &site.around) {
+            match self.parse(&current.message(), &site.around) {
                 Ok(network) => {
                     let rest = current.rest.clone();
                     state.set(rest, network, Some(site.clone()));
@@ -290,6 +298,11 @@ impl Reconciler {
 
     async fn converge(&self, state: &mut State, links: &Links, site: &Site) -> Result<bool> {
         let observed = state.known.observe(links).await?;
+        self.converge_from(observed, state, links, site).await
+    }
+
+    /// The same where `observed` is what there is.
+    async fn converge_from(&self, observed: Observed, state: &mut State, links: &Links, site: &Site) -> Result<bool> {
         let Some((network, version)) = state.numbered(&observed) else { return Ok(false) };
         let network = &network;
         let plan = plan(network, &observed, site.ground)?;

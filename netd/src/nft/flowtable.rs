@@ -13,7 +13,7 @@ use nftnl::{MsgType, NlMsg};
 use super::batch::header;
 use super::kernel;
 use super::layout::{Flowtable, Table};
-use crate::netfilter::{NetfilterSocket, attribute, attributes, put, text};
+use crate::netfilter::{NESTED, NetfilterSocket, attribute, attributes, put, text};
 
 // Numbers that the `libc` crate does not have.
 const NEW: i32 = 22;
@@ -28,8 +28,6 @@ const HOOK_DEVICES: u16 = 3;
 const DEVICE_NAME: u16 = 1;
 /// `NF_NETDEV_INGRESS`
 const INGRESS: u32 = 0;
-/// `NLA_F_NESTED`
-const NESTED: u16 = 1 << 15;
 
 /// The kernel takes 256 devices in one message (`NFT_NETDEVICE_MAX`).
 const DEVICES_PER_MESSAGE: usize = 128;

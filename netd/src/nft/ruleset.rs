@@ -88,12 +88,12 @@ impl Ruleset {
         for flowtable in tables.iter_mut().filter_map(|table| table.flowtable.as_mut()) {
             flowtable.devices.retain(|device| if_nametoindex(device.as_str()).is_ok());
         }
+        let was_folded = folded::elements(known.iter().flat_map(|known| known.groups_changed_in(network)));
         let mut transaction = Transaction::new();
         for (at, table) in tables.iter().enumerate() {
             match &known {
                 Some(known) => {
                     let found = known.found(&mut socket, at, table, network, devices.clone())?;
-                    let was_folded = folded::elements(known.groups_changed_in(network));
                     let held = |set: &Set| of_set(&was_folded, &known.contents, table, set);
                     transaction.change_table(table, &found, held, |set| of_set(&folded, &contents, table, set));
                 }
